@@ -1,0 +1,118 @@
+"""Fills statistics while a model runs."""
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from ..modeling.weights import PrunableWeight
+from .statistics import WeightStatistics, new_sums
+
+
+class StatisticsCollector:
+    """Sums up what enters each weight, per language, while it is open as a context manager.
+
+    Weights that are fed the same tensor (query, key and value; gate and up) share its reduction, so that a block costs
+    one pass over each of its distinct inputs.
+
+    Args:
+        weights: Weights to watch.
+        languages: Languages, in the order of the rows of the sums.
+        activities: Kinds of activity to count: `"positive"` or `"above_rms>THRESHOLD"`.
+    """
+
+    def __init__(self, weights: Sequence[PrunableWeight], languages: Sequence[str], activities: Sequence[str]) -> None:
+        self._weights = weights
+        self._languages = list(languages)
+        self._activities = list(activities)
+        self._sums = {w.name: new_sums(len(languages), w.in_features, activities, w.matrix.device) for w in weights}
+        self._handles: list[RemovableHandle] = []
+        self._row = 0
+        self._input: Tensor | None = None
+        self._reduced: dict[str, Tensor] = {}
+
+    def __enter__(self) -> "StatisticsCollector":
+        for weight in self._weights:
+            self._handles.append(weight.module.register_forward_pre_hook(self._hook(weight.name)))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._input = None
+        self._reduced = {}
+
+    def start(self, language: str) -> None:
+        """Counts what follows for one language.
+
+        Raises:
+            FloatingPointError: If an activation of the language before was NaN or infinite.
+        """
+        row = self._languages.index(language)
+        if row != self._row:
+            self._check_finite()
+        self._row = row
+
+    def finish(self) -> dict[str, WeightStatistics]:
+        """Returns the sums, on the CPU in float64.
+
+        Raises:
+            FloatingPointError: If an activation was NaN or infinite; the message names block, weight and language.
+        """
+        self._check_finite()
+        return {
+            name: WeightStatistics(
+                sums.tokens, sums.square_sum.cpu().double(), {k: a.cpu().double() for k, a in sums.active.items()}
+            )
+            for name, sums in self._sums.items()
+        }
+
+    def _hook(self, name: str) -> Any:
+        sums = self._sums[name]
+
+        def accumulate(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            if args[0] is not self._input:
+                self._input = args[0]
+                self._reduced = reduce_channels(args[0], self._activities)
+            sums.tokens[self._row] += args[0].numel() // args[0].shape[-1]
+            sums.square_sum[self._row] += self._reduced["square_sum"]
+            for key, count in sums.active.items():
+                count[self._row] += self._reduced[key]
+
+        return accumulate
+
+    def _check_finite(self) -> None:
+        for weight in self._weights:
+            if not self._sums[weight.name].square_sum[self._row].isfinite().all():
+                raise FloatingPointError(
+                    f"NaN or infinite activations enter {weight.name!r} (block {weight.block!r}) in language "
+                    f"{self._languages[self._row]!r}: check the weights before it, or run the model in a wider dtype."
+                )
+
+
+def reduce_channels(x: Tensor, activities: Sequence[str]) -> dict[str, Tensor]:
+    """Sums over the tokens of one activation tensor.
+
+    Args:
+        x: `X`, shape `(..., in)`.
+        activities: Kinds of activity to count.
+
+    Returns:
+        `"square_sum"` to `Σ_t X_tj²` and each activity to its count of tokens, each of shape `(in,)` and float32.
+    """
+    flat = x.detach().reshape(-1, x.shape[-1]).float()
+    squares = flat.square()
+    reduced = {"square_sum": squares.sum(0)}
+    for activity in activities:
+        kind, _, threshold = activity.partition(">")
+        if kind == "positive":
+            active = flat > 0
+        else:
+            active = flat.abs() > float(threshold) * squares.mean(1, keepdim=True).sqrt()
+        reduced[activity] = active.sum(0, dtype=torch.float32)
+    return reduced

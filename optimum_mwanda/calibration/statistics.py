@@ -1,0 +1,234 @@
+"""What calibration learns about a model: sums per matrix and language, to be merged, saved and loaded."""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .dataset import LanguageCoverage, coverage_table
+
+logger = logging.getLogger(__name__)
+
+FORMAT = "mwanda-statistics"
+FORMAT_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightStatistics:
+    """Sums over the calibration tokens that enter one matrix.
+
+    Attributes:
+        tokens: `T_l`, shape `(languages,)`, int64.
+        square_sum: `Σ_t (X^l_tj)²`, shape `(languages, in)`, float64.
+        active: Kind of activity to `a_j^l`, shape `(languages, in)`, float64 counts.
+    """
+
+    tokens: Tensor
+    square_sum: Tensor
+    active: dict[str, Tensor]
+
+    @property
+    def mean_square(self) -> Tensor:
+        """`m_j^l`, shape `(languages, in)`, float64."""
+        return self.square_sum / self.tokens[:, None]
+
+
+@dataclasses.dataclass(frozen=True)
+class CalibrationStatistics:
+    """Calibration of one model on several languages.
+
+    One calibration serves every sparsity, criterion and allocation: `save` it, `load` it, `merge` it with others that
+    were taken on more text or on other languages, or `select` some of its languages.
+
+    Attributes:
+        weights: Module path of a matrix to its sums.
+        coverage: One entry per language, in the order of the rows of the sums.
+        fingerprints: Language to the SHA-256 of the token chunks behind its sums, one per calibration that was merged.
+        model: Name or path of the model.
+    """
+
+    weights: dict[str, WeightStatistics]
+    coverage: tuple[LanguageCoverage, ...]
+    fingerprints: dict[str, tuple[str, ...]]
+    model: str = ""
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """Languages, in the order of the rows of the sums."""
+        return tuple(entry.language for entry in self.coverage)
+
+    @property
+    def activities(self) -> tuple[str, ...]:
+        """Kinds of activity that were counted."""
+        return tuple(sorted(next(iter(self.weights.values())).active))
+
+    @property
+    def tokens(self) -> dict[str, int]:
+        """Calibration tokens per language."""
+        return {entry.language: entry.tokens for entry in self.coverage}
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the languages and the chunks behind their sums."""
+        return hashlib.sha256(json.dumps(self.fingerprints, sort_keys=True).encode()).hexdigest()
+
+    def __str__(self) -> str:
+        return f"{coverage_table(self.coverage)}\n{len(self.weights)} matrices"
+
+    def select(self, languages: Sequence[str]) -> "CalibrationStatistics":
+        """The statistics of some of the languages.
+
+        Raises:
+            ValueError: If a language was not calibrated on, or none is named.
+        """
+        if isinstance(languages, str) or not languages:
+            raise ValueError(f"languages={languages!r} is not allowed: give a list of at least one language.")
+        for language in languages:
+            if language not in self.languages:
+                raise ValueError(
+                    f"Language {language!r} was asked for, but the statistics hold: {', '.join(self.languages)}."
+                )
+        rows = [index for index, language in enumerate(self.languages) if language in languages]
+        weights = {
+            name: WeightStatistics(
+                entry.tokens[rows], entry.square_sum[rows], {key: a[rows] for key, a in entry.active.items()}
+            )
+            for name, entry in self.weights.items()
+        }
+        coverage = tuple(self.coverage[row] for row in rows)
+        fingerprints = {entry.language: self.fingerprints[entry.language] for entry in coverage}
+        return CalibrationStatistics(weights, coverage, fingerprints, self.model)
+
+    def merge(self, other: "CalibrationStatistics") -> "CalibrationStatistics":
+        """Adds up two calibrations of the same model, as if it had seen both texts in one.
+
+        Raises:
+            ValueError: If the matrices or the kinds of activity differ, or both were taken on the same chunks.
+        """
+        for language in self.fingerprints.keys() & other.fingerprints.keys():
+            if set(self.fingerprints[language]) & set(other.fingerprints[language]):
+                raise ValueError(f"Both statistics count the same calibration chunks of {language!r}.")
+        if self.model and other.model and self.model != other.model:
+            logger.warning("The statistics name different models: %r and %r.", self.model, other.model)
+        if self.activities != other.activities:
+            raise ValueError(
+                f"The statistics count different activities: {self.activities or 'none'} and "
+                f"{other.activities or 'none'}."
+            )
+        if {n: e.square_sum.shape[1] for n, e in self.weights.items()} != {
+            n: e.square_sum.shape[1] for n, e in other.weights.items()
+        }:
+            raise ValueError("The statistics belong to different models: their matrices differ in name or width.")
+        languages = sorted({*self.languages, *other.languages})
+        parts = (self, other)
+
+        def add(values: list[Tensor]) -> Tensor:
+            total = values[0].new_zeros((len(languages), *values[0].shape[1:]))
+            for part, value in zip(parts, values, strict=True):
+                total[[languages.index(language) for language in part.languages]] += value
+            return total
+
+        weights = {}
+        for name in self.weights:
+            entries = [part.weights[name] for part in parts]
+            weights[name] = WeightStatistics(
+                add([e.tokens for e in entries]),
+                add([e.square_sum for e in entries]),
+                {key: add([e.active[key] for e in entries]) for key in self.activities},
+            )
+        coverage = tuple(
+            LanguageCoverage(language, *(sum(counts) for counts in zip(*_counts(parts, language), strict=True)))
+            for language in languages
+        )
+        fingerprints = {
+            language: tuple(sorted(self.fingerprints.get(language, ()) + other.fingerprints.get(language, ())))
+            for language in languages
+        }
+        return CalibrationStatistics(weights, coverage, fingerprints, self.model)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes one safetensors file; an existing file is replaced only once the new one is complete."""
+        tensors = {}
+        for name, entry in self.weights.items():
+            tensors[f"{name}:tokens"] = entry.tokens
+            tensors[f"{name}:square_sum"] = entry.square_sum
+            for key, count in entry.active.items():
+                tensors[f"{name}:active:{key}"] = count
+        header = {
+            "version": FORMAT_VERSION,
+            "model": self.model,
+            "fingerprints": self.fingerprints,
+            "coverage": [dataclasses.asdict(entry) for entry in self.coverage],
+        }
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(target.name + ".partial")
+        try:
+            save_file(
+                {key: tensor.contiguous() for key, tensor in tensors.items()}, partial, {FORMAT: json.dumps(header)}
+            )
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "CalibrationStatistics":
+        """Reads what `save` wrote.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If the file does not hold statistics that this version can read.
+        """
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"There is no statistics file {os.fspath(path)!r}: write one with save().")
+        try:
+            with safe_open(path, framework="pt") as file:
+                header = json.loads((file.metadata() or {})[FORMAT])
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            if header["version"] != FORMAT_VERSION:
+                raise ValueError(f"format version {header['version']}, this library reads {FORMAT_VERSION}")
+            return cls(
+                _group(tensors),
+                tuple(LanguageCoverage(**entry) for entry in header["coverage"]),
+                {language: tuple(digests) for language, digests in header["fingerprints"].items()},
+                header["model"],
+            )
+        except (SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{os.fspath(path)!r} holds no calibration statistics that can be read: {error}"
+            ) from error
+
+
+def _counts(parts: Sequence[CalibrationStatistics], language: str) -> list[tuple[int, int, int, int]]:
+    entries = [entry for part in parts for entry in part.coverage if entry.language == language]
+    return [(entry.rows, entry.tokens, entry.chunks, entry.empty) for entry in entries]
+
+
+def _group(tensors: dict[str, Tensor]) -> dict[str, WeightStatistics]:
+    parts: dict[str, dict[str, Any]] = {}
+    for key, tensor in tensors.items():
+        name, kind, *activity = key.split(":")
+        entry = parts.setdefault(name, {"active": {}})
+        if activity:
+            entry["active"][activity[0]] = tensor
+        else:
+            entry[kind] = tensor
+    return {name: WeightStatistics(**entry) for name, entry in parts.items()}
+
+
+def new_sums(languages: int, in_features: int, activities: Sequence[str], device: torch.device) -> WeightStatistics:
+    """Empty sums on a device; float32 where the device has no float64."""
+    dtype = torch.float32 if device.type == "mps" else torch.float64
+    zeros = torch.zeros(languages, in_features, dtype=dtype, device=device)
+    return WeightStatistics(
+        torch.zeros(languages, dtype=torch.int64), zeros, {key: zeros.clone() for key in activities}
+    )

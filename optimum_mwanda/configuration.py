@@ -1,0 +1,327 @@
+"""`MWandaConfig`: everything that a user may set, checked once."""
+
+import dataclasses
+import difflib
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+CONFIG_NAME = "mwanda_config.json"
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "criterion": ("magnitude", "wanda", "ria", "mwanda"),
+    "base": ("wanda", "ria"),
+    "variance": ("none", "std", "variance", "relative_variance"),
+    "activation": ("none", "positive", "above_rms"),
+    "group": ("row", "matrix"),
+    "allocation": ("uniform", "owl", "cwl"),
+    "cwl_direction": ("shared", "specific"),
+    "calibration": ("dense", "sequential"),
+}
+WEIGHTINGS = ("equal", "proportional", "temperature")
+
+
+def _setting(default: Any, help: str) -> Any:
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MWandaConfig:
+    """The settings of one pruning run. Immutable: derive another one with `replace`.
+
+    `docs/method.md` gives the equations and `docs/benchmarks.md` the measurements behind the defaults.
+    """
+
+    sparsity: float | None = _setting(
+        None, "Share of the prunable weights to remove, in [0, 1). None: 0.5, or 1 - N/M for an N:M pattern."
+    )
+    pattern: str = _setting("unstructured", "'unstructured', or 'N:M' to keep N of every M consecutive inputs.")
+    criterion: str = _setting("mwanda", "Score that ranks the weights: 'magnitude', 'wanda', 'ria' or 'mwanda'.")
+    base: str = _setting("ria", "Score that 'mwanda' builds on: 'wanda' or 'ria'.")
+    ria_exponent: float = _setting(0.5, "Exponent of the activation norm in RIA.")
+    variance: str = _setting(
+        "std", "Cross-lingual variance term of 'mwanda': 'none', 'std', 'variance' or 'relative_variance'."
+    )
+    variance_weight: float = _setting(0.5, "Weight of the variance term.")
+    activation: str = _setting(
+        "none", "What makes a channel active in the activation-probability term: 'none', 'positive' or 'above_rms'."
+    )
+    activation_threshold: float = _setting(0.1, "Share of a token's root mean square that 'above_rms' asks for.")
+    activation_exponent: float = _setting(0.5, "Exponent of the activation probability.")
+    group: str = _setting("matrix", "Weights that compete with each other: those of a 'row' or of the whole 'matrix'.")
+    allocation: str | None = _setting(
+        None, "Sparsity per block: 'uniform', 'owl' or 'cwl'. None: 'owl', or 'uniform' for an N:M pattern."
+    )
+    allocation_strength: float = _setting(0.04, "Lambda: block sparsities spread over a range of 2 * lambda.")
+    cwl_direction: str = _setting(
+        "shared", "Blocks that CWL protects: 'shared' (languages behave alike) or 'specific' (they differ)."
+    )
+    owl_multiplier: float = _setting(5.0, "M: OWL counts the weights whose score exceeds M times the block's mean.")
+    min_block_sparsity: float = _setting(0.0, "Lower bound of a block's sparsity.")
+    max_block_sparsity: float = _setting(0.95, "Upper bound of a block's sparsity.")
+    language_column: str = _setting("language", "Column of the dataset that names the language of a row.")
+    text_column: str = _setting("text", "Column with the text; not needed where the dataset has 'input_ids'.")
+    languages: tuple[str, ...] | None = _setting(None, "Languages to calibrate on. None: all that the dataset holds.")
+    language_weights: str | Mapping[str, float] = _setting(
+        "equal",
+        "'equal', 'proportional' (to calibration tokens), 'temperature', or a dict of language to weight in which a "
+        "language that is not named weighs 1.",
+    )
+    language_temperature: float = _setting(2.0, "With 'temperature', weights are tokens ** (1 / temperature).")
+    samples_per_language: int = _setting(32, "Calibration chunks per language.")
+    sequence_length: int | None = _setting(
+        None, "Tokens per calibration chunk. None: 512, or the model's positions where those are fewer."
+    )
+    batch_size: int = _setting(8, "Calibration chunks per forward pass.")
+    calibration: str = _setting(
+        "dense", "'dense' (one pass of the unpruned model) or 'sequential' (each block after its pruned predecessors)."
+    )
+    include: tuple[str, ...] | None = _setting(None, "Shell patterns of the weights to prune. None: all prunable ones.")
+    exclude: tuple[str, ...] = _setting((), "Shell patterns of the weights to leave alone.")
+    blocks: str | None = _setting(None, "Module path of the list of blocks, where it cannot be found by itself.")
+    seed: int = _setting(0, "Seed of the choice of calibration rows.")
+    # For from_pretrained(..., quantization_config=MWandaConfig(...)) only. They are no settings: init-only fields are
+    # not compared, not serialised and not among `dataclasses.fields`.
+    dataset: dataclasses.InitVar[Any] = None
+    tokenizer: dataclasses.InitVar[Any] = None
+    quant_method: ClassVar[str] = "mwanda"
+    """Name under which transformers looks up who handles a `quantization_config`."""
+
+    def __post_init__(self, dataset: Any, tokenizer: Any) -> None:
+        object.__setattr__(self, "dataset", dataset)
+        object.__setattr__(self, "tokenizer", tokenizer)
+        for name in ("languages", "include", "exclude"):
+            object.__setattr__(self, name, _as_tuple(name, getattr(self, name)))
+        for name in ("language_column", "text_column", "blocks"):
+            value = getattr(self, name)
+            if not isinstance(value, str) and not (name == "blocks" and value is None):
+                raise ValueError(f"{name}={value!r} is not allowed: give a string.")
+        for name, allowed in CHOICES.items():
+            value = getattr(self, name)
+            if value not in allowed and not (name == "allocation" and value is None):
+                raise ValueError(f"{name}={value!r} is not known. Choose one of: {', '.join(map(repr, allowed))}.")
+        self._resolve_pattern()
+        self._check_numbers()
+        self._check_language_weights()
+
+    def _resolve_pattern(self) -> None:
+        """Fills in the sparsity and the allocation that the pattern implies."""
+        kept = self.kept_of
+        if kept is None:
+            defaults: dict[str, Any] = {"sparsity": 0.5, "allocation": _DEFAULT_ALLOCATION}
+        else:
+            defaults = {"sparsity": 1 - kept[0] / kept[1], "allocation": "uniform"}
+            if self.sparsity is not None and not _is_close(self.sparsity, defaults["sparsity"]):
+                raise ValueError(
+                    f"sparsity={self.sparsity!r} contradicts pattern={self.pattern!r}, which keeps {kept[0]} of every "
+                    f"{kept[1]} weights: leave sparsity out, or give {defaults['sparsity']:g}."
+                )
+            if self.allocation not in (None, "uniform"):
+                raise ValueError(
+                    f"allocation={self.allocation!r} cannot be combined with pattern={self.pattern!r}: an N:M pattern "
+                    "fixes the sparsity of every block. Leave allocation out, or use pattern='unstructured'."
+                )
+        for name, value in defaults.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+
+    def _check_numbers(self) -> None:
+        if not _is_number(self.sparsity) or not 0 <= self.target_sparsity < 1:
+            raise ValueError(
+                f"sparsity={self.sparsity!r} is not allowed: give a share of the weights in [0, 1), 0.5 for 50 %."
+            )
+        for name in (
+            "ria_exponent",
+            "variance_weight",
+            "activation_threshold",
+            "activation_exponent",
+            "allocation_strength",
+        ):
+            _check(self, name, lambda value: value >= 0, "a number that is not negative")
+        for name in ("owl_multiplier", "language_temperature"):
+            _check(self, name, lambda value: value > 0, "a number above 0")
+        for name in ("samples_per_language", "batch_size", "sequence_length"):
+            if not (name == "sequence_length" and self.sequence_length is None):
+                _check(self, name, lambda value: isinstance(value, int) and value >= 1, "a whole number of at least 1")
+        _check(self, "seed", lambda value: isinstance(value, int) and value >= 0, "a whole number of at least 0")
+        for name in ("min_block_sparsity", "max_block_sparsity"):
+            _check(self, name, lambda value: 0 <= value <= 1, "a share in [0, 1]")
+        if self.allocation != "uniform" and not (
+            self.min_block_sparsity <= self.target_sparsity <= self.max_block_sparsity
+        ):
+            raise ValueError(
+                f"sparsity={self.sparsity!r} cannot be reached with block sparsities in [{self.min_block_sparsity:g}, "
+                f"{self.max_block_sparsity:g}]: widen min_block_sparsity and max_block_sparsity, or set "
+                "allocation='uniform'."
+            )
+
+    def _check_language_weights(self) -> None:
+        weights = self.language_weights
+        if isinstance(weights, str):
+            if weights not in WEIGHTINGS:
+                raise ValueError(
+                    f"language_weights={weights!r} is not known. Choose one of: {', '.join(map(repr, WEIGHTINGS))}, "
+                    "or give a dict of language to weight."
+                )
+            return
+        if not isinstance(weights, Mapping) or not weights:
+            raise ValueError(f"language_weights={weights!r}: give a name or a dict of language to weight.")
+        for language, weight in weights.items():
+            if not isinstance(language, str) or not _is_number(weight) or weight < 0:
+                raise ValueError(
+                    f"language_weights[{language!r}]={weight!r} is not allowed: weights are numbers that are not "
+                    "negative, keyed by language code."
+                )
+        object.__setattr__(self, "language_weights", MappingProxyType(dict(weights)))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "MWandaConfig":
+        """Itself: it does not change, and transformers copies what it is given, which may hold a whole dataset."""
+        return self
+
+    @property
+    def target_sparsity(self) -> float:
+        """The sparsity as a plain number."""
+        return float(self.sparsity)  # type: ignore[arg-type]
+
+    @property
+    def kept_of(self) -> tuple[int, int] | None:
+        """`(N, M)` of an N:M pattern: N weights are kept of every M. None if unstructured."""
+        if self.pattern == "unstructured":
+            return None
+        match = re.fullmatch(r"(\d+):(\d+)", self.pattern) if isinstance(self.pattern, str) else None
+        if match is None or not 0 < int(match[1]) < int(match[2]):
+            raise ValueError(
+                f"pattern={self.pattern!r} is not known. Give 'unstructured', or 'N:M' with 0 < N < M to keep N of "
+                "every M weights ('2:4')."
+            )
+        return int(match[1]), int(match[2])
+
+    @property
+    def activity(self) -> str | None:
+        """Key of the activity count that the statistics must hold for these settings; None if none is needed."""
+        if self.criterion != "mwanda" or self.activation == "none" or self.activation_exponent == 0:
+            return None
+        return activity_key(self.activation, self.activation_threshold)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as plain JSON values."""
+        plain = {tuple: list, MappingProxyType: dict}
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: plain[type(value)](value) if type(value) in plain else value for name, value in values.items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "MWandaConfig":
+        """Builds a config from plain values.
+
+        Raises:
+            ValueError: If a key is no setting (the message names the nearest one) or a value is not allowed.
+        """
+        legal = [field.name for field in dataclasses.fields(cls)]
+        for key in values:
+            if key not in legal:
+                near = difflib.get_close_matches(str(key), legal, n=1, cutoff=0.5)
+                hint = f" Did you mean {near[0]!r}?" if near else f" Settings are: {', '.join(legal)}."
+                raise ValueError(f"{key!r} is not a setting of MWandaConfig.{hint}")
+        return cls(**values)
+
+    def replace(self, **changes: Any) -> "MWandaConfig":
+        """A copy with some settings changed; another pattern brings its own sparsity and allocation, unless given.
+
+        Raises:
+            ValueError: As the constructor.
+        """
+        if changes.get("pattern", self.pattern) != self.pattern:
+            changes = {"sparsity": None, "allocation": None, **changes}
+        return MWandaConfig.from_dict({**self.to_dict(), **changes})
+
+    def to_json_string(self) -> str:
+        """The settings as indented JSON."""
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
+        """Writes `mwanda_config.json` into a folder, which is made if need be."""
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / CONFIG_NAME).write_text(self.to_json_string(), encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | os.PathLike[str], **hub_kwargs: Any) -> "MWandaConfig":
+        """Reads `mwanda_config.json` from a folder, from a JSON file, or from a Hub repository.
+
+        Args:
+            name_or_path: Folder, file, or repository id.
+            **hub_kwargs: Passed to `huggingface_hub.hf_hub_download`: `revision`, `token`, `cache_dir`, ...
+
+        Raises:
+            FileNotFoundError: If there is no `mwanda_config.json`.
+            ValueError: If the file is not JSON or holds unknown or illegal settings.
+        """
+        path = Path(name_or_path)
+        if path.is_dir():
+            path = path / CONFIG_NAME
+            if not path.is_file():
+                raise FileNotFoundError(f"{name_or_path} holds no {CONFIG_NAME}: save one with save_pretrained().")
+        elif not path.is_file():
+            from huggingface_hub import hf_hub_download
+            from huggingface_hub.errors import HFValidationError
+
+            try:
+                path = Path(hf_hub_download(str(name_or_path), CONFIG_NAME, **hub_kwargs))
+            except HFValidationError:
+                raise FileNotFoundError(
+                    f"{str(name_or_path)!r} is no folder with a {CONFIG_NAME}, no file and no repository id."
+                ) from None
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is not valid JSON: {error}") from error
+        if not isinstance(values, dict):
+            raise ValueError(f"{path} must hold one JSON object with the settings, not a {type(values).__name__}.")
+        return cls.from_dict(values)
+
+
+_DEFAULT_ALLOCATION = "owl"
+
+MWandaConfig.__doc__ = (
+    (MWandaConfig.__doc__ or "")
+    + "\n    Args:\n"
+    + "\n".join(
+        f"        {field.name} (`{field.type}`, defaults to `{field.default!r}`): {field.metadata['help']}"
+        for field in dataclasses.fields(MWandaConfig)
+    )
+    + "\n        dataset (defaults to `None`): Calibration data to prune with while a model is loaded. Not a setting."
+    + "\n        tokenizer (defaults to `None`): Its tokenizer, or the name or path of one. Not a setting."
+)
+
+
+def activity_key(activation: str, threshold: float) -> str:
+    """Name under which statistics keep the counts of one form of activity."""
+    return activation if activation == "positive" else f"{activation}>{threshold:g}"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -(2**63) <= value < 2**63
+
+
+def _is_close(value: Any, expected: float) -> bool:
+    return _is_number(value) and math.isclose(value, expected, abs_tol=1e-6)
+
+
+def _check(config: MWandaConfig, name: str, is_legal: Any, allowed: str) -> None:
+    value = getattr(config, name)
+    if not _is_number(value) or not is_legal(value):
+        raise ValueError(f"{name}={value!r} is not allowed: give {allowed}.")
+
+
+def _as_tuple(name: str, value: Any) -> tuple[str, ...] | None:
+    if value is None:
+        return () if name == "exclude" else None
+    values = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else (None,)
+    if not all(isinstance(item, str) for item in values) or (not values and name != "exclude"):
+        raise ValueError(f"{name}={value!r} is not allowed: give a list of strings, or leave it out.")
+    return tuple(dict.fromkeys(values))

@@ -1,0 +1,29 @@
+"""Small things that several rooms need."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A Markdown table with aligned columns; the first column is left-aligned, the others right-aligned."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(len(row[i]) for row in [list(header), *cells]) for i in range(len(header))]
+
+    def line(row: Sequence[str]) -> str:
+        first, *rest = (
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        return f"| {' | '.join([first, *rest])} |"
+
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    return "\n".join([line(header), f"| {' | '.join(rule)} |", *(line(row) for row in cells)])
+
+
+def progress_bar(items: Iterable[T], *, total: int, description: str, show: bool) -> Iterator[T]:
+    """Iterates with a progress bar on standard error, or silently."""
+    from tqdm.auto import tqdm
+
+    return iter(tqdm(items, total=total, desc=description, disable=not show))
