@@ -1,0 +1,54 @@
+"""Recording what each block is called with, and calling it again without the rest of the model."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .blocks import run_blocks
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+class BlockCalls:
+    """The calls of every block over a list of batches, hidden states apart.
+
+    The arguments of a block are kept as they are: whatever a model passes to its blocks (position embeddings, masks,
+    layer-wise options) is passed again, and none of it is named here.
+
+    Attributes:
+        hidden: Hidden states that enter the next block, one tensor `(batch, sequence, hidden)` per batch.
+    """
+
+    def __init__(self, model: nn.Module, blocks: dict[str, nn.Module], batches: Iterable[Tensor]) -> None:
+        self.hidden: list[Tensor] = []
+        self._calls: dict[str, list[Call]] = {name: [] for name in blocks}
+        first = next(iter(blocks))
+        handles = []
+        for name, block in blocks.items():
+
+            def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = name) -> None:
+                if name == first:
+                    self.hidden.append(args[0])
+                self._calls[name].append((args[1:], kwargs))
+
+            handles.append(block.register_forward_pre_hook(keep, with_kwargs=True))
+        try:
+            for input_ids in batches:
+                run_blocks(model, blocks, input_ids)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def outputs(self, name: str, block: nn.Module) -> Iterable[tuple[int, Tensor]]:
+        """Runs one block over every batch and yields `(batch number, its output hidden states)`."""
+        for index, (args, kwargs) in enumerate(self._calls[name]):
+            output = block(self.hidden[index], *args, **kwargs)
+            yield index, output if torch.is_tensor(output) else output[0]
+
+    def advance(self, name: str, block: nn.Module) -> None:
+        """Replaces the hidden states by the block's outputs and forgets the block's calls."""
+        for index, output in self.outputs(name, block):
+            self.hidden[index] = output
+        del self._calls[name]

@@ -1,0 +1,160 @@
+"""Layerwise allocation: how much sparsity each block gets, as pure functions; equations as in `docs/method.md`."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ..utils import markdown_table
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockPlan:
+    """The part of a plan that concerns one block.
+
+    Attributes:
+        name: Module path of the block.
+        parameters: Number of prunable weights.
+        importance: `D_b`; None for the uniform allocation.
+        sparsity: Share of them to prune.
+    """
+
+    name: str
+    parameters: int
+    importance: float | None
+    sparsity: float
+
+
+@dataclasses.dataclass(frozen=True)
+class SparsityPlan:
+    """Sparsity per block, to be looked at (`print(plan)`) or changed before anything is pruned.
+
+    Attributes:
+        target: Sparsity asked for.
+        allocation: Name of the allocation.
+        blocks: One entry per block, in the order of the model.
+    """
+
+    target: float
+    allocation: str
+    blocks: tuple[BlockPlan, ...]
+
+    @property
+    def planned(self) -> float:
+        """Parameter-weighted mean of the block sparsities."""
+        return sum(b.parameters * b.sparsity for b in self.blocks) / sum(b.parameters for b in self.blocks)
+
+    def __getitem__(self, block: str) -> float:
+        return {b.name: b.sparsity for b in self.blocks}[block]
+
+    def replace(self, sparsities: Mapping[str, float]) -> "SparsityPlan":
+        """A plan with other sparsities for some blocks; the others stay, so the mean may move.
+
+        Raises:
+            KeyError: If a name is no block of the plan.
+            ValueError: If a sparsity lies outside [0, 1].
+        """
+        for name, sparsity in sparsities.items():
+            self[name]
+            if not 0 <= sparsity <= 1:
+                raise ValueError(f"The sparsity of {name!r} must lie in [0, 1], not be {sparsity!r}.")
+        blocks = tuple(dataclasses.replace(b, sparsity=sparsities.get(b.name, b.sparsity)) for b in self.blocks)
+        return dataclasses.replace(self, blocks=blocks)
+
+    def __str__(self) -> str:
+        rows = [
+            [b.name, f"{b.parameters:,}", "" if b.importance is None else f"{b.importance:.4f}", f"{b.sparsity:.4f}"]
+            for b in self.blocks
+        ]
+        table = markdown_table(["block", "parameters", "importance", "sparsity"], rows)
+        return f"{table}\n{self.allocation} allocation, target {self.target:.4f}, planned {self.planned:.4f}"
+
+
+def allocate(
+    importance: Sequence[float],
+    parameters: Sequence[int],
+    target: float,
+    strength: float,
+    bounds: tuple[float, float] = (0.0, 1.0),
+) -> list[float]:
+    """Maps block importances to block sparsities whose parameter-weighted mean is exactly the target.
+
+    `s_b = S − 2λ·(D_b − min D) / (max D − min D)`, shifted by a constant (as OWL's official code, arXiv 2310.05175,
+    does for equal blocks); what a block at a bound cannot take is spread evenly over the free ones.
+
+    Args:
+        importance: `D`, one per block; higher keeps more.
+        parameters: `P`, prunable weights per block.
+        target: `S`.
+        strength: `λ`, half the range of sparsities.
+        bounds: Lowest and highest sparsity of a block, with the target between them.
+
+    Returns:
+        One sparsity per block, rounded to 12 decimals.
+    """
+    scores = torch.tensor(importance, dtype=torch.float64)
+    sizes = torch.tensor(parameters, dtype=torch.float64)
+    spread = (scores.max() - scores.min()).item()
+    relative = (scores - scores.min()) / spread if spread > 0 else torch.zeros_like(scores)
+    sparsities = _shift_to_target(-2 * strength * relative, sizes, target, bounds).tolist()
+    return [round(sparsity, 12) for sparsity in sparsities]
+
+
+def _shift_to_target(start: Tensor, sizes: Tensor, target: float, bounds: tuple[float, float]) -> Tensor:
+    """Finds the constant `c` for which `clip(start + c, bounds)` has the weighted mean `target`.
+
+    The mean is a rising, piecewise linear function of `c` whose bends are known: find the piece, then solve it.
+    """
+    low, high = bounds
+    bends, _ = torch.cat([low - start, high - start]).sort()
+    wanted = target * sizes.sum()
+    totals = ((start + bends[:, None]).clamp(low, high) * sizes).sum(1)
+    piece = int(torch.searchsorted(totals, wanted).clamp(1, len(bends) - 1))
+    middle = (bends[piece - 1] + bends[piece]) / 2
+    free = (start + middle > low) & (start + middle < high)
+    clipped = (start + middle).clamp(low, high)
+    if not free.any():
+        return clipped
+    shift = (wanted - (clipped * sizes)[~free].sum() - (start * sizes)[free].sum()) / sizes[free].sum()
+    return torch.where(free, start + shift, clipped).clamp(low, high)
+
+
+def outlier_share(scores: Iterable[Tensor], multiplier: float) -> float:
+    """OWL's layer outlier distribution, `D = 100 · mean(A > M · mean(A))` (arXiv 2310.05175, eq. 1, official code).
+
+    Args:
+        scores: `A = |W|·n` of every matrix of one block, float32.
+        multiplier: `M`.
+
+    Returns:
+        Percentage of the block's entries that are outliers.
+    """
+    matrices = list(scores)
+    count = sum(a.numel() for a in matrices)
+    mean = sum(_total(a) for a in matrices) / count
+    threshold = torch.tensor(multiplier * mean, dtype=torch.float32)
+    return 100 * sum(int((a > threshold.to(a.device)).sum()) for a in matrices) / count
+
+
+def _total(scores: Tensor) -> float:
+    return scores.sum(dtype=torch.float32 if scores.device.type == "mps" else torch.float64).item()
+
+
+def cross_lingual_correlation(mean_square: Tensor) -> float:
+    """Mean Pearson correlation between the channel profiles `r^l` of all pairs of languages.
+
+    Args:
+        mean_square: `m`, shape `(languages, in)`, at least two languages.
+
+    Returns:
+        In [-1, 1]; a pair with a constant profile counts 0.
+    """
+    rms = mean_square.double().sqrt()
+    centred = rms - rms.mean(1, keepdim=True)
+    norms = centred.norm(dim=1)
+    flat = norms <= 1e-12 * rms.norm(dim=1)
+    unit = torch.where(flat[:, None], 0.0, centred / norms[:, None])
+    languages = len(rms)
+    pairs = (unit.sum(0).square().sum() - unit.square().sum()) / 2
+    return float(pairs / (languages * (languages - 1) / 2))

@@ -1,0 +1,72 @@
+"""From scores to masks: exact counts, no ties left to chance, no full sort."""
+
+import torch
+from torch import Tensor
+
+
+def prune_lowest(scores: Tensor, count: int) -> Tensor:
+    """Marks the `count` lowest scores of every row; of equal scores the one further left goes first.
+
+    Args:
+        scores: Shape `(rows, columns)`, without NaN.
+        count: Entries to mark per row, in `[0, columns]`.
+
+    Returns:
+        Boolean, shape `(rows, columns)`, True where pruned; exactly `count` per row.
+    """
+    if count == 0:
+        return torch.zeros_like(scores, dtype=torch.bool)
+    threshold = scores.kthvalue(count, dim=1, keepdim=True).values
+    pruned = scores <= threshold
+    (tied,) = torch.where(pruned.sum(1) > count)
+    if len(tied):
+        below = scores[tied] < threshold[tied]
+        equal = scores[tied] == threshold[tied]
+        missing = count - below.sum(1, keepdim=True)
+        pruned[tied] = below | (equal & (equal.cumsum(1) <= missing))
+    return pruned
+
+
+def unstructured_mask(scores: Tensor, sparsity: float, group: str) -> Tensor:
+    """Prunes a share of the weights of every row, or of the whole matrix.
+
+    Args:
+        scores: Shape `(out, in)`.
+        sparsity: Share to prune; the count is rounded half up.
+        group: `"row"` (as Wanda) or `"matrix"` (as RIA).
+
+    Returns:
+        Boolean, shape `(out, in)`, True where pruned.
+    """
+    rows = scores if group == "row" else scores.reshape(1, -1)
+    return prune_lowest(rows, int(sparsity * rows.shape[1] + 0.5)).view(scores.shape)
+
+
+def n_of_m_mask(scores: Tensor, kept: int, run: int) -> Tensor:
+    """Keeps the `kept` highest scores of every `run` consecutive inputs of a row.
+
+    Args:
+        scores: Shape `(out, in)`, `in` a multiple of `run`.
+        kept: N.
+        run: M.
+
+    Returns:
+        Boolean, shape `(out, in)`, True where pruned.
+    """
+    return prune_lowest(scores.reshape(-1, run), run - kept).view(scores.shape)
+
+
+def pack_bits(mask: Tensor) -> Tensor:
+    """Packs a boolean mask into bytes, the first entry in the lowest bit; shape `(⌈numel / 8⌉,)`."""
+    flat = torch.nn.functional.pad(mask.reshape(-1).to(torch.uint8), (0, -mask.numel() % 8)).view(-1, 8)
+    packed = flat[:, 0].clone()
+    for bit in range(1, 8):
+        packed |= flat[:, bit] << bit
+    return packed
+
+
+def unpack_bits(packed: Tensor, shape: torch.Size) -> Tensor:
+    """Inverse of `pack_bits`."""
+    shifts = torch.arange(8, dtype=torch.uint8, device=packed.device)
+    bits = (packed[:, None] >> shifts) & 1
+    return bits.view(-1)[: shape.numel()].bool().view(shape)
