@@ -210,9 +210,7 @@ class MWandaConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain JSON values."""
-        plain = {tuple: list, MappingProxyType: dict}
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {name: plain[type(value)](value) if type(value) in plain else value for name, value in values.items()}
+        return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "MWandaConfig":
@@ -301,7 +299,13 @@ MWandaConfig.__doc__ = (
 
 def activity_key(activation: str, threshold: float) -> str:
     """Name under which statistics keep the counts of one form of activity."""
-    return activation if activation == "positive" else f"{activation}>{threshold:g}"
+    return activation if activation == "positive" else f"{activation}>{float(threshold)!r}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return list(value)
+    return dict(value) if isinstance(value, Mapping) else value
 
 
 def _is_number(value: Any) -> bool:

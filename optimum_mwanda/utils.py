@@ -1,7 +1,10 @@
 """Small things that several rooms need."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    import torch
 
 T = TypeVar("T")
 
@@ -27,3 +30,10 @@ def progress_bar(items: Iterable[T], *, total: int, description: str, show: bool
     from tqdm.auto import tqdm
 
     return iter(tqdm(items, total=total, desc=description, disable=not show))
+
+
+def sum_dtype(device: "torch.device") -> "torch.dtype":
+    """Widest floating-point type in which a device can sum."""
+    import torch
+
+    return torch.float32 if device.type == "mps" else torch.float64

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..modeling.weights import PrunableWeight
+from ..utils import sum_dtype
 from .statistics import WeightStatistics, new_sums
 
 
@@ -63,8 +64,16 @@ class StatisticsCollector:
 
         Raises:
             FloatingPointError: If an activation was NaN or infinite; the message names block, weight and language.
+            ValueError: If no token of a language reached a weight.
         """
         self._check_finite()
+        for name, sums in self._sums.items():
+            if not sums.tokens.all():
+                language = self._languages[int(sums.tokens.argmin())]
+                raise ValueError(
+                    f"No token of language {language!r} reaches {name!r}: leave it out with exclude, or calibrate on more "
+                    "text."
+                )
         return {
             name: WeightStatistics(
                 sums.tokens, sums.square_sum.cpu().double(), {k: a.cpu().double() for k, a in sums.active.items()}
@@ -103,16 +112,18 @@ def reduce_channels(x: Tensor, activities: Sequence[str]) -> dict[str, Tensor]:
         activities: Kinds of activity to count.
 
     Returns:
-        `"square_sum"` to `Σ_t X_tj²` and each activity to its count of tokens, each of shape `(in,)` and float32.
+        `"square_sum"` to `Σ_t X_tj²` and each activity to its count of tokens, each of shape `(in,)`; squares are float32,
+        sums float64 where the device has it.
     """
     flat = x.detach().reshape(-1, x.shape[-1]).float()
     squares = flat.square()
-    reduced = {"square_sum": squares.sum(0)}
+    dtype = sum_dtype(x.device)
+    reduced = {"square_sum": squares.sum(0, dtype=dtype)}
     for activity in activities:
         kind, _, threshold = activity.partition(">")
         if kind == "positive":
             active = flat > 0
         else:
             active = flat.abs() > float(threshold) * squares.mean(1, keepdim=True).sqrt()
-        reduced[activity] = active.sum(0, dtype=torch.float32)
+        reduced[activity] = active.sum(0, dtype=dtype)
     return reduced

@@ -76,8 +76,8 @@ class RowEncoder:
             if mask is not None:
                 if len(mask) != len(ids):
                     raise ValueError(
-                        f"A row of language {language!r} has {len(ids)} input_ids and an attention_mask of {len(mask)}: "
-                        "both must have one entry per token."
+                        f"A row of language {language!r} has {len(ids)} input_ids and {len(mask)} entries in "
+                        "attention_mask: both must have one entry per token."
                     )
                 ids = [token for token, kept in zip(ids, mask, strict=True) if kept]
         ids = np.asarray(ids).reshape(-1)

@@ -87,8 +87,8 @@ def _open_table(dataset: Dataset, columns: tuple[str, str]) -> tuple[Callable[[i
 def _open_dict(dataset: Mapping[str, Any], columns: tuple[str, str]) -> tuple[Callable[[int], Row], list[Any]]:
     if columns[0] in dataset and (columns[1] in dataset or "input_ids" in dataset):
         raise ValueError(
-            f"The dict has the columns {', '.join(map(repr, dataset))}: pass Dataset.from_dict(...) of it. A plain dict "
-            "maps each language to its texts."
+            f"The dict has the columns {', '.join(map(repr, dataset))}: pass Dataset.from_dict(...) of it. A "
+            "plain dict maps each language to its texts."
         )
     rows: list[Row] = []
     labels: list[Any] = []

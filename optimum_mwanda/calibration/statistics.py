@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..utils import sum_dtype
 from .dataset import LanguageCoverage, coverage_table
 
 logger = logging.getLogger(__name__)
@@ -227,8 +228,7 @@ def _group(tensors: dict[str, Tensor]) -> dict[str, WeightStatistics]:
 
 def new_sums(languages: int, in_features: int, activities: Sequence[str], device: torch.device) -> WeightStatistics:
     """Empty sums on a device; float32 where the device has no float64."""
-    dtype = torch.float32 if device.type == "mps" else torch.float64
-    zeros = torch.zeros(languages, in_features, dtype=dtype, device=device)
+    zeros = torch.zeros(languages, in_features, dtype=sum_dtype(device), device=device)
     return WeightStatistics(
         torch.zeros(languages, dtype=torch.int64), zeros, {key: zeros.clone() for key in activities}
     )

@@ -29,9 +29,11 @@ class BlockCalls:
         for name, block in blocks.items():
 
             def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = name) -> None:
+                # Hidden states come first, or by name; the call keeps the rest.
+                rest = {key: value for key, value in kwargs.items() if key != "hidden_states"}
                 if name == first:
-                    self.hidden.append(args[0])
-                self._calls[name].append((args[1:], kwargs))
+                    self.hidden.append(args[0] if args else kwargs["hidden_states"])
+                self._calls[name].append((args[1:], rest))
 
             handles.append(block.register_forward_pre_hook(keep, with_kwargs=True))
         try:

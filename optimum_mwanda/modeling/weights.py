@@ -73,7 +73,7 @@ def find_weights(
     for block_name, block in blocks.items():
         for name, module in block.named_modules(prefix=block_name):
             fused = _fused_experts(name, module)
-            prunable = type(module) in (nn.Linear, Conv1D) and id(module.weight) not in seen
+            prunable = _is_linear(module) and id(module.weight) not in seen
             if not prunable and not fused:
                 continue
             names.append(name)
@@ -101,6 +101,13 @@ def find_weights(
 def _matches(name: str, include: Sequence[str] | None, exclude: Sequence[str]) -> bool:
     included = include is None or any(fnmatch.fnmatchcase(name, pattern) for pattern in include)
     return included and not any(fnmatch.fnmatchcase(name, pattern) for pattern in exclude)
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Plain linear layers. Subclasses may route or gate; quantized ones count, to be refused and not passed over."""
+    if type(module) in (nn.Linear, Conv1D):
+        return True
+    return isinstance(module, nn.Linear) and not module.weight.is_floating_point()
 
 
 def _fused_experts(name: str, module: nn.Module) -> list[str]:
@@ -162,8 +169,8 @@ class WeightEditor:
         if not self._reversible:
             raise PartiallyPrunedError(
                 f"Pruning stopped ({type(error).__name__}: {error}) and nothing was kept to undo it: "
-                f"{len(self._edited)} weights are pruned already, up to {self._edited[-1].name!r}; the rest is dense. "
-                "Load the model again."
+                f"{len(self._edited)} weights are pruned already, the last of them, {self._edited[-1].name!r}, perhaps "
+                "only in part; the rest is dense. Load the model again."
             ) from error
         for weight, packed, values in reversed(self._removed):
             matrix = weight.matrix

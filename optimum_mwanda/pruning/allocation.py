@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..utils import markdown_table
+from ..utils import markdown_table, sum_dtype
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,13 +132,9 @@ def outlier_share(scores: Iterable[Tensor], multiplier: float) -> float:
     """
     matrices = list(scores)
     count = sum(a.numel() for a in matrices)
-    mean = sum(_total(a) for a in matrices) / count
+    mean = sum(a.sum(dtype=sum_dtype(a.device)).item() for a in matrices) / count
     threshold = torch.tensor(multiplier * mean, dtype=torch.float32)
     return 100 * sum(int((a > threshold.to(a.device)).sum()) for a in matrices) / count
-
-
-def _total(scores: Tensor) -> float:
-    return scores.sum(dtype=torch.float32 if scores.device.type == "mps" else torch.float64).item()
 
 
 def cross_lingual_correlation(mean_square: Tensor) -> float:

@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..utils import sum_dtype
+
 
 def pooled_norm(mean_square: Tensor, language_weights: Tensor) -> Tensor:
     """Activation norm pooled over languages, `n_j = sqrt(Σ_l w_l m_j^l)`.
@@ -96,6 +98,5 @@ def ria_scores(weight: Tensor, factor: Tensor) -> Tensor:
 
 def _sum(magnitude: Tensor, dim: int) -> Tensor:
     """Sum in float64 where the device has it, rounded to float32; 1 for a sum of zero."""
-    dtype = torch.float32 if magnitude.device.type == "mps" else torch.float64
-    total = magnitude.sum(dim, keepdim=True, dtype=dtype).float()
+    total = magnitude.sum(dim, keepdim=True, dtype=sum_dtype(magnitude.device)).float()
     return torch.where(total == 0, 1.0, total)

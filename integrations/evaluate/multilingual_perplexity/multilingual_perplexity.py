@@ -1,0 +1,70 @@
+"""Perplexity and bits per byte per language, as a metric of the `evaluate` library."""
+
+import datasets
+import evaluate
+from transformers import AutoModelForCausalLM
+
+from optimum_mwanda import evaluate_languages
+
+_DESCRIPTION = """
+How well a causal language model predicts text, per language: negative log-likelihood per token, perplexity per token
+and bits per byte. Perplexities compare models that share a tokenizer; bits per byte compare languages and tokenizers.
+"""
+
+_KWARGS_DESCRIPTION = """
+Args:
+    predictions (list of str): Texts to score.
+    references (list of str): Language of each text.
+    model_id (str): Name or path of a causal language model that comes with its tokenizer.
+    sequence_length (int, optional): Tokens per window. Default: 512, or the model's positions where those are fewer.
+    batch_size (int): Windows per forward pass. Default: 8.
+    revision (str, optional): Revision of the model. Default: the main branch.
+
+Returns:
+    languages (dict): language to `{"tokens", "nll", "bytes", "perplexity", "bits_per_byte"}`.
+    mean_nll (float): Mean over languages of the negative log-likelihood per token, in nats.
+    worst_language (str): Language with the most bits per byte.
+"""
+
+_CITATION = """
+@inproceedings{choenni2025mwanda,
+  title={M-Wanda: Improving One-Shot Pruning for Multilingual LLMs},
+  author={Choenni, Rochelle and Titov, Ivan},
+  booktitle={Proceedings of EMNLP},
+  year={2025}
+}
+"""
+
+
+@evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
+class MultilingualPerplexity(evaluate.Metric):
+    """Scores texts in several languages with one model."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_KWARGS_DESCRIPTION,
+            features=datasets.Features(
+                {"predictions": datasets.Value("string"), "references": datasets.Value("string")}
+            ),
+        )
+
+    def _compute(self, predictions, references, model_id, sequence_length=None, batch_size=8, revision=None):
+        model = AutoModelForCausalLM.from_pretrained(model_id, revision=revision)
+        rows = [{"language": lang, "text": text} for lang, text in zip(references, predictions, strict=True)]
+        report = evaluate_languages(
+            model,
+            None,
+            rows,
+            sequence_length=sequence_length,
+            batch_size=batch_size,
+            tokens_per_language=10**9,
+            progress=False,
+        )
+        scores = {entry.pop("language"): entry for entry in report.to_dict()["languages"]}
+        return {
+            "languages": scores,
+            "mean_nll": sum(entry["nll"] for entry in scores.values()) / len(scores),
+            "worst_language": max(scores, key=lambda language: scores[language]["bits_per_byte"]),
+        }

@@ -1,0 +1,190 @@
+"""Reading the config and the safetensors files of a checkpoint, none of which is trusted."""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+DOWNLOADED = (CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE, "model-*.safetensors")
+MOST_CONFIG_BYTES = 16 * 2**20
+MOST_INDEX_BYTES = 64 * 2**20
+MOST_NAME = 1024
+MOST_ENTRIES = 10_000
+MOST_CHARACTERS = 4096
+MOST_DEPTH = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Matrix:
+    """A two-dimensional weight, wherever it lies.
+
+    Attributes:
+        shape: As it is stored.
+        count_zeros: Reads the weight and counts.
+    """
+
+    shape: tuple[int, ...]
+    count_zeros: Callable[[], int]
+
+
+def checkpoint_folder(name_or_path: str | os.PathLike[str], weights: bool, **hub_kwargs: Any) -> Path:
+    """The folder of a checkpoint; a repository's config, and on demand its safetensors files, are downloaded.
+
+    Args:
+        name_or_path: Folder, or repository id.
+        weights: Whether the weights are needed.
+        **hub_kwargs: Passed to huggingface_hub: `revision`, `token`, `cache_dir`, `local_files_only`, ...
+
+    Raises:
+        FileNotFoundError: If a local path is no folder.
+    """
+    folder = Path(name_or_path)
+    if folder.is_dir():
+        return folder
+    if not isinstance(name_or_path, str) or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name_or_path):
+        raise FileNotFoundError(
+            f"There is no folder {os.fspath(name_or_path)!r}: give the folder of a checkpoint or a repository id."
+        )
+    from huggingface_hub import hf_hub_download, snapshot_download
+
+    if weights:
+        return Path(snapshot_download(name_or_path, allow_patterns=list(DOWNLOADED), **hub_kwargs))
+    return Path(hf_hub_download(name_or_path, CONFIG_FILE, **hub_kwargs)).parent
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Reads `config.json`.
+
+    Raises:
+        FileNotFoundError: If the folder has none.
+        ValueError: If it is too large or not a JSON object.
+    """
+    if not (folder / CONFIG_FILE).is_file():
+        raise FileNotFoundError(f"{folder} holds no {CONFIG_FILE}: give the folder of a saved transformers model.")
+    return _read_object(folder / CONFIG_FILE, MOST_CONFIG_BYTES)
+
+
+def read_matrices(folder: Path) -> dict[str, Matrix]:
+    """Lists the matrices of a checkpoint from the headers of its files; values are read when they are counted.
+
+    Returns:
+        Parameter name without `.weight` to matrix.
+
+    Raises:
+        FileNotFoundError: If the folder has no safetensors weights, or lacks a shard.
+        ValueError: If a file cannot be read, or a matrix lies in two of them.
+    """
+    found: dict[str, Matrix] = {}
+    for path in _weight_files(folder):
+        matrices = _matrices_in(path)
+        if twice := found.keys() & matrices.keys():
+            raise ValueError(f"{folder} holds {min(twice)!r} in two files: which one counts is not defined.")
+        found.update(matrices)
+    return found
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    if (folder / WEIGHTS_FILE).is_file():
+        return [folder / WEIGHTS_FILE]
+    if not (folder / INDEX_FILE).is_file():
+        raise FileNotFoundError(
+            f"{folder} holds neither {WEIGHTS_FILE} nor {INDEX_FILE}. Only safetensors are read, never pickle files, "
+            "which can run code: load such a model if you trust it, and write it anew with save_pretrained()."
+        )
+    names = _read_object(folder / INDEX_FILE, MOST_INDEX_BYTES).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise ValueError(f"{folder / INDEX_FILE} holds no weight_map from parameter to file.")
+    for name in names.values():
+        if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+\.safetensors", name):
+            raise ValueError(f"{folder / INDEX_FILE} names {name!r}, which is no safetensors file of its own folder.")
+    paths = [folder / name for name in sorted(set(names.values()))]
+    for path in paths:
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing, though {INDEX_FILE} names it: download or copy it again.")
+    return paths
+
+
+def _matrices_in(path: Path) -> dict[str, Matrix]:
+    """The matrices of one file; forms of storage other than dense tensors are to be added here."""
+    with _opened(path) as file:
+        shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+    return {
+        key.removesuffix(".weight"): Matrix(shape, functools.partial(_count_in, path, key))
+        for key, shape in shapes.items()
+        if len(shape) == 2 and key.endswith(".weight") and len(key) <= MOST_NAME
+    }
+
+
+def _count_in(path: Path, key: str) -> int:
+    with _opened(path) as file:
+        return count_zeros(file.get_tensor(key))
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise ValueError(f"{path} cannot be read as safetensors: {error}.") from error
+
+
+def _read_object(path: Path, most: int) -> dict[str, Any]:
+    """Reads one JSON object from a file that is not trusted."""
+    if path.stat().st_size > most:
+        raise ValueError(f"{path} has {path.stat().st_size:,} bytes; more than {most:,} are not read.")
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must hold one JSON object, not a {type(value).__name__}.")
+    return value
+
+
+def bounded_copy(value: Any, depth: int = MOST_DEPTH) -> Any:
+    """Copies plain JSON values of bounded size and depth.
+
+    Raises:
+        ValueError: If it is anything else.
+    """
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        if len(value) > MOST_CHARACTERS:
+            raise ValueError(f"A string of {len(value):,} characters is too long: at most {MOST_CHARACTERS:,}.")
+        if re.search("[\ud800-\udfff]", value):
+            raise ValueError("A string holds half a surrogate pair, which no text file can hold.")
+        return value
+    if isinstance(value, (int, float)):
+        if not abs(value) <= 2**64:
+            raise ValueError("A number is not finite, or beyond 2**64.")
+        return value
+    if not isinstance(value, (list, dict)) or not depth:
+        raise ValueError(f"A {type(value).__name__} is no plain JSON value, or nested more than {MOST_DEPTH} deep.")
+    if len(value) > MOST_ENTRIES:
+        raise ValueError(f"A {type(value).__name__} of {len(value):,} entries is too long: at most {MOST_ENTRIES:,}.")
+    if isinstance(value, list):
+        return [bounded_copy(entry, depth - 1) for entry in value]
+    if not all(isinstance(key, str) for key in value):
+        raise ValueError("An object has keys that are no strings.")
+    return {bounded_copy(key): bounded_copy(entry, depth - 1) for key, entry in value.items()}
+
+
+def count_zeros(tensor: Tensor) -> int:
+    """Number of zeros, of either sign."""
+    if tensor.is_floating_point() and tensor.element_size() == 1:
+        tensor = tensor.to(torch.float32)  # torch counts nothing in float8
+    return tensor.numel() - int(torch.count_nonzero(tensor))

@@ -1,0 +1,143 @@
+"""Writes the sparsity record: what a pruned model's config says about its pruning, as in `docs/record.md`."""
+
+import hashlib
+import logging
+import os
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from torch import nn
+
+from ..calibration.statistics import CalibrationStatistics
+from ..configuration import MWandaConfig
+from ..modeling.weights import PrunableWeight
+from ..pruning.allocation import SparsityPlan
+from ..pruning.scoring import language_weights, needs_statistics
+from ..version import __version__
+from .files import count_zeros
+from .schema import FIELDS, MOST_HISTORY, RECORD_KEY, SCHEMA, check_record
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
+
+FINGERPRINT_VALUES = 16
+
+
+def model_fingerprint(model: nn.Module) -> str:
+    """SHA-256 over the name, shape and dtype of every parameter and 16 of its values, evenly spaced.
+
+    It takes next to no time and tells models apart that were trained differently; it is no proof against forgery.
+    Values of offloaded parameters are left out.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        digest.update(f"{name}\0{tuple(parameter.shape)}\0{parameter.dtype}\0".encode())
+        if parameter.device.type != "meta":
+            step = max(1, parameter.numel() // FINGERPRINT_VALUES)
+            sample = parameter.detach().flatten()[::step][:FINGERPRINT_VALUES]
+            digest.update(sample.to("cpu", torch.float32).numpy().astype("<f4").tobytes())
+    return digest.hexdigest()
+
+
+def build_record(
+    model: "PreTrainedModel",
+    config: MWandaConfig,
+    weights: dict[str, list[PrunableWeight]],
+    plan: SparsityPlan,
+    statistics: CalibrationStatistics | None,
+    fingerprint: str,
+) -> dict[str, Any]:
+    """Describes a pruning that has just been done.
+
+    Args:
+        model: The pruned model, with the record of its last pruning, if any, still in its config.
+        config: Settings of this pruning.
+        weights: Module path of a block to its weights, with the zeros in them.
+        plan: Sparsity per block that was asked for.
+        statistics: Calibration; only its languages and fingerprints are read.
+        fingerprint: `model_fingerprint` of the model before this pruning.
+
+    Returns:
+        The record, to be set as `model.config.mwanda_config`.
+
+    Raises:
+        ValueError: If the record would exceed the bounds that are set for reading it.
+    """
+    sizes = {block: sum(weight.numel for weight in found) for block, found in weights.items()}
+    zeros = {weight.name: count_zeros(weight.matrix) for found in weights.values() for weight in found}
+    block_zeros = {block: sum(zeros[weight.name] for weight in found) for block, found in weights.items()}
+    total = sum(sizes.values())
+    record = {
+        "schema": SCHEMA,
+        "library_version": __version__,
+        "settings": config.to_dict(),
+        "pattern": config.pattern,
+        "target_sparsity": round(sum(plan[block] * size for block, size in sizes.items()) / total, 9),
+        "achieved_sparsity": sum(zeros.values()) / total,
+        "blocks": {
+            "names": list(weights),
+            "sparsity": [round(block_zeros[block] / size, 6) for block, size in sizes.items()],
+        },
+        "matrices": _matrices(weights, zeros),
+        **_calibration(config, statistics),
+        "model": _portable_name(getattr(model, "name_or_path", "") or ""),
+        "model_fingerprint": fingerprint,
+        "seed": config.seed,
+        "versions": {"torch": str(torch.__version__), "transformers": str(transformers.__version__)},
+        "history": _history(getattr(model.config, RECORD_KEY, None)),
+    }
+    return check_record(record)
+
+
+def _matrices(weights: dict[str, list[PrunableWeight]], zeros: dict[str, int]) -> dict[str, Any]:
+    """Counts by path inside the block: the names and shapes that all blocks share are written once."""
+    columns: dict[str, dict[str, PrunableWeight]] = {}
+    for block, found in weights.items():
+        for weight in found:
+            columns.setdefault(weight.name[len(block) :].lstrip("."), {})[block] = weight
+    matrices = {}
+    for path, column in columns.items():
+        shapes = [list(column[block].matrix.shape) if block in column else None for block in weights]
+        present = [shape for shape in shapes if shape is not None]
+        matrices[path] = {
+            "shape": present[0] if all(shape == present[0] for shape in present) else shapes,
+            "zeros": [zeros[column[block].name] if block in column else None for block in weights],
+        }
+    return matrices
+
+
+def _calibration(config: MWandaConfig, statistics: CalibrationStatistics | None) -> dict[str, Any]:
+    """The languages and the data that shaped the masks; none where the settings do not look at them."""
+    if statistics is None or not needs_statistics(config):
+        return {"languages": {}, "dataset_fingerprints": []}
+    shares = language_weights(config, statistics.tokens).tolist()
+    languages = {
+        language: {"tokens": tokens, "weight": round(share, 9)}
+        for (language, tokens), share in zip(statistics.tokens.items(), shares, strict=True)
+    }
+    return {"languages": languages, "dataset_fingerprints": [statistics.fingerprint]}
+
+
+def _portable_name(name: str) -> str:
+    """A repository id as it is, and the last part of a local path: folders of one machine concern nobody else."""
+    is_path = os.path.isabs(name) or name.startswith((".", "~")) or "\\" in name or name.count("/") > 1
+    if not is_path and not os.path.isdir(name):
+        return name
+    return PurePath(name.replace("\\", "/")).name
+
+
+def _history(previous: Any) -> list[dict[str, Any]]:
+    """The earlier prunings of a model, the last one included."""
+    if previous is None:
+        return []
+    try:
+        previous = check_record(previous)
+    except ValueError as error:
+        logger.warning("The model's earlier sparsity record is not carried into the history of the new one: %s", error)
+        return []
+    earlier: list[dict[str, Any]] = previous["history"]
+    return [*earlier, {field: previous[field] for field in ("schema", *FIELDS)}][-MOST_HISTORY:]

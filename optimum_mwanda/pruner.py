@@ -1,0 +1,303 @@
+"""`MWandaPruner`: calibrate, allocate, apply."""
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from .calibration.collector import StatisticsCollector
+from .calibration.dataset import CalibrationChunks, build_chunks
+from .calibration.statistics import CalibrationStatistics, WeightStatistics
+from .checkpoint.record import build_record, model_fingerprint
+from .configuration import MWandaConfig
+from .modeling.blocks import find_blocks, inference_mode, run_blocks
+from .modeling.replay import BlockCalls
+from .modeling.weights import PrunableWeight, WeightEditor, find_weights
+from .pruning.allocation import SparsityPlan
+from .pruning.masks import pack_bits, unpack_bits
+from .pruning.scoring import compute_mask, language_weights, make_plan, needs_statistics
+from .utils import progress_bar
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Weights = dict[str, list[PrunableWeight]]
+
+
+class MWandaPruner:
+    """Prunes a multilingual language model in one shot.
+
+    `prune` does everything. Its parts can be used apart: `calibrate` once, then look at the result of `allocate` and
+    `apply` the same statistics at many sparsities and with many criteria.
+
+    If anything fails or is interrupted, the model is left as it was.
+
+    Args:
+        config: Settings; the defaults if None.
+        progress: Whether to show progress bars.
+        restore_on_failure: Whether to keep the removed weights, packed on the CPU, until pruning has succeeded. Without
+            it less memory is needed, and a failure raises `PartiallyPrunedError`.
+
+    Example:
+        ```python
+        pruner = MWandaPruner(MWandaConfig(sparsity=0.5))
+        model = pruner.prune(model, dataset, tokenizer=tokenizer)
+        ```
+    """
+
+    def __init__(
+        self, config: MWandaConfig | None = None, *, progress: bool = True, restore_on_failure: bool = True
+    ) -> None:
+        if config is not None and not isinstance(config, MWandaConfig):
+            raise TypeError(
+                f"config is a {type(config).__name__}: pass an MWandaConfig, or MWandaConfig.from_dict(...)."
+            )
+        self.config = config or MWandaConfig()
+        self.progress = progress
+        self.restore_on_failure = restore_on_failure
+
+    def prune(
+        self,
+        model: "PreTrainedModel",
+        dataset: Any = None,
+        tokenizer: "PreTrainedTokenizerBase | str | None" = None,
+    ) -> "PreTrainedModel":
+        """Calibrates on a multilingual dataset and prunes the model in place.
+
+        Args:
+            model: A causal language model.
+            dataset: `datasets.Dataset` or `IterableDataset` with a language column and either texts or `input_ids`, a
+                dict of language to texts, or a list of rows. Magnitude pruning with uniform allocation needs none.
+            tokenizer: Tokenizer for texts, or its name or path. None: the one saved beside the model.
+
+        Returns:
+            The same model, pruned.
+
+        Raises:
+            TypeError: If the dataset or its columns have a type that cannot be read.
+            ValueError: If the settings, the data and the model do not fit together.
+            FloatingPointError: If weights or activations are NaN or infinite.
+        """
+        weights = self._find_weights(model)
+        if not needs_statistics(self.config):
+            return self.apply(model)
+        if dataset is None:
+            raise ValueError(
+                f"criterion={self.config.criterion!r} with allocation={self.config.allocation!r} needs calibration "
+                "data: pass a dataset."
+            )
+        if self.config.calibration == "dense":
+            return self.apply(model, self.calibrate(model, dataset, tokenizer))
+        return self._prune_sequentially(model, weights, build_chunks(dataset, self.config, model, tokenizer))
+
+    def calibrate(
+        self,
+        model: "PreTrainedModel",
+        dataset: Any,
+        tokenizer: "PreTrainedTokenizerBase | str | None" = None,
+        also_for: Iterable[MWandaConfig] = (),
+    ) -> CalibrationStatistics:
+        """Runs the calibration text once through the blocks of the dense model and returns what was learnt.
+
+        Args:
+            model: A causal language model; it is not changed.
+            dataset: As for `prune`.
+            tokenizer: As for `prune`.
+            also_for: Other settings that the statistics shall serve, where these count other kinds of activity.
+
+        Returns:
+            Statistics per matrix and language.
+
+        Raises:
+            TypeError: As for `prune`.
+            ValueError: As for `prune`.
+            FloatingPointError: If activations are NaN or infinite.
+        """
+        weights = self._find_weights(model)
+        chunks = build_chunks(dataset, self.config, model, tokenizer)
+        collector = self._collector(_flat(weights), chunks, also_for)
+        with inference_mode(model), collector:
+            blocks = find_blocks(model, self.config.blocks)
+            for input_ids in self._batches(chunks, collector):
+                run_blocks(model, blocks, input_ids)
+        return _statistics(model, collector.finish(), chunks)
+
+    def allocate(self, model: "PreTrainedModel", statistics: CalibrationStatistics | None = None) -> SparsityPlan:
+        """Decides the sparsity of every block; nothing is changed.
+
+        Args:
+            model: The model.
+            statistics: Result of `calibrate`; not needed for the uniform allocation.
+
+        Returns:
+            A plan to look at, to change, and to pass to `apply`.
+
+        Raises:
+            ValueError: If the statistics are missing or belong to another model.
+        """
+        weights = self._find_weights(model)
+        return make_plan(weights, self._checked(statistics, weights), self.config)
+
+    def apply(
+        self,
+        model: "PreTrainedModel",
+        statistics: CalibrationStatistics | None = None,
+        plan: SparsityPlan | None = None,
+    ) -> "PreTrainedModel":
+        """Prunes the model in place with statistics of the dense model.
+
+        Nothing is written before every mask is known.
+
+        Args:
+            model: The model that was calibrated.
+            statistics: Result of `calibrate`; not needed for magnitude pruning with uniform allocation.
+            plan: Result of `allocate`, perhaps changed; None to allocate now.
+
+        Returns:
+            The same model, pruned.
+
+        Raises:
+            ValueError: If the statistics are missing or belong to another model, or the settings ask for sequential
+                calibration, which needs `prune`.
+            FloatingPointError: If weights are NaN or infinite.
+        """
+        if self.config.calibration == "sequential" and needs_statistics(self.config):
+            raise ValueError(
+                "calibration='sequential' calibrates each block while it prunes: call prune(model, dataset), or set "
+                "calibration='dense'."
+            )
+        weights = self._find_weights(model)
+        statistics = self._checked(statistics, weights)
+        plan = make_plan(weights, statistics, self.config) if plan is None else self._checked_plan(plan, weights)
+        shares = None if statistics is None else language_weights(self.config, statistics.tokens)
+        masks: list[tuple[PrunableWeight, Tensor]] = []
+        for weight in self._bar(_flat(weights)):
+            entry = None if statistics is None else statistics.weights[weight.name]
+            pruned = compute_mask(weight, entry, shares, plan[weight.block], self.config)
+            masks.append((weight, pack_bits(pruned).cpu()))
+        fingerprint = model_fingerprint(model)
+        with WeightEditor(self.restore_on_failure) as editor:
+            for weight, packed in masks:
+                editor.zero(weight, unpack_bits(packed.to(weight.matrix.device), weight.matrix.shape))
+            model.config.mwanda_config = build_record(model, self.config, weights, plan, statistics, fingerprint)
+        return model
+
+    def _prune_sequentially(
+        self, model: "PreTrainedModel", weights: Weights, chunks: CalibrationChunks
+    ) -> "PreTrainedModel":
+        """Calibrates each block on what its pruned predecessors give, and prunes it."""
+        blocks = find_blocks(model, self.config.blocks)
+        languages = [language for language, _ in chunks.batches(self.config.batch_size)]
+        shares = language_weights(self.config, {name: ids.numel() for name, ids in chunks.chunks.items()})
+        with inference_mode(model):
+            dense = self._collector(_flat(weights) if self.config.allocation != "uniform" else [], chunks)
+            with dense:
+                calls = BlockCalls(model, blocks, self._batches(chunks, dense))
+            statistics = _statistics(model, dense.finish(), chunks)
+            plan = make_plan(weights, statistics, self.config)
+            fingerprint = model_fingerprint(model)
+            bar = self._bar(_flat(weights))
+            with WeightEditor(self.restore_on_failure) as editor:
+                for name, block in blocks.items():
+                    if name in weights:
+                        collector = self._collector(weights[name], chunks)
+                        with collector:
+                            _run(calls, name, block, languages, collector)
+                        entries = collector.finish()
+                        for weight in weights[name]:
+                            entry = entries[next(bar).name]
+                            editor.zero(weight, compute_mask(weight, entry, shares, plan[name], self.config))
+                    calls.advance(name, block)
+                next(bar, None)
+                model.config.mwanda_config = build_record(model, self.config, weights, plan, statistics, fingerprint)
+        return model
+
+    def _find_weights(self, model: "PreTrainedModel") -> Weights:
+        if not isinstance(model, nn.Module) or not hasattr(model, "config"):
+            raise TypeError(f"model is a {type(model).__name__}: pass a loaded transformers model.")
+        weights = find_weights(find_blocks(model, self.config.blocks), self.config.include, self.config.exclude)
+        if self.config.kept_of is not None:
+            run = self.config.kept_of[1]
+            for weight in _flat(weights):
+                if weight.in_features % run:
+                    raise ValueError(
+                        f"pattern={self.config.pattern!r} does not divide the {weight.in_features} inputs of "
+                        f"{weight.name!r}: leave it out with exclude, or choose another pattern."
+                    )
+        return weights
+
+    def _checked(self, statistics: CalibrationStatistics | None, weights: Weights) -> CalibrationStatistics | None:
+        """The statistics of the wanted languages, known to fit the model and the settings."""
+        if statistics is None:
+            if needs_statistics(self.config):
+                raise ValueError(
+                    f"criterion={self.config.criterion!r} with allocation={self.config.allocation!r} needs statistics: "
+                    "pass the result of calibrate()."
+                )
+            return None
+        for weight in _flat(weights):
+            entry = statistics.weights.get(weight.name)
+            if entry is None or entry.square_sum.shape[1] != weight.in_features:
+                raise ValueError(
+                    f"The statistics hold nothing that fits {weight.name!r} with {weight.in_features} inputs: they "
+                    f"were taken on another model ({statistics.model or 'unnamed'}) or on other weights."
+                )
+        if self.config.activity is not None and self.config.activity not in statistics.activities:
+            raise ValueError(
+                f"activation={self.config.activation!r} needs the activity {self.config.activity!r}, but the "
+                f"statistics count: {', '.join(statistics.activities) or 'none'}. Calibrate with this config, or with "
+                "also_for=[config]."
+            )
+        return statistics.select(self.config.languages) if self.config.languages is not None else statistics
+
+    def _checked_plan(self, plan: SparsityPlan, weights: Weights) -> SparsityPlan:
+        missing = set(weights) - {block.name for block in plan.blocks}
+        if missing:
+            raise ValueError(f"The plan has no sparsity for {min(missing)!r}: it was made for another model.")
+        if self.config.kept_of is not None and any(plan[name] != self.config.target_sparsity for name in weights):
+            raise ValueError(
+                f"The plan gives blocks another sparsity than pattern={self.config.pattern!r}, which fixes it at "
+                f"{self.config.target_sparsity:g}: leave the plan out, or use pattern='unstructured'."
+            )
+        return plan
+
+    def _collector(
+        self, weights: Sequence[PrunableWeight], chunks: CalibrationChunks, also_for: Iterable[MWandaConfig] = ()
+    ) -> StatisticsCollector:
+        activities = {config.activity for config in (self.config, *also_for) if config.activity is not None}
+        return StatisticsCollector(weights, list(chunks.chunks), sorted(activities))
+
+    def _batches(self, chunks: CalibrationChunks, collector: StatisticsCollector) -> Iterable[Tensor]:
+        """Calibration batches, announcing the language of each to the collector."""
+        size = self.config.batch_size
+        batches = progress_bar(
+            chunks.batches(size), total=chunks.number_of_batches(size), description="Calibrating", show=self.progress
+        )
+        for language, input_ids in batches:
+            collector.start(language)
+            yield input_ids
+
+    def _bar(self, weights: Sequence[PrunableWeight]) -> Any:
+        return progress_bar(weights, total=len(weights), description="Pruning", show=self.progress)
+
+
+def _flat(weights: Weights) -> list[PrunableWeight]:
+    return [weight for block in weights.values() for weight in block]
+
+
+def _run(
+    calls: BlockCalls, name: str, block: nn.Module, languages: Sequence[str], collector: StatisticsCollector
+) -> None:
+    """Runs one block over all batches for its statistics alone."""
+    outputs = iter(calls.outputs(name, block))
+    for language in languages:
+        collector.start(language)
+        next(outputs)
+
+
+def _statistics(
+    model: "PreTrainedModel", sums: dict[str, WeightStatistics], chunks: CalibrationChunks
+) -> CalibrationStatistics:
+    coverage = tuple(entry for entry in chunks.coverage if entry.chunks)
+    fingerprints: dict[str, tuple[str, ...]] = {language: (digest,) for language, digest in chunks.fingerprints.items()}
+    return CalibrationStatistics(sums, coverage, fingerprints, getattr(model, "name_or_path", ""))

@@ -1,0 +1,120 @@
+"""Per-language evaluation."""
+
+import math
+
+import pytest
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from optimum_mwanda import evaluate_languages
+from tests.conftest import assert_untouched, make_model, make_rows, state_of
+
+Rows = list[dict[str, object]]
+
+
+def by_hand(model: PreTrainedModel, ids: list[int], length: int, skip: frozenset[int] = frozenset()) -> list[float]:
+    """Losses of all tokens but the first, each with the context that its window gives, one window at a time."""
+    model = model.eval()
+    losses = []
+    for start in range(0, len(ids) - 1, length - 1):
+        window = ids[start : start + length]
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([window]), use_cache=False).logits[0].double()
+        chances = logits.log_softmax(-1)
+        losses += [-chances[i, token].item() for i, token in enumerate(window[1:]) if token not in skip]
+    return losses
+
+
+@pytest.mark.parametrize("tokens", [2, 7, 8, 9, 22, 23])
+def test_every_token_but_the_first_is_predicted_once(tokens: int) -> None:
+    model = make_model()
+    ids = make_rows("en", rows=1, length=tokens)[0]["input_ids"]
+    assert isinstance(ids, list)
+    report = evaluate_languages(model, None, [{"language": "en", "input_ids": ids}], sequence_length=8, progress=False)
+    expected = by_hand(model, ids, 8)
+    score = report.scores["en"]
+    assert score.tokens == len(expected) == tokens - 1
+    assert score.nll == pytest.approx(sum(expected) / len(expected), rel=1e-5)
+    assert score.perplexity == pytest.approx(math.exp(score.nll))
+    assert score.bits_per_byte is None
+
+
+def test_special_tokens_are_context_and_never_targets(
+    sample_model: PreTrainedModel, sample_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    texts = ["The loop ends.", "A list holds values."]
+    report = evaluate_languages(sample_model, sample_tokenizer, {"en": texts[:1]}, sequence_length=64, progress=False)
+    ids = sample_tokenizer(texts[0])["input_ids"]
+    assert ids[0] == sample_tokenizer.bos_token_id
+    losses = by_hand(sample_model, ids, 64)
+    score = report.scores["en"]
+    assert score.tokens == len(losses) == len(ids) - 1
+    assert score.nll == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+    both = evaluate_languages(sample_model, sample_tokenizer, {"en": texts}, sequence_length=64, progress=False)
+    assert both.scores["en"].tokens == sum(len(sample_tokenizer(text)["input_ids"]) - 1 for text in texts)
+
+
+def test_bits_per_byte_counts_the_bytes_of_the_text(
+    sample_model: PreTrainedModel, sample_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    texts = ["Функция возвращает список.", "Файл пуст."]
+    score = evaluate_languages(sample_model, sample_tokenizer, {"ru": texts}, progress=False).scores["ru"]
+    assert score.bytes == sum(len(text.encode()) for text in texts)
+    assert score.bits_per_byte == pytest.approx(score.nll * score.tokens / math.log(2) / score.bytes)
+
+
+def test_text_is_cut_at_the_token_limit_and_so_are_its_bytes(
+    sample_model: PreTrainedModel, sample_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    text = "The function returns a list of names. " * 20
+    score = evaluate_languages(
+        sample_model, sample_tokenizer, {"en": [text]}, tokens_per_language=30, progress=False
+    ).scores["en"]
+    kept = sample_tokenizer(text)["input_ids"][:30]
+    assert score.tokens == 29
+    assert score.bytes == len(sample_tokenizer.decode(kept, skip_special_tokens=True).encode())
+
+
+def test_batch_size_and_order_of_languages_do_not_matter() -> None:
+    model = make_model("qwen3")
+    rows = make_rows("en fr sw", rows=3, length=33)
+    first = evaluate_languages(model, None, rows, sequence_length=8, batch_size=1, progress=False)
+    second = evaluate_languages(model, None, rows[::-1], sequence_length=8, batch_size=8, progress=False)
+    assert list(first.scores) == list(second.scores) == ["en", "fr", "sw"]
+    for language in first.scores:
+        assert first.scores[language].tokens == second.scores[language].tokens == 98
+
+
+def test_model_is_left_as_it_was() -> None:
+    model = make_model()
+    before = state_of(model)
+    evaluate_languages(model, None, make_rows(), progress=False)
+    assert_untouched(model, before)
+
+
+def test_model_is_left_as_it_was_when_evaluation_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model()
+    before = state_of(model)
+
+    def fail(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch.nn.functional, "cross_entropy", fail)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_languages(model, None, make_rows(), progress=False)
+    assert_untouched(model, before)
+
+
+@pytest.mark.parametrize(
+    ("rows", "arguments", "message"),
+    [
+        ([], {}, "no text to evaluate"),
+        ([{"language": "en", "input_ids": [5]}], {}, "no text to evaluate in 'en'"),
+        (make_rows(), {"sequence_length": 1}, "at least 2"),
+        (make_rows(), {"sequence_length": 65}, "exceeds the model's 64 positions"),
+        (make_rows(), {"languages": ["xx"]}, "'xx' was asked for"),
+    ],
+)
+def test_bad_input_is_one_clear_error(rows: Rows, arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        evaluate_languages(make_model(), None, rows, progress=False, **arguments)  # type: ignore[arg-type]

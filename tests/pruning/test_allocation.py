@@ -1,0 +1,164 @@
+import textwrap
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from optimum_mwanda import SparsityPlan
+from optimum_mwanda.pruning.allocation import BlockPlan, allocate, cross_lingual_correlation, outlier_share
+
+Problem = tuple[list[float], list[int], float, float, tuple[float, float]]
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> Problem:
+    """Importances with and without ties, blocks of very different sizes, and bounds around the target."""
+    blocks = draw(st.integers(1, 8))
+    values = draw(st.sampled_from([st.floats(-1e3, 1e3), st.sampled_from([0.0, 1.0]), st.floats(0.1, 0.1 + 1e-12)]))
+    importance = draw(st.lists(values, min_size=blocks, max_size=blocks))
+    sizes = draw(st.lists(st.integers(1, 10**9), min_size=blocks, max_size=blocks))
+    low, target, high = sorted(draw(st.lists(st.floats(0, 1), min_size=3, max_size=3)))
+    return importance, sizes, target, draw(st.floats(0, 2)), (low, high)
+
+
+@given(problems())
+@settings(deadline=None, max_examples=300)
+def test_an_allocation_meets_target_bounds_range_and_order(problem: Problem) -> None:
+    importance, sizes, target, strength, (low, high) = problem
+    sparsities = allocate(importance, sizes, target, strength, (low, high))
+    assert np.average(sparsities, weights=sizes) == pytest.approx(target, abs=1e-9)
+    assert all(low - 1e-12 <= s <= high + 1e-12 for s in sparsities)
+    assert max(sparsities) - min(sparsities) <= 2 * strength + 1e-11
+    ranked = sorted(zip(importance, sparsities, strict=True))
+    for (less, sparser), (more, denser) in pairwise(ranked):
+        assert denser <= sparser if more > less else denser == sparser
+
+
+@given(problems())
+@settings(deadline=None)
+def test_without_bounds_in_the_way_sparsities_span_twice_the_strength(problem: Problem) -> None:
+    importance, sizes, _, _, _ = problem
+    sparsities = allocate(importance, sizes, 0.5, 0.1)
+    spread = 0.2 if max(importance) > min(importance) else 0
+    assert max(sparsities) - min(sparsities) == pytest.approx(spread, abs=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("importance", "sizes", "bounds", "expected"),
+    [
+        ([0, 1], [1, 1], (0, 1), [0.6, 0.4]),
+        # s = (c, c − 0.2) with c + 3·(c − 0.2) = 4·0.5
+        ([0, 1], [1, 3], (0, 1), [0.65, 0.45]),
+        # the first stops at 0.6 and the second takes (2 − 0.6)/3
+        ([0, 1], [1, 3], (0, 0.6), [0.6, 0.466666666667]),
+        # (c, c − 0.1, c − 0.2): the last two stop at 0.48 and leave 1.5 − 0.96
+        ([0, 5, 10], [1, 1, 1], (0.48, 1), [0.54, 0.48, 0.48]),
+        # the last stops at 0.45; (c, c − 0.1) share 1.5 − 0.45
+        ([0, 5, 10], [1, 1, 1], (0.45, 1), [0.575, 0.475, 0.45]),
+        ([2, 2, 2], [1, 2, 3], (0, 1), [0.5, 0.5, 0.5]),
+        ([7], [3], (0, 1), [0.5]),
+        ([0, 1], [1, 3], (0.5, 0.5), [0.5, 0.5]),
+    ],
+)
+def test_allocations_by_hand(
+    importance: list[float], sizes: list[int], bounds: tuple[float, float], expected: list[float]
+) -> None:
+    assert allocate(importance, sizes, 0.5, 0.1, bounds) == pytest.approx(expected, abs=2e-12)
+
+
+def test_sparsities_have_at_most_twelve_decimals() -> None:
+    sparsities = allocate([0.0, 0.3, 1.0], [3, 5, 7], 0.5, 0.1)
+    assert sparsities == [round(s, 12) for s in sparsities]
+
+
+def test_only_the_order_and_spacing_of_importances_matter() -> None:
+    importance = np.array([0.25, 0.5, 1.0, 0.0])
+    expected = allocate(importance.tolist(), [1, 2, 3, 4], 0.6, 0.1)
+    assert allocate((4 * importance - 8).tolist(), [1, 2, 3, 4], 0.6, 0.1) == expected
+
+
+def test_outliers_are_counted_over_all_matrices_of_the_block() -> None:
+    # the mean is 20/8 = 2.5, so that 13 exceeds 5 · 2.5 = 12.5: one entry of eight
+    scores = [torch.ones(1, 4), torch.tensor([[1.0, 1], [1, 13]])]
+    assert outlier_share(scores, 5.0) == 12.5
+
+
+def test_an_entry_at_the_threshold_is_no_outlier() -> None:
+    # the mean is 2, and 4 does not exceed 2 · 2
+    assert outlier_share([torch.tensor([[1.0, 1, 2, 4]])], 2.0) == 0
+    assert outlier_share([torch.tensor([[1.0, 1, 2, 4]])], 1.9) == 25
+
+
+def test_scores_of_zero_have_no_outliers() -> None:
+    assert outlier_share([torch.zeros(2, 3)], 5.0) == 0
+
+
+@given(st.integers(2, 5), st.integers(3, 20), st.integers(0, 10**6))
+@settings(deadline=None)
+def test_the_cross_lingual_correlation_is_the_mean_over_pairs(languages: int, channels: int, seed: int) -> None:
+    rms = np.random.default_rng(seed).uniform(0.1, 3, (languages, channels))
+    pairs = np.corrcoef(rms)[np.triu_indices(languages, 1)]
+    assert cross_lingual_correlation(torch.from_numpy(rms**2)) == pytest.approx(pairs.mean(), abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("rms", "expected"),
+    [
+        ([[1, 2, 3], [2, 4, 6]], 1),
+        ([[1, 2, 3], [3, 2, 1]], -1),
+        ([[1, 2, 3], [1, 2, 3], [3, 2, 1]], -1 / 3),  # 1 − 1 − 1 over three pairs
+        ([[1, 2, 1, 2], [1, 1, 2, 2]], 0),
+    ],
+)
+def test_correlations_by_hand(rms: list[list[float]], expected: float) -> None:
+    mean_square = torch.tensor(rms, dtype=torch.float64).square()
+    assert cross_lingual_correlation(mean_square) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("constant", [0.0, 0.1, 1.0, 1e-20, 1e20])
+def test_a_pair_with_a_constant_profile_counts_zero(constant: float) -> None:
+    profiles = torch.tensor([[1.0, 2, 3, 5, 8, 13, 21], [1, 2, 3, 5, 8, 13, 21], [constant] * 7], dtype=torch.float64)
+    assert cross_lingual_correlation(profiles.square()) == pytest.approx(1 / 3, abs=1e-9)
+    assert cross_lingual_correlation(profiles[1:].square()) == 0
+
+
+PLAN = SparsityPlan(0.5, "owl", (BlockPlan("layers.0", 3000, 1.25, 0.55), BlockPlan("layers.1", 1000, 2.5, 0.35)))
+
+
+def test_a_plan_prints_as_a_table() -> None:
+    assert str(PLAN) == textwrap.dedent(
+        """\
+        | block    | parameters | importance | sparsity |
+        | -------- | ---------: | ---------: | -------: |
+        | layers.0 |      3,000 |     1.2500 |   0.5500 |
+        | layers.1 |      1,000 |     2.5000 |   0.3500 |
+        owl allocation, target 0.5000, planned 0.5000"""
+    )
+
+
+def test_a_plan_without_importances_leaves_their_column_empty() -> None:
+    assert "|      3,000 |            |   0.5000 |" in str(
+        SparsityPlan(0.5, "uniform", (BlockPlan("layers.0", 3000, None, 0.5),))
+    )
+
+
+def test_replacing_sparsities_changes_those_blocks_and_the_mean_alone() -> None:
+    changed = PLAN.replace({"layers.1": 0.75})
+    assert (changed["layers.0"], changed["layers.1"]) == (0.55, 0.75)
+    assert changed.planned == pytest.approx(0.6)  # (3 · 0.55 + 0.75)/4
+    assert (changed.target, changed.blocks[1].importance) == (0.5, 2.5)
+    assert PLAN["layers.1"] == 0.35
+
+
+@pytest.mark.parametrize("sparsity", [-0.01, 1.01, float("nan")])
+def test_a_replaced_sparsity_must_be_a_share(sparsity: float) -> None:
+    with pytest.raises(ValueError, match=r"'layers\.0' must lie in \[0, 1\]"):
+        PLAN.replace({"layers.0": sparsity})
+
+
+def test_a_block_that_the_plan_does_not_know_is_refused() -> None:
+    with pytest.raises(KeyError, match=r"layers\.7"):
+        PLAN.replace({"layers.7": 0.5})
