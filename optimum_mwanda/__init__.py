@@ -14,10 +14,21 @@ _HOMES = {
     "LanguageCoverage": "calibration.dataset",
     "MWandaConfig": "configuration",
     "MWandaPruner": "pruner",
+    "PartiallyPrunedError": "modeling.weights",
     "PerplexityComparison": "evaluation.report",
     "PerplexityReport": "evaluation.report",
     "SparsityPlan": "pruning.allocation",
+    "SparsityVerification": "checkpoint.verification",
+    "compress": "checkpoint.compressed",
+    "create_card": "checkpoint.card",
+    "decompress": "checkpoint.compressed",
     "evaluate_languages": "evaluation.perplexity",
+    "push_to_hub": "checkpoint.hub",
+    "save_card": "checkpoint.card",
+    "save_pretrained_compressed": "checkpoint.compressed",
+    "sparsity_map": "checkpoint.verification",
+    "sparsity_record": "checkpoint.verification",
+    "verify_sparsity": "checkpoint.verification",
 }
 
 __all__ = ["__version__", *_HOMES]
@@ -25,10 +36,21 @@ __all__ = ["__version__", *_HOMES]
 if TYPE_CHECKING:
     from .calibration.dataset import LanguageCoverage as LanguageCoverage
     from .calibration.statistics import CalibrationStatistics as CalibrationStatistics
+    from .checkpoint.card import create_card as create_card
+    from .checkpoint.card import save_card as save_card
+    from .checkpoint.compressed import compress as compress
+    from .checkpoint.compressed import decompress as decompress
+    from .checkpoint.compressed import save_pretrained_compressed as save_pretrained_compressed
+    from .checkpoint.hub import push_to_hub as push_to_hub
+    from .checkpoint.verification import SparsityVerification as SparsityVerification
+    from .checkpoint.verification import sparsity_map as sparsity_map
+    from .checkpoint.verification import sparsity_record as sparsity_record
+    from .checkpoint.verification import verify_sparsity as verify_sparsity
     from .configuration import MWandaConfig as MWandaConfig
     from .evaluation.perplexity import evaluate_languages as evaluate_languages
     from .evaluation.report import PerplexityComparison as PerplexityComparison
     from .evaluation.report import PerplexityReport as PerplexityReport
+    from .modeling.weights import PartiallyPrunedError as PartiallyPrunedError
     from .pruner import MWandaPruner as MWandaPruner
     from .pruning.allocation import SparsityPlan as SparsityPlan
 

@@ -19,7 +19,10 @@ from .pruning.scoring import compute_mask, language_weights, make_plan, needs_st
 from .utils import progress_bar
 
 if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from .evaluation.report import PerplexityComparison
 
 Weights = dict[str, list[PrunableWeight]]
 
@@ -181,6 +184,34 @@ class MWandaPruner:
                 editor.zero(weight, unpack_bits(packed.to(weight.matrix.device), weight.matrix.shape))
             model.config.mwanda_config = build_record(model, self.config, weights, plan, statistics, fingerprint)
         return model
+
+    def push_to_hub(
+        self,
+        model: "PreTrainedModel",
+        repo_id: str,
+        *,
+        tokenizer: "PreTrainedTokenizerBase | None" = None,
+        report: "PerplexityComparison | None" = None,
+        **options: Any,
+    ) -> "CommitInfo":
+        """Pushes a pruned model with its card to the Hub, in one commit.
+
+        Args:
+            model: A pruned model.
+            repo_id: Repository, made if need be.
+            tokenizer: Pushed with the model if given.
+            report: What pruning cost per language; goes into the card.
+            **options: As for `optimum_mwanda.push_to_hub`: `private`, `revision`, `create_pr`, `token`, ...
+
+        Returns:
+            The commit.
+
+        Raises:
+            ValueError: If the model carries no sparsity record.
+        """
+        from .checkpoint.hub import push_to_hub
+
+        return push_to_hub(model, repo_id, tokenizer=tokenizer, report=report, **options)
 
     def _prune_sequentially(
         self, model: "PreTrainedModel", weights: Weights, chunks: CalibrationChunks

@@ -1,0 +1,136 @@
+"""How coded tensors lie in a safetensors file, and a view of such a file as if it were dense.
+
+A tensor `x` that gains is stored as its values, one-dimensional and under its own name, next to `x.mwanda_code` and
+`x.mwanda_form`. A reader that knows nothing of codes finds a wrong shape and fails, instead of leaving `x` out.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .bitmask import Form, check_lengths, choose_form, damaged, decode, encode
+
+COMPRESSED = "mwanda-compressed"
+"""`quant_method` of a compressed checkpoint."""
+FORMAT = 1
+"""Version of the layout."""
+CODE = ".mwanda_code"
+FORM = ".mwanda_form"
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""Types of safetensors."""
+
+_MOST_DIMENSIONS = 8
+
+
+def check_format(format: Any) -> None:
+    """Checks the version of the layout.
+
+    Raises:
+        ValueError: If it is another one.
+    """
+    if format != FORMAT:
+        raise ValueError(
+            f"The checkpoint is compressed with layout {format!r}, and this optimum-mwanda reads layout {FORMAT}: "
+            "install a newer optimum-mwanda."
+        )
+
+
+def stored_parts(name: str, tensor: Tensor) -> dict[str, Tensor]:
+    """What is stored of a tensor: itself, or values, code and form where these take less space.
+
+    Args:
+        name: Its name.
+        tensor: The tensor, on the CPU.
+    """
+    form = choose_form(tensor)
+    if form is None:
+        return {name: tensor}
+    values, code = encode(tensor, form)
+    return {name: values, name + CODE: code, name + FORM: torch.tensor(form.to_list())}
+
+
+class CodedTensor:
+    """A coded tensor that is decoded when it is read, in the shape of a slice of an open safetensors file.
+
+    Args:
+        name: Its name.
+        tensors: Name to tensor, or to slice of an open safetensors file, which nobody vouches for.
+        most: Number of weights that it must not exceed; None for what its code can hold.
+
+    Raises:
+        ValueError: If values, code and form do not agree, as far as their types and shapes tell, or it is too large.
+    """
+
+    def __init__(self, name: str, tensors: Mapping[str, Any], most: int | None = None) -> None:
+        for part in (name, name + CODE, name + FORM):
+            if part not in tensors:
+                raise damaged(name, f"{part!r} is missing")
+        self._name, self._values, self._code = name, tensors[name], tensors[name + CODE]
+        dtype, shape = _header(tensors[name + FORM])
+        if dtype != torch.int64 or len(shape) != 1 or shape[0] > 2 + _MOST_DIMENSIONS:
+            raise damaged(name, f"its form is {dtype} of shape {shape}")
+        self.form = Form.from_list(name, tensors[name + FORM][...].tolist())
+        self._dtype, values = _header(self._values)
+        code_dtype, code = _header(self._code)
+        if len(values) != 1 or not self._dtype.is_floating_point or len(code) != 1 or code_dtype != torch.uint8:
+            raise damaged(name, f"it holds {self._dtype} of shape {values} and {code_dtype} of shape {code}")
+        check_lengths(name, self.form, values[0], code[0])
+        if most is not None and self.form.numel > most:
+            raise damaged(name, f"it has shape {self.form.shape}, and the model has room for {most} weights")
+
+    def get_shape(self) -> list[int]:
+        """Shape of the decoded tensor."""
+        return list(self.form.shape)
+
+    def get_dtype(self) -> str:
+        """Type in the words of safetensors."""
+        return next(word for word, dtype in DTYPES.items() if dtype == self._dtype)
+
+    def __getitem__(self, index: Any) -> Tensor:
+        """Decodes the whole tensor and indexes it.
+
+        Raises:
+            ValueError: If the code disagrees with form or values.
+        """
+        return decode(self._name, self.form, self._values[...].cpu(), self._code[...].cpu())[index]
+
+
+def _header(tensor: Any) -> tuple[torch.dtype, tuple[int, ...]]:
+    """Type and shape of a tensor or of a slice, without reading its data; types without a code count as bool."""
+    if torch.is_tensor(tensor):
+        return tensor.dtype, tuple(tensor.shape)
+    return DTYPES.get(tensor.get_dtype(), torch.bool), tuple(tensor.get_shape())
+
+
+def decoded_view(tensors: Mapping[str, Any], most: Callable[[str], int | None] = lambda name: None) -> dict[str, Any]:
+    """Shows coded tensors under their ordinary names, each decoded when it is read; the others are passed on.
+
+    Args:
+        tensors: Name to tensor, or to slice of an open safetensors file.
+        most: Gives the number of weights that a tensor must not exceed; None for what its code can hold.
+
+    Returns:
+        The same mapping without codes and forms. Nothing has been read but forms.
+
+    Raises:
+        ValueError: If the parts of a tensor do not agree, or it is too large.
+    """
+    coded = {name.removesuffix(end) for name in tensors for end in (CODE, FORM) if name.endswith(end)}
+    view = {name: tensor for name, tensor in tensors.items() if not name.endswith((CODE, FORM))}
+    return view | {name: CodedTensor(name, tensors, most(name)) for name in sorted(coded)}

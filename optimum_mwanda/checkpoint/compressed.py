@@ -1,0 +1,251 @@
+"""Compressed checkpoints: folders whose sparse weights are stored by their non-zeros.
+
+The files have names that transformers does not look for by itself: without this package a load fails.
+"""
+
+import contextlib
+import fnmatch
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from .coded import COMPRESSED, DTYPES, FORMAT, check_format, decoded_view, stored_parts
+from .files import read_config
+from .writer import SafetensorsWriter
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+WEIGHTS = "model.mwanda.safetensors"
+INDEX = "model.mwanda.safetensors.index.json"
+_DENSE_WEIGHTS = "model.safetensors"
+_DENSE_INDEX = "model.safetensors.index.json"
+_MOST_INDEX_BYTES = 64 * 2**20
+_NOT_COPIED = (
+    "model*.safetensors",
+    "model*.safetensors.index.json",
+    "pytorch_model*.bin",
+    "pytorch_model*.bin.index.json",
+    "consolidated*",
+    "tf_model.h5",
+    "flax_model.msgpack",
+    ".git",
+    ".cache",
+)
+
+
+def save_pretrained_compressed(
+    model: "PreTrainedModel",
+    save_directory: str | os.PathLike[str],
+    *,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    max_shard_size: int | str = "50GB",
+) -> None:
+    """Saves a pruned model by its non-zeros; `from_pretrained` reads it where this package has been imported.
+
+    The dense checkpoint is written to disk on the way, beside `save_directory`.
+
+    Args:
+        model: The model; it is not changed.
+        save_directory: Folder to make; it must not exist, or be empty. It appears when it is complete.
+        tokenizer: Saved with the model if given.
+        max_shard_size: Largest dense size of one file, as for `save_pretrained`.
+
+    Raises:
+        FileExistsError: If `save_directory` holds something.
+        ValueError: If the model is quantized.
+    """
+    with _new_folder(save_directory) as folder:
+        dense = folder.with_name("dense")
+        model.save_pretrained(dense, max_shard_size=max_shard_size)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(dense)
+        _compress(dense, folder)
+
+
+def compress(path: str | os.PathLike[str], output: str | os.PathLike[str]) -> None:
+    """Writes a compressed copy of a dense checkpoint, one tensor at a time.
+
+    Args:
+        path: Folder with `config.json` and safetensors weights; other files are copied.
+        output: Folder to make; it must not exist, or be empty. It appears when it is complete.
+
+    Raises:
+        FileExistsError: If `output` holds something.
+        FileNotFoundError: If `path` is no folder, or lacks config or safetensors weights.
+        ValueError: If the model is quantized or compressed already, or a file cannot be read.
+    """
+    with _new_folder(output) as folder:
+        _compress(_existing(path), folder)
+
+
+def decompress(path: str | os.PathLike[str], output: str | os.PathLike[str]) -> None:
+    """Writes a dense copy of a compressed checkpoint, one tensor at a time; every tool can read it.
+
+    Args:
+        path: Folder of a compressed checkpoint.
+        output: Folder to make; it must not exist, or be empty. It appears when it is complete.
+
+    Raises:
+        FileExistsError: If `output` holds something.
+        FileNotFoundError: If `path` is no folder, or lacks config or weights.
+        ValueError: If the checkpoint is not compressed, or a file is damaged.
+    """
+    source = _existing(path)
+    config = read_config(source)
+    storage = config.pop("quantization_config", None)
+    if not isinstance(storage, dict) or storage.get("quant_method") != COMPRESSED:
+        raise ValueError(f"{source} is not compressed: its config.json says nothing of {COMPRESSED!r}.")
+    check_format(storage.get("format"))
+    with _new_folder(output) as folder:
+        _copy_others(source, folder)
+        _convert(source, (WEIGHTS, INDEX), folder, (_DENSE_WEIGHTS, _DENSE_INDEX), lambda name, tensor: {name: tensor})
+        _write_json(folder / "config.json", config)
+
+
+def _compress(source: Path, folder: Path) -> None:
+    config = read_config(source)
+    if (storage := config.get("quantization_config")) is not None:
+        method = storage.get("quant_method") if isinstance(storage, dict) else storage
+        raise ValueError(f"{source} is stored with {method!r} already: only dense checkpoints can be compressed.")
+    _copy_others(source, folder)
+    sharded = _convert(source, (_DENSE_WEIGHTS, _DENSE_INDEX), folder, (WEIGHTS, INDEX), stored_parts)
+    config["quantization_config"] = {"quant_method": COMPRESSED, "format": FORMAT, "sharded": sharded}
+    _write_json(folder / "config.json", config)
+
+
+def _convert(
+    source: Path,
+    old: tuple[str, str],
+    folder: Path,
+    new: tuple[str, str],
+    parts: Callable[[str, Tensor], Mapping[str, Tensor]],
+) -> bool:
+    """Converts every weight file.
+
+    Args:
+        source: Folder to read.
+        old: Names of its weight file and of its index.
+        folder: Folder to write.
+        new: Names of the weight file and of the index there.
+        parts: Gives what to store of one tensor.
+
+    Returns:
+        Whether there are several files.
+    """
+    if (source / old[0]).is_file():
+        _convert_file(source / old[0], folder / new[0], parts)
+        return False
+    index = _read_index(source, *old)
+    weight_map: dict[str, str] = {}
+    total = 0
+    for name in sorted(set(index["weight_map"].values())):
+        target = name.removesuffix(old[0].removeprefix("model")) + new[0].removeprefix("model")
+        stored, size = _convert_file(source / name, folder / target, parts)
+        weight_map.update(dict.fromkeys(stored, target))
+        total += size
+    metadata = dict(sorted({**index["metadata"], "total_size": total}.items()))
+    _write_json(folder / new[1], {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))})
+    return True
+
+
+def _convert_file(
+    source: Path, target: Path, parts: Callable[[str, Tensor], Mapping[str, Tensor]]
+) -> tuple[list[str], int]:
+    """Converts one file, and returns the names and the bytes of the tensors that it holds now."""
+    names: list[str] = []
+    with _opened(source) as file, SafetensorsWriter(target, file.metadata() or {"format": "pt"}) as writer:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        for name, tensor in slices.items():
+            if tensor.get_dtype() not in DTYPES:
+                raise ValueError(
+                    f"{name!r} in {source} has type {tensor.get_dtype()}: only {', '.join(DTYPES)} can be."
+                )
+        for name, tensor in decoded_view(slices).items():
+            for part, data in parts(name, tensor[...]).items():
+                writer.add(part, data)
+                names.append(part)
+    return names, writer.size
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise ValueError(f"{path} cannot be read as safetensors: {error}.") from error
+
+
+def _read_index(folder: Path, weights: str, index: str) -> dict[str, Any]:
+    """Reads the index of a sharded checkpoint, which nobody vouches for."""
+    path = folder / index
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{folder} holds neither {weights} nor {index}. Only safetensors are read, never pickle files, which can "
+            "run code: load such a model if you trust it, and save it anew with save_pretrained()."
+        )
+    if path.stat().st_size > _MOST_INDEX_BYTES:
+        raise ValueError(f"{path} has {path.stat().st_size:,} bytes; more than {_MOST_INDEX_BYTES:,} are not read.")
+    try:
+        values = json.loads(path.read_bytes())
+        names = set(values["weight_map"].values())
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path} holds no weight_map from tensor to file: {error!r}.") from error
+    metadata = values.get("metadata")
+    ending = re.escape(weights.removeprefix("model"))
+    for name in names:
+        if not isinstance(name, str) or not re.fullmatch(rf"[\w-]+{ending}", name):
+            raise ValueError(f"{path} names {name!r}, which is no {weights.removeprefix('model')} file of its folder.")
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder / name} is missing, though {index} names it: download it again.")
+    return {"weight_map": values["weight_map"], "metadata": metadata if isinstance(metadata, dict) else {}}
+
+
+def _existing(path: str | os.PathLike[str]) -> Path:
+    if not Path(path).is_dir():
+        raise FileNotFoundError(
+            f"There is no folder {os.fspath(path)!r}. A repository is to be downloaded first: "
+            "huggingface_hub.snapshot_download(id) returns its folder."
+        )
+    return Path(path)
+
+
+@contextlib.contextmanager
+def _new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Gives a folder to fill, which gets its name when the block has succeeded, and leaves nothing otherwise."""
+    target = Path(path).absolute()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise FileExistsError(f"{target} exists already and is not empty: name a new folder.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # A sibling, to be on the same file system. A folder inside it, as mkdtemp makes one that others cannot read.
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
+        folder = Path(scratch) / "new"
+        folder.mkdir()
+        yield folder
+        if target.exists():
+            target.rmdir()
+        folder.rename(target)
+
+
+def _copy_others(source: Path, folder: Path) -> None:
+    """Copies everything but weights; those in subfolders belong to other modules and are copied."""
+
+    def ignored(directory: str, names: list[str]) -> list[str]:
+        if Path(directory) != source:
+            return []
+        return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in _NOT_COPIED)]
+
+    shutil.copytree(source, folder, ignore=ignored, dirs_exist_ok=True)
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,80 @@
+"""Writing a safetensors file one tensor at a time."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from .coded import DTYPES
+
+
+class SafetensorsWriter:
+    """Writes a safetensors file of tensors that need not be in memory together.
+
+    The file begins with a table of contents and has to be free of gaps, while readers want each tensor aligned to its
+    element size. So tensors are collected beside the file by element size, and put together at the end of the block.
+
+    Args:
+        path: File to write.
+        metadata: Its metadata; transformers asks for `{"format": "pt"}`.
+    """
+
+    def __init__(self, path: Path, metadata: Mapping[str, str]) -> None:
+        self._path = path
+        self._metadata = dict(metadata)
+        self._spools: dict[int, BinaryIO] = {}
+        self._entries: dict[int, list[tuple[str, Tensor, int]]] = {}
+        self.size = 0
+        """Bytes of all tensors so far."""
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Appends one tensor.
+
+        Args:
+            name: Its name.
+            tensor: The tensor, on the CPU.
+        """
+        width = tensor.element_size()
+        if width not in self._spools:
+            self._spools[width] = tempfile.TemporaryFile(dir=self._path.parent)  # noqa: SIM115
+        # `numpy` shares memory with the tensor, and bytes are a type that it knows.
+        self._spools[width].write(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+        self._entries.setdefault(width, []).append((name, tensor.to("meta"), tensor.nbytes))
+        self.size += tensor.nbytes
+
+    def __enter__(self) -> "SafetensorsWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                self._assemble()
+        finally:
+            for spool in self._spools.values():
+                spool.close()
+
+    def _assemble(self) -> None:
+        words = {dtype: word for word, dtype in DTYPES.items()}
+        header: dict[str, Any] = {"__metadata__": self._metadata}
+        position = 0
+        widths = sorted(self._spools, reverse=True)
+        for width in widths:
+            for name, tensor, size in self._entries[width]:
+                place = [position, position + size]
+                header[name] = {"dtype": words[tensor.dtype], "shape": list(tensor.shape), "data_offsets": place}
+                position += size
+        table = json.dumps(header, separators=(",", ":")).encode()
+        table += b" " * (-len(table) % 8)
+        with self._path.open("wb") as file:
+            file.write(len(table).to_bytes(8, "little") + table)
+            for width in widths:
+                self._spools[width].seek(0)
+                shutil.copyfileobj(self._spools[width], file, 1 << 24)
