@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -71,8 +70,8 @@ class StatisticsCollector:
             if not sums.tokens.all():
                 language = self._languages[int(sums.tokens.argmin())]
                 raise ValueError(
-                    f"No token of language {language!r} reaches {name!r}: leave it out with exclude, or calibrate on more "
-                    "text."
+                    f"No token of language {language!r} reaches {name!r}: leave it out with exclude, or calibrate on "
+                    "more text."
                 )
         return {
             name: WeightStatistics(
@@ -112,8 +111,8 @@ def reduce_channels(x: Tensor, activities: Sequence[str]) -> dict[str, Tensor]:
         activities: Kinds of activity to count.
 
     Returns:
-        `"square_sum"` to `Σ_t X_tj²` and each activity to its count of tokens, each of shape `(in,)`; squares are float32,
-        sums float64 where the device has it.
+        `"square_sum"` to `Σ_t X_tj²` and each activity to its count of tokens, each of shape `(in,)`. Squares are
+        float32, sums float64 where the device has it.
     """
     flat = x.detach().reshape(-1, x.shape[-1]).float()
     squares = flat.square()

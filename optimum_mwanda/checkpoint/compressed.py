@@ -7,28 +7,30 @@ import contextlib
 import fnmatch
 import json
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .coded import COMPRESSED, DTYPES, FORMAT, check_format, decoded_view, stored_parts
-from .files import read_config
+from .files import (
+    COMPRESSED_INDEX_FILE,
+    COMPRESSED_WEIGHTS_FILE,
+    INDEX_FILE,
+    WEIGHTS_FILE,
+    opened,
+    read_config,
+    read_index_metadata,
+    weight_files,
+)
 from .writer import SafetensorsWriter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-WEIGHTS = "model.mwanda.safetensors"
-INDEX = "model.mwanda.safetensors.index.json"
-_DENSE_WEIGHTS = "model.safetensors"
-_DENSE_INDEX = "model.safetensors.index.json"
-_MOST_INDEX_BYTES = 64 * 2**20
 _NOT_COPIED = (
     "model*.safetensors",
     "model*.safetensors.index.json",
@@ -107,7 +109,7 @@ def decompress(path: str | os.PathLike[str], output: str | os.PathLike[str]) -> 
     check_format(storage.get("format"))
     with _new_folder(output) as folder:
         _copy_others(source, folder)
-        _convert(source, (WEIGHTS, INDEX), folder, (_DENSE_WEIGHTS, _DENSE_INDEX), lambda name, tensor: {name: tensor})
+        _convert(source, folder, decompressing=True, parts=lambda name, tensor: {name: tensor})
         _write_json(folder / "config.json", config)
 
 
@@ -117,42 +119,39 @@ def _compress(source: Path, folder: Path) -> None:
         method = storage.get("quant_method") if isinstance(storage, dict) else storage
         raise ValueError(f"{source} is stored with {method!r} already: only dense checkpoints can be compressed.")
     _copy_others(source, folder)
-    sharded = _convert(source, (_DENSE_WEIGHTS, _DENSE_INDEX), folder, (WEIGHTS, INDEX), stored_parts)
+    sharded = _convert(source, folder, decompressing=False, parts=stored_parts)
     config["quantization_config"] = {"quant_method": COMPRESSED, "format": FORMAT, "sharded": sharded}
     _write_json(folder / "config.json", config)
 
 
 def _convert(
-    source: Path,
-    old: tuple[str, str],
-    folder: Path,
-    new: tuple[str, str],
-    parts: Callable[[str, Tensor], Mapping[str, Tensor]],
+    source: Path, folder: Path, decompressing: bool, parts: Callable[[str, Tensor], Mapping[str, Tensor]]
 ) -> bool:
     """Converts every weight file.
 
     Args:
         source: Folder to read.
-        old: Names of its weight file and of its index.
         folder: Folder to write.
-        new: Names of the weight file and of the index there.
+        decompressing: Whether `source` is compressed and `folder` dense, or the other way round.
         parts: Gives what to store of one tensor.
 
     Returns:
         Whether there are several files.
     """
-    if (source / old[0]).is_file():
-        _convert_file(source / old[0], folder / new[0], parts)
+    dense, coded = (WEIGHTS_FILE, INDEX_FILE), (COMPRESSED_WEIGHTS_FILE, COMPRESSED_INDEX_FILE)
+    old, new = (coded, dense) if decompressing else (dense, coded)
+    paths = weight_files(source, compressed=decompressing)
+    if [path.name for path in paths] == [old[0]]:
+        _convert_file(paths[0], folder / new[0], parts)
         return False
-    index = _read_index(source, *old)
     weight_map: dict[str, str] = {}
     total = 0
-    for name in sorted(set(index["weight_map"].values())):
-        target = name.removesuffix(old[0].removeprefix("model")) + new[0].removeprefix("model")
-        stored, size = _convert_file(source / name, folder / target, parts)
+    for path in paths:
+        target = path.name.removesuffix(old[0].removeprefix("model")) + new[0].removeprefix("model")
+        stored, size = _convert_file(path, folder / target, parts)
         weight_map.update(dict.fromkeys(stored, target))
         total += size
-    metadata = dict(sorted({**index["metadata"], "total_size": total}.items()))
+    metadata = dict(sorted({**read_index_metadata(source, old[1]), "total_size": total}.items()))
     _write_json(folder / new[1], {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))})
     return True
 
@@ -162,7 +161,7 @@ def _convert_file(
 ) -> tuple[list[str], int]:
     """Converts one file, and returns the names and the bytes of the tensors that it holds now."""
     names: list[str] = []
-    with _opened(source) as file, SafetensorsWriter(target, file.metadata() or {"format": "pt"}) as writer:
+    with opened(source) as file, SafetensorsWriter(target, file.metadata() or {"format": "pt"}) as writer:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
         for name, tensor in slices.items():
             if tensor.get_dtype() not in DTYPES:
@@ -174,40 +173,6 @@ def _convert_file(
                 writer.add(part, data)
                 names.append(part)
     return names, writer.size
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except SafetensorError as error:
-        raise ValueError(f"{path} cannot be read as safetensors: {error}.") from error
-
-
-def _read_index(folder: Path, weights: str, index: str) -> dict[str, Any]:
-    """Reads the index of a sharded checkpoint, which nobody vouches for."""
-    path = folder / index
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{folder} holds neither {weights} nor {index}. Only safetensors are read, never pickle files, which can "
-            "run code: load such a model if you trust it, and save it anew with save_pretrained()."
-        )
-    if path.stat().st_size > _MOST_INDEX_BYTES:
-        raise ValueError(f"{path} has {path.stat().st_size:,} bytes; more than {_MOST_INDEX_BYTES:,} are not read.")
-    try:
-        values = json.loads(path.read_bytes())
-        names = set(values["weight_map"].values())
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path} holds no weight_map from tensor to file: {error!r}.") from error
-    metadata = values.get("metadata")
-    ending = re.escape(weights.removeprefix("model"))
-    for name in names:
-        if not isinstance(name, str) or not re.fullmatch(rf"[\w-]+{ending}", name):
-            raise ValueError(f"{path} names {name!r}, which is no {weights.removeprefix('model')} file of its folder.")
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder / name} is missing, though {index} names it: download it again.")
-    return {"weight_map": values["weight_map"], "metadata": metadata if isinstance(metadata, dict) else {}}
 
 
 def _existing(path: str | os.PathLike[str]) -> Path:

@@ -14,10 +14,21 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from .coded import CODE, FORM, decoded_view
+
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-DOWNLOADED = (CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE, "model-*.safetensors")
+COMPRESSED_WEIGHTS_FILE = "model.mwanda.safetensors"
+COMPRESSED_INDEX_FILE = "model.mwanda.safetensors.index.json"
+DOWNLOADED = (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    INDEX_FILE,
+    "model-*.safetensors",
+    COMPRESSED_WEIGHTS_FILE,
+    COMPRESSED_INDEX_FILE,
+)
 MOST_CONFIG_BYTES = 16 * 2**20
 MOST_INDEX_BYTES = 64 * 2**20
 MOST_NAME = 1024
@@ -77,7 +88,9 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_matrices(folder: Path) -> dict[str, Matrix]:
-    """Lists the matrices of a checkpoint from the headers of its files; values are read when they are counted.
+    """Lists the matrices of a dense or compressed checkpoint from the headers of its files.
+
+    Values are read when they are counted.
 
     Returns:
         Parameter name without `.weight` to matrix.
@@ -87,7 +100,7 @@ def read_matrices(folder: Path) -> dict[str, Matrix]:
         ValueError: If a file cannot be read, or a matrix lies in two of them.
     """
     found: dict[str, Matrix] = {}
-    for path in _weight_files(folder):
+    for path in weight_files(folder, is_compressed(folder)):
         matrices = _matrices_in(path)
         if twice := found.keys() & matrices.keys():
             raise ValueError(f"{folder} holds {min(twice)!r} in two files: which one counts is not defined.")
@@ -95,31 +108,54 @@ def read_matrices(folder: Path) -> dict[str, Matrix]:
     return found
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    if (folder / WEIGHTS_FILE).is_file():
-        return [folder / WEIGHTS_FILE]
-    if not (folder / INDEX_FILE).is_file():
+def is_compressed(folder: Path) -> bool:
+    """Whether the weights in a folder are stored by their non-zeros."""
+    return any((folder / name).is_file() for name in (COMPRESSED_WEIGHTS_FILE, COMPRESSED_INDEX_FILE))
+
+
+def weight_files(folder: Path, compressed: bool) -> list[Path]:
+    """The weight files of a checkpoint, which are in the folder itself.
+
+    Args:
+        folder: Folder of the checkpoint.
+        compressed: Whether to look for the files of a compressed checkpoint.
+
+    Raises:
+        FileNotFoundError: If there are none, or one is missing.
+        ValueError: If the index cannot be read or names other files.
+    """
+    weights, index = (COMPRESSED_WEIGHTS_FILE, COMPRESSED_INDEX_FILE) if compressed else (WEIGHTS_FILE, INDEX_FILE)
+    if (folder / weights).is_file():
+        return [folder / weights]
+    if not (folder / index).is_file():
         raise FileNotFoundError(
-            f"{folder} holds neither {WEIGHTS_FILE} nor {INDEX_FILE}. Only safetensors are read, never pickle files, "
-            "which can run code: load such a model if you trust it, and write it anew with save_pretrained()."
+            f"{folder} holds neither {weights} nor {index}. Only safetensors are read, never pickle files, which can "
+            "run code: load such a model if you trust it, and save it anew with save_pretrained()."
         )
-    names = _read_object(folder / INDEX_FILE, MOST_INDEX_BYTES).get("weight_map")
+    names = _read_object(folder / index, MOST_INDEX_BYTES).get("weight_map")
     if not isinstance(names, dict) or not names:
-        raise ValueError(f"{folder / INDEX_FILE} holds no weight_map from parameter to file.")
+        raise ValueError(f"{folder / index} holds no weight_map from tensor to file.")
+    ending = weights.removeprefix("model")
     for name in names.values():
-        if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+\.safetensors", name):
-            raise ValueError(f"{folder / INDEX_FILE} names {name!r}, which is no safetensors file of its own folder.")
+        if not isinstance(name, str) or not re.fullmatch(rf"[\w.-]+{re.escape(ending)}", name):
+            raise ValueError(f"{folder / index} names {name!r}, which is no {ending} file of its own folder.")
     paths = [folder / name for name in sorted(set(names.values()))]
     for path in paths:
         if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing, though {INDEX_FILE} names it: download or copy it again.")
+            raise FileNotFoundError(f"{path} is missing, though {index} names it: download or copy it again.")
     return paths
 
 
+def read_index_metadata(folder: Path, index: str) -> dict[str, Any]:
+    """What the index of a sharded checkpoint says besides the names of tensors and files."""
+    metadata = _read_object(folder / index, MOST_INDEX_BYTES).get("metadata")
+    return metadata if isinstance(metadata, dict) else {}
+
+
 def _matrices_in(path: Path) -> dict[str, Matrix]:
-    """The matrices of one file; forms of storage other than dense tensors are to be added here."""
-    with _opened(path) as file:
-        shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+    with opened(path) as file:
+        tensors = decoded_view({key: file.get_slice(key) for key in file.keys()})  # noqa: SIM118
+        shapes = {key: tuple(tensor.get_shape()) for key, tensor in tensors.items()}
     return {
         key.removesuffix(".weight"): Matrix(shape, functools.partial(_count_in, path, key))
         for key, shape in shapes.items()
@@ -128,12 +164,18 @@ def _matrices_in(path: Path) -> dict[str, Matrix]:
 
 
 def _count_in(path: Path, key: str) -> int:
-    with _opened(path) as file:
-        return count_zeros(file.get_tensor(key))
+    with opened(path) as file:
+        parts = {part: file.get_slice(part) for part in file.keys() if part in (key, key + CODE, key + FORM)}  # noqa: SIM118
+        return count_zeros(decoded_view(parts)[key][...])
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def opened(path: Path) -> Iterator[Any]:
+    """Opens a safetensors file.
+
+    Raises:
+        ValueError: If it is none.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             yield file

@@ -20,7 +20,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ..configuration import MWandaConfig
 from .coded import CODE, COMPRESSED, FORM, FORMAT, CodedTensor, check_format, decoded_view
-from .compressed import INDEX, WEIGHTS
+from .files import COMPRESSED_INDEX_FILE, COMPRESSED_WEIGHTS_FILE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -121,7 +121,9 @@ class CompressedLoader(_WhileLoading):
 
     def update_attn_implementation(self, config: "PreTrainedConfig") -> "PreTrainedConfig":
         """Names the weight files, which plain transformers must not find."""
-        config.transformers_weights = INDEX if self.quantization_config.sharded else WEIGHTS
+        config.transformers_weights = (
+            COMPRESSED_INDEX_FILE if self.quantization_config.sharded else COMPRESSED_WEIGHTS_FILE
+        )
         return super().update_attn_implementation(config)
 
     def preprocess_model(self, model: "PreTrainedModel", dtype: Any = None, **kwargs: Any) -> None:

@@ -25,7 +25,9 @@ from transformers import (
 
 from optimum_mwanda.checkpoint import compressed
 from optimum_mwanda.checkpoint.coded import CODE, FORM, CodedTensor, decoded_view
-from optimum_mwanda.checkpoint.compressed import INDEX, WEIGHTS, compress, decompress, save_pretrained_compressed
+from optimum_mwanda.checkpoint.compressed import compress, decompress, save_pretrained_compressed
+from optimum_mwanda.checkpoint.files import COMPRESSED_INDEX_FILE as INDEX
+from optimum_mwanda.checkpoint.files import COMPRESSED_WEIGHTS_FILE as WEIGHTS
 from optimum_mwanda.checkpoint.writer import SafetensorsWriter
 
 from ..conftest import make_model, state_of

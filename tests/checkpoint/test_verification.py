@@ -10,6 +10,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceCl
 
 from optimum_mwanda import MWandaConfig, MWandaPruner
 from optimum_mwanda.checkpoint import files
+from optimum_mwanda.checkpoint.compressed import save_pretrained_compressed
 from optimum_mwanda.checkpoint.schema import RecordedMatrix
 from optimum_mwanda.checkpoint.verification import (
     ChangedMatrix,
@@ -203,7 +204,14 @@ def test_only_config_and_safetensors_are_asked_for(folder: Path, monkeypatch: py
     monkeypatch.setattr("huggingface_hub.snapshot_download", several)
     sparsity_record("org/pruned", revision="v1")
     verify_sparsity("org/pruned", token="secret")
-    patterns = ("config.json", "model.safetensors", "model.safetensors.index.json", "model-*.safetensors")
+    patterns = (
+        "config.json",
+        "model.safetensors",
+        "model.safetensors.index.json",
+        "model-*.safetensors",
+        "model.mwanda.safetensors",
+        "model.mwanda.safetensors.index.json",
+    )
     assert asked == [
         ("org/pruned", "config.json", {"revision": "v1"}),
         ("org/pruned", patterns, {"token": "secret"}),
@@ -248,7 +256,7 @@ def test_a_config_that_is_no_object_is_refused(content: str, message: str, folde
 def test_an_index_cannot_name_files_elsewhere(name: Any, folder: Path) -> None:
     shutil.move(folder / "model.safetensors", folder.parent / "secret.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {f"{UP}.weight": name}}))
-    with pytest.raises(ValueError, match="no safetensors file of its own folder"):
+    with pytest.raises(ValueError, match="no .safetensors file of its own folder"):
         verify_sparsity(folder)
 
 
@@ -311,3 +319,13 @@ def test_one_weight_never_stands_for_two_matrices() -> None:
     names = recorded(("encoder.layers.0", "up"), ("decoder.layers.0", "up"))
     assert match_names(names, ["layers.0.up"]) == {}
     assert match_names(names, ["decoder.layers.0.up"]) == {"decoder.layers.0.up": "decoder.layers.0.up"}
+
+
+def test_compressed_folder_is_verified_without_the_model(tmp_path: Path) -> None:
+    model = pruned()
+    save_pretrained_compressed(model, tmp_path / "one")
+    save_pretrained_compressed(model, tmp_path / "many", max_shard_size="20KB")
+    for folder in (tmp_path / "one", tmp_path / "many"):
+        assert verify_sparsity(folder).ok
+        assert sparsity_map(folder) == pytest.approx(sparsity_map(model))
+    assert len(list((tmp_path / "many").glob("*.safetensors"))) > 1
