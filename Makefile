@@ -14,7 +14,7 @@ demo: $(VENV)/.installed  ## prune the embedded sample with Wanda and with M-Wan
 	$(RUN) examples/01_prune_sample.py --output pruned_sample
 
 test: $(VENV)/.installed  ## run the tests
-	$(RUN) -m pytest
+	$(RUN) -m pytest --numprocesses auto
 
 check: $(VENV)/.installed  ## lint, format check, types
 	$(VENV)/bin/ruff check .

@@ -14,7 +14,14 @@ import torch
 from datasets import load_dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from optimum_mwanda import MWandaConfig, MWandaPruner, PerplexityComparison, evaluate_languages
+from optimum_mwanda import (
+    MWandaConfig,
+    MWandaPruner,
+    PerplexityComparison,
+    evaluate_languages,
+    save_card,
+    verify_sparsity,
+)
 
 HERE = Path(__file__).parent
 # Portuguese, Ukrainian and Vietnamese are evaluated, but the pruner never sees them.
@@ -66,10 +73,12 @@ def main() -> None:
     # `model` is the one that M-Wanda pruned: an ordinary checkpoint, which anything that reads the dense one reads.
     model.save_pretrained(args.output)
     tokenizer.save_pretrained(args.output)
+    save_card(model, args.output, report=PerplexityComparison(dense, {"M-Wanda": reports["M-Wanda"]}))
+    print(verify_sparsity(args.output))
     pruned = AutoModelForCausalLM.from_pretrained(args.output)
     prompt = tokenizer("The function returns", return_tensors="pt")
     text = tokenizer.decode(pruned.generate(**prompt, max_new_tokens=16, do_sample=False)[0], skip_special_tokens=True)
-    print(f"Wrote {args.output}. Loaded again with plain transformers, it continues: {text!r}")
+    print(f"Wrote {args.output} and its model card. Loaded again with plain transformers, it continues: {text!r}")
 
 
 if __name__ == "__main__":
