@@ -162,6 +162,12 @@ class PerplexityComparison:
             },
         }
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "PerplexityComparison":
+        """Inverse of `to_dict`."""
+        pruned = {name: PerplexityReport.from_dict(report) for name, report in values["pruned"].items()}
+        return cls(PerplexityReport.from_dict(values["dense"]), pruned, values["seen"])
+
     def to_markdown(self) -> str:
         """Perplexity per language, dense and pruned, with the factor by which pruning raises it.
 

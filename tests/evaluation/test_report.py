@@ -27,6 +27,8 @@ def test_score_derives_perplexity_and_bits_per_byte() -> None:
 
 def test_report_survives_json() -> None:
     assert PerplexityReport.from_dict(json.loads(PRUNED.to_json())) == PRUNED
+    comparison = PerplexityComparison(DENSE, {"pruned": PRUNED}, seen=["en", "fr"])
+    assert PerplexityComparison.from_dict(json.loads(json.dumps(comparison.to_dict()))) == comparison
 
 
 def test_summary_separates_seen_from_unseen_and_names_the_worst() -> None:

@@ -43,7 +43,9 @@ TOKENS = torch.tensor([10, 50])
 POSITIVE = torch.tensor([[10.0, 1, 0, 4], [50, 20, 0, 16]], dtype=torch.float64)
 ABOVE_RMS = torch.tensor([[1.0, 10, 0, 9], [20, 50, 0, 36]], dtype=torch.float64)
 ENTRY = WeightStatistics(
-    TOKENS, RMS.square() * TOKENS[:, None], {"positive": POSITIVE, "above_rms>0.1": ABOVE_RMS, "above_rms>3.0": POSITIVE}
+    TOKENS,
+    RMS.square() * TOKENS[:, None],
+    {"positive": POSITIVE, "above_rms>0.1": ABOVE_RMS, "above_rms>3.0": POSITIVE},
 )
 
 

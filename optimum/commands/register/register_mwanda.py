@@ -1,0 +1,39 @@
+"""Tells `optimum-cli` that there is a command `mwanda`.
+
+Every call of `optimum-cli` imports this module, whatever the command is, with nothing to catch an error. So it imports
+nothing of its own, and the subcommands are declared only when the command line says `mwanda`.
+"""
+
+from typing import Any
+
+try:
+    from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
+
+    class MWandaCommand(BaseOptimumCLICommand):
+        """`optimum-cli mwanda`."""
+
+        COMMAND = CommandInfo(name="mwanda", help="Prune multilingual language models (optimum-mwanda).")
+
+        def __init__(self, subparsers: Any, *args: Any, **kwargs: Any) -> None:
+            is_declared = kwargs.get("from_defaults_factory", False)
+            # Of two copies on the import path, a checkout and a wheel, optimum-cli registers the first one twice.
+            if not is_declared and self.COMMAND.name in (getattr(subparsers, "choices", None) or ()):
+                return
+            super().__init__(subparsers, *args, **kwargs)
+            if not is_declared:
+                self.parser.parse_known_args = self._parse_known_args
+
+        def _parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
+            """Declares the subcommands and parses as before."""
+            del self.parser.parse_known_args
+            try:
+                from optimum_mwanda.commands import declare
+
+                declare(self)
+            except Exception as error:
+                self.parser.exit(1, f"optimum-cli mwanda: optimum-mwanda cannot be imported: {error!r}\n")
+            return self.parser.parse_known_args(*args, **kwargs)
+
+    REGISTER_COMMANDS = [MWandaCommand]
+except Exception:  # another optimum-cli than this was written for: it must go on to work without this command
+    REGISTER_COMMANDS = []

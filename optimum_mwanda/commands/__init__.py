@@ -1,0 +1,39 @@
+"""The subcommands of `optimum-cli mwanda`, one per module; `docs/cli.md` shows them.
+
+Declaring them imports neither torch nor transformers: what is heavy is imported when a command runs.
+"""
+
+from typing import Any
+
+
+def declare(parent: Any) -> None:
+    """Declares every subcommand.
+
+    Args:
+        parent: The command `mwanda`, an instance of optimum's `BaseOptimumCLICommand`.
+    """
+    from optimum.commands.base import CommandInfo
+
+    from .apply import ApplyCommand
+    from .calibrate import CalibrateCommand
+    from .card import CardCommand
+    from .compress import CompressCommand
+    from .decompress import DecompressCommand
+    from .evaluate import EvaluateCommand
+    from .inspect import InspectCommand
+    from .parser import OneLineParser
+    from .prune import PruneCommand
+
+    parent.subparsers = parent.parser.add_subparsers(metavar="COMMAND", parser_class=OneLineParser)
+    for name, command in {
+        "prune": PruneCommand,
+        "calibrate": CalibrateCommand,
+        "apply": ApplyCommand,
+        "evaluate": EvaluateCommand,
+        "inspect": InspectCommand,
+        "card": CardCommand,
+        "compress": CompressCommand,
+        "decompress": DecompressCommand,
+    }.items():
+        help = (command.__doc__ or "").partition("\n")[0]
+        parent.register_subcommand(CommandInfo(name=name, help=help, subcommand_class=command))

@@ -1,0 +1,77 @@
+"""`optimum-cli mwanda apply`."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .base import Result, Subcommand, add_common_options
+from .checkpoint import add_storage_options, facts, summary, write_checkpoint
+from .errors import DataError, UsageError, errors_as
+from .models import add_model_options, check_prunable, load_model, load_tokenizer, pruning_errors
+from .output import add_overwrite, new_folder
+from .settings import add_settings, read_settings
+
+if TYPE_CHECKING:
+    from ..configuration import MWandaConfig
+
+
+class ApplyCommand(Subcommand):
+    """Prune with the statistics of `calibrate`, at one or at several sparsities.
+
+    With several sparsities every model gets a folder of its own: OUT/sparsity-0.5, OUT/sparsity-0.6.
+    """
+
+    @staticmethod
+    def parse_args(parser: argparse.ArgumentParser) -> None:
+        """Declares the flags."""
+        parser.description = ApplyCommand.__doc__
+        parser.add_argument("model", metavar="MODEL", help="Folder or repository of the dense model")
+        parser.add_argument("statistics", metavar="STATS", help="File that `calibrate` wrote")
+        parser.add_argument("output", metavar="OUT", help="Folder to write to")
+        parser.add_argument(
+            "--sparsity",
+            dest="sparsities",
+            nargs="+",
+            type=float,
+            metavar="S",
+            help="Shares of the prunable weights to remove, in [0, 1) (default: that of --config, or 0.5, or 1 - N/M)",
+        )
+        add_storage_options(parser)
+        add_overwrite(parser)
+        add_model_options(parser)
+        add_settings(parser, leave_out=("sparsity", "calibration"))
+        add_common_options(parser)
+
+    def execute(self) -> Result:
+        """Prunes a fresh copy of the model per sparsity; all folders appear together."""
+        args = self.args
+        wanted = args.sparsities or [None]
+        if len(set(wanted)) < len(wanted):
+            raise UsageError("--sparsity names a value twice.")
+        configs = [read_settings(args, **({} if each is None else {"sparsity": each})) for each in wanted]
+        if configs[0].calibration == "sequential":
+            raise UsageError("Sequential calibration calibrates while it prunes: use prune, or set it to 'dense'.")
+        records = {}
+        with new_folder(args.output, args.overwrite) as folder:
+            from ..calibration.statistics import CalibrationStatistics
+
+            with errors_as(DataError, OSError, ValueError):
+                statistics = CalibrationStatistics.load(args.statistics)
+            for config in configs:
+                name = f"sparsity-{config.target_sparsity:g}" if len(configs) > 1 else ""
+                records[str(Path(args.output, name))] = self._prune(config, statistics, folder / name)
+        lines = [f"{path}: {summary(record)}" for path, record in records.items()]
+        models = [{"output": path, **facts(record)} for path, record in records.items()]
+        return Result("\n".join(lines), {"models": models})
+
+    def _prune(self, config: "MWandaConfig", statistics: Any, folder: Path) -> dict[str, Any]:
+        from ..pruner import MWandaPruner
+
+        args = self.args
+        model = load_model(args.model, args, args.revision)
+        check_prunable(model, config)
+        with pruning_errors():
+            MWandaPruner(config, progress=not args.quiet, restore_on_failure=False).apply(model, statistics)
+        write_checkpoint(model, load_tokenizer(args.model, args), folder, args)
+        record: dict[str, Any] = model.config.mwanda_config
+        return record

@@ -1,0 +1,113 @@
+"""What all subcommands share: their last three flags, one result on standard output, and exit codes."""
+
+import abc
+import argparse
+import contextlib
+import dataclasses
+import importlib
+import json
+import math
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+from optimum.commands.base import BaseOptimumCLICommand
+
+from .errors import INTERNAL_ERROR, INTERRUPTED, CommandError, ModelError, one_line
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a command has to say.
+
+    Attributes:
+        text: For people.
+        values: The same as plain JSON values, for `--json`.
+        failure: Why the exit code is that of a model error although there is a result; None if it is 0.
+    """
+
+    text: str
+    values: dict[str, Any]
+    failure: str | None = None
+
+
+def add_common_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that every subcommand has."""
+    group = parser.add_argument_group("output")
+    group.add_argument("--json", action="store_true", help="Print one JSON object and nothing else (default: text)")
+    group.add_argument("--quiet", action="store_true", help="Show no progress bars (default: shown, on stderr)")
+    group.add_argument("--debug", action="store_true", help="Show the traceback of an error (default: one line)")
+
+
+class Subcommand(BaseOptimumCLICommand):  # type: ignore[misc]
+    """One subcommand. Only the result goes to standard output; all else that is printed goes to standard error."""
+
+    args: argparse.Namespace
+    parser: argparse.ArgumentParser
+
+    @abc.abstractmethod
+    def execute(self) -> Result:
+        """Does the work."""
+
+    def run(self) -> None:
+        """Does the work, prints the result, and ends the process if the exit code is not 0."""
+        try:
+            with _termination_as_exit(), contextlib.redirect_stdout(sys.stderr):
+                if self.args.quiet:
+                    _silence()
+                result = self.execute()
+        except KeyboardInterrupt:
+            self._fail("interrupted", INTERRUPTED)
+        except CommandError as error:
+            self._fail(one_line(error), error.exit_code)
+        except Exception as error:
+            self._fail(f"internal error: {type(error).__name__}: {one_line(error)} (--debug shows more)")
+        if self.args.json:
+            print(json.dumps(_finite(result.values), indent=2, ensure_ascii=False))
+        else:
+            print(result.text)
+        sys.stdout.flush()
+        if result.failure is not None:
+            self._fail(result.failure, ModelError.exit_code)
+
+    def _fail(self, message: str, code: int = INTERNAL_ERROR) -> NoReturn:
+        if self.args.debug and sys.exc_info()[0] is not None:
+            traceback.print_exc()
+        self.parser.exit(code, f"{self.parser.prog}: error: {message}\n")
+
+
+@contextlib.contextmanager
+def _termination_as_exit() -> Iterator[None]:
+    """Lets a job that a scheduler ends remove what it has half written."""
+
+    def leave(*_: Any) -> None:
+        sys.exit(128 + signal.SIGTERM)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _silence() -> None:
+    libraries: Any = [importlib.import_module(name) for name in ("datasets", "huggingface_hub.utils")]
+    for library in libraries:
+        library.disable_progress_bars()
+    transformers_logging: Any = importlib.import_module("transformers.utils.logging")
+    transformers_logging.disable_progress_bar()
+
+
+def _finite(value: Any) -> Any:
+    """The same values with null for NaN and infinity, which JSON does not know."""
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

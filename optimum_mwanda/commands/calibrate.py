@@ -1,0 +1,54 @@
+"""`optimum-cli mwanda calibrate`."""
+
+import argparse
+import dataclasses
+
+from .base import Result, Subcommand, add_common_options
+from .data import add_dataset_options, open_dataset
+from .errors import DataError, errors_as
+from .models import add_model_options, check_prunable, load_model, load_tokenizer, pruning_errors
+from .output import add_overwrite, check_file
+from .settings import add_settings, read_settings
+
+
+class CalibrateCommand(Subcommand):
+    """Run calibration text through the dense model and keep the statistics for `apply`.
+
+    One calibration serves every sparsity, criterion and allocation.
+    """
+
+    @staticmethod
+    def parse_args(parser: argparse.ArgumentParser) -> None:
+        """Declares the flags."""
+        parser.description = CalibrateCommand.__doc__
+        parser.add_argument("model", metavar="MODEL", help="Folder or repository of the dense model")
+        parser.add_argument("statistics", metavar="STATS", help="File to write the statistics to: stats.safetensors")
+        add_overwrite(parser)
+        add_dataset_options(parser, required=True, purpose="Calibration text")
+        add_model_options(parser)
+        add_settings(parser, leave_out=("calibration",))
+        add_common_options(parser)
+
+    def execute(self) -> Result:
+        """Calibrates, and writes one file."""
+        args = self.args
+        config = read_settings(args)
+        target = check_file(args.statistics, args.overwrite)
+        with open_dataset(args.dataset, args.dataset_config, args.split, args.streaming) as dataset:
+            model = load_model(args.model, args, args.revision)
+            tokenizer = load_tokenizer(args.model, args)
+            check_prunable(model, config)
+            with pruning_errors():
+                from ..pruner import MWandaPruner
+
+                statistics = MWandaPruner(config, progress=not args.quiet).calibrate(model, dataset, tokenizer)
+        with errors_as(DataError, OSError):
+            statistics.save(target)
+        values = {
+            "output": args.statistics,
+            "model": statistics.model,
+            "matrices": len(statistics.weights),
+            "activities": list(statistics.activities),
+            "languages": {entry.language: dataclasses.asdict(entry) for entry in statistics.coverage},
+        }
+        return Result(f"{statistics}\n\nWrote {args.statistics}.", values)

@@ -1,0 +1,52 @@
+"""`optimum-cli mwanda card`."""
+
+import argparse
+from pathlib import Path
+
+from .base import Result, Subcommand, add_common_options
+from .checkpoint import read_report
+from .errors import ModelError, UsageError, errors_as
+
+
+class CardCommand(Subcommand):
+    """Write the model card (README.md) of a pruned model, or update its own section of it.
+
+    What others have written into the card stays.
+    """
+
+    @staticmethod
+    def parse_args(parser: argparse.ArgumentParser) -> None:
+        """Declares the flags."""
+        parser.description = CardCommand.__doc__
+        parser.add_argument("model", metavar="MODEL_PATH", help="Folder of the pruned model")
+        parser.add_argument(
+            "--report",
+            metavar="FILE",
+            help="Evaluation to show: evaluation.json of `prune`, or the output of `evaluate --dense` (default: none)",
+        )
+        parser.add_argument("--repo-id", metavar="ID", help="Repository that the model goes to (default: none)")
+        parser.add_argument(
+            "--base-model", metavar="ID", help="Repository of the dense model (default: what the record says)"
+        )
+        add_common_options(parser)
+
+    def execute(self) -> Result:
+        """Writes the card into the folder of the model."""
+        args = self.args
+        folder = Path(args.model)
+        if not folder.is_dir():
+            raise UsageError(f"There is no folder {args.model!r}: give the folder of a pruned model.")
+        report = None if args.report is None else read_report(Path(args.report))
+        with errors_as(ModelError):
+            from ..checkpoint.card import save_card
+            from ..checkpoint.files import is_compressed
+
+            path = save_card(
+                folder,
+                folder,
+                repo_id=args.repo_id,
+                report=report,
+                base_model=args.base_model,
+                compressed=is_compressed(folder),
+            )
+        return Result(f"Wrote {path}.", {"output": str(path)})

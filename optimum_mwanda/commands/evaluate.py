@@ -1,0 +1,119 @@
+"""`optimum-cli mwanda evaluate`."""
+
+import argparse
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from .base import Result, Subcommand, add_common_options
+from .checkpoint import to_json
+from .data import add_dataset_options, open_dataset
+from .errors import DataError, UsageError, errors_as
+from .models import add_model_options, load_model, load_tokenizer, pruning_errors
+from .output import add_overwrite, check_file, write_text
+
+if TYPE_CHECKING:
+    from ..evaluation.report import PerplexityComparison, PerplexityReport
+
+
+class EvaluateCommand(Subcommand):
+    """Measure perplexity and bits per byte in every language, also against the dense model.
+
+    With --dense both models read the same text, and the table shows what pruning cost in every language.
+    """
+
+    @staticmethod
+    def parse_args(parser: argparse.ArgumentParser) -> None:
+        """Declares the flags."""
+        parser.description = EvaluateCommand.__doc__
+        parser.add_argument("model", metavar="MODEL", help="Folder or repository of the model")
+        parser.add_argument("--dense", metavar="MODEL", help="The dense model to compare with (default: none)")
+        parser.add_argument("--output", metavar="FILE", help="JSON file to write the report to (default: none)")
+        add_overwrite(parser)
+        add_dataset_options(parser, required=True, purpose="Held-out text")
+        group = parser.add_argument_group("evaluation")
+        group.add_argument("--languages", nargs="+", metavar="NAME", help="Languages to evaluate (default: all)")
+        group.add_argument(
+            "--language-column", metavar="NAME", default="language", help="Column with the language (default: language)"
+        )
+        group.add_argument("--text-column", metavar="NAME", default="text", help="Column with the text (default: text)")
+        group.add_argument(
+            "--sequence-length",
+            type=int,
+            metavar="N",
+            help="Tokens per window (default: 512, or the model's positions where those are fewer)",
+        )
+        group.add_argument(
+            "--tokens-per-language",
+            type=int,
+            metavar="N",
+            default=16384,
+            help="Most tokens to evaluate per language (default: 16384)",
+        )
+        group.add_argument(
+            "--batch-size", type=int, metavar="N", default=8, help="Windows per forward pass (default: 8)"
+        )
+        group.add_argument("--seed", type=int, metavar="N", default=0, help="Seed of the choice of rows (default: 0)")
+        add_model_options(parser)
+        add_common_options(parser)
+
+    def execute(self) -> Result:
+        """Evaluates one model or two, one in memory at a time."""
+        args = self.args
+        target = None if args.output is None else check_file(args.output, args.overwrite)
+        for name in ("batch_size", "tokens_per_language"):
+            if getattr(args, name) < 1:
+                raise UsageError(f"--{name.replace('_', '-')} {getattr(args, name)}: give at least 1.")
+        with open_dataset(args.dataset, args.dataset_config, args.split, args.streaming) as dataset:
+            report, seen = self._evaluate(args.model, dataset, args.revision)
+            result: PerplexityReport | PerplexityComparison = report
+            if args.dense is not None:
+                result = compare(self._evaluate(args.dense, dataset)[0], report, seen)
+        lines = [result.to_markdown()]
+        if target is not None:
+            with errors_as(DataError, OSError):
+                write_text(target, to_json(result.to_dict()))
+            lines.append(f"Wrote {target}.")
+        return Result("\n\n".join(lines), result.to_dict())
+
+    def _evaluate(
+        self, name: str, dataset: Any, revision: str | None = None
+    ) -> "tuple[PerplexityReport, Iterable[str] | None]":
+        """The report of a model, and the languages that it was calibrated on, if its record names any."""
+        args = self.args
+        model = load_model(name, args, revision)
+        report = measure(
+            model,
+            load_tokenizer(name, args),
+            dataset,
+            languages=args.languages,
+            language_column=args.language_column,
+            text_column=args.text_column,
+            sequence_length=args.sequence_length,
+            tokens_per_language=args.tokens_per_language,
+            batch_size=args.batch_size,
+            seed=args.seed,
+            progress=not args.quiet,
+        )
+        record = getattr(model.config, "mwanda_config", None)
+        return report, record.get("languages") if isinstance(record, dict) else None
+
+
+def compare(
+    dense: "PerplexityReport", pruned: "PerplexityReport", seen: Iterable[str] | None
+) -> "PerplexityComparison":
+    """Sets a pruned model beside its dense original; `seen` are the languages of its calibration, if any are known."""
+    from ..evaluation.report import PerplexityComparison
+
+    return PerplexityComparison(dense, {"pruned": pruned}, list(seen or ()) or None)
+
+
+def measure(model: Any, tokenizer: Any, dataset: Any, **options: Any) -> "PerplexityReport":
+    """Evaluates a model in every language.
+
+    Raises:
+        DataError: If the dataset does not fit the model or the options.
+    """
+    from ..evaluation.perplexity import evaluate_languages
+
+    with pruning_errors():
+        return evaluate_languages(model, tokenizer, dataset, **options)

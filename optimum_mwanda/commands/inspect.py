@@ -1,0 +1,75 @@
+"""`optimum-cli mwanda inspect`."""
+
+import argparse
+import dataclasses
+from typing import Any
+
+from .base import Result, Subcommand, add_common_options
+from .checkpoint import summary
+from .errors import ModelError, errors_as
+
+
+class InspectCommand(Subcommand):
+    """Show the sparsity record of a model, its zeros layer by layer, and whether the two agree.
+
+    The model is not loaded: its weights are read one by one. The exit code is 4 where record and weights disagree.
+    """
+
+    @staticmethod
+    def parse_args(parser: argparse.ArgumentParser) -> None:
+        """Declares the flags."""
+        parser.description = InspectCommand.__doc__
+        parser.add_argument("model", metavar="MODEL", help="Folder or repository of the pruned model")
+        parser.add_argument("--revision", metavar="NAME", help="Branch, tag or commit of MODEL (default: main)")
+        add_common_options(parser)
+
+    def execute(self) -> Result:
+        """Reads, counts and compares."""
+        with errors_as(ModelError):
+            from ..checkpoint.verification import sparsity_map, sparsity_record, verify_sparsity
+
+            revision = {} if self.args.revision is None else {"revision": self.args.revision}
+            record = sparsity_record(self.args.model, **revision)
+            if record is None:
+                raise ModelError(f"{self.args.model} has no sparsity record: it was not pruned with optimum-mwanda.")
+            verification = verify_sparsity(self.args.model, **revision)
+            shares = sparsity_map(self.args.model, **revision)
+        text = "\n\n".join([_facts(record), _layers(record, shares), str(verification)])
+        values = {
+            "record": record,
+            "sparsity": shares,
+            "verification": {"ok": verification.ok, **dataclasses.asdict(verification)},
+        }
+        failure = None if verification.ok else "the weights differ from the sparsity record."
+        return Result(text, values, failure)
+
+
+def _facts(record: dict[str, Any]) -> str:
+    from ..utils import markdown_table
+
+    rows = [
+        ["model", record["model"] or "(no name)"],
+        ["sparsity asked for", f"{record['target_sparsity']:.4f}"],
+        ["sparsity achieved", f"{record['achieved_sparsity']:.4f}"],
+        ["seed", record["seed"]],
+        ["earlier prunings", len(record["history"])],
+        ["optimum-mwanda", record["library_version"]],
+        *([name, version] for name, version in record["versions"].items()),
+        *(
+            [f"calibrated on {language}", f"{part['tokens']:,} tokens, weight {part['weight']:.3f}"]
+            for language, part in record["languages"].items()
+        ),
+    ]
+    return f"{summary(record)}\n\n{markdown_table(['record', 'value'], rows)}"
+
+
+def _layers(record: dict[str, Any], shares: dict[str, float]) -> str:
+    """The share of zeros that was found: a row per block, a column per matrix, the whole block first."""
+    from ..utils import markdown_table
+
+    paths = list(record["matrices"])
+    rows = []
+    for block, share in zip(record["blocks"]["names"], record["blocks"]["sparsity"], strict=True):
+        found = [shares.get(f"{block}.{path}" if path else block) for path in paths]
+        rows.append([block, f"{share:.4f}", *("" if value is None else f"{value:.4f}" for value in found)])
+    return markdown_table(["block", "recorded", *(path.rpartition(".")[2] for path in paths)], rows)

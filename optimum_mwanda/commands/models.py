@@ -1,0 +1,133 @@
+"""Loading models and tokenizers with what the flags say, and no more trust than they give."""
+
+import argparse
+import contextlib
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from .errors import DataError, ModelError, errors_as, one_line
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ..configuration import MWandaConfig
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that `load_model` and `load_tokenizer` read."""
+    group = parser.add_argument_group("model")
+    group.add_argument("--revision", metavar="NAME", help="Branch, tag or commit of MODEL (default: main)")
+    group.add_argument(
+        "--dtype", choices=DTYPES, default="auto", help="Type to load the weights in (default: auto, that of MODEL)"
+    )
+    group.add_argument(
+        "--device-map",
+        type=_device_map,
+        metavar="MAP",
+        help="Where to load the weights: cpu, cuda, cuda:1, auto, or a JSON object; needs accelerate (default: cpu)",
+    )
+    group.add_argument("--tokenizer", metavar="NAME", help="Name or path of the tokenizer (default: MODEL)")
+    group.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="Run Python code that comes with MODEL, which can do anything that you can (default: refuse)",
+    )
+    group.add_argument(
+        "--allow-pickle",
+        action="store_true",
+        help="Read weights in pickle files as well, which can run code (default: safetensors only)",
+    )
+
+
+def load_model(name: str, args: argparse.Namespace, revision: str | None = None) -> "PreTrainedModel":
+    """Loads a causal language model.
+
+    Raises:
+        ModelError: If the model cannot be loaded, or its files lack some of its weights.
+    """
+    with errors_as(ModelError):
+        from transformers import AutoModelForCausalLM
+
+        try:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                name,
+                dtype=args.dtype,
+                device_map=args.device_map,
+                revision=revision or "main",
+                trust_remote_code=args.trust_remote_code,
+                use_safetensors=None if args.allow_pickle else True,
+                output_loading_info=True,
+            )
+        except OSError as error:
+            hint = "" if args.allow_pickle else " Only safetensors are read, unless --allow-pickle is given."
+            raise ModelError(f"{name!r} cannot be loaded: {one_line(error)}{hint}") from error
+        model: PreTrainedModel = loaded[0]
+        # transformers makes up for missing weights with random ones and a warning.
+        if missing := sorted(loaded[1]["missing_keys"]):
+            raise ModelError(
+                f"The files of {name!r} lack {len(missing)} weights of a {type(model).__name__}, such as "
+                f"{missing[0]!r}: it is no causal language model, or incomplete."
+            )
+    return model
+
+
+def load_tokenizer(name: str, args: argparse.Namespace) -> "PreTrainedTokenizerBase | None":
+    """Loads the tokenizer of a model; None if it has none, which is no error where the dataset is tokenised.
+
+    Raises:
+        ModelError: If `--tokenizer` was given and leads to none.
+    """
+    from transformers import AutoTokenizer
+
+    source = args.tokenizer or name
+    revision = "main" if args.tokenizer else args.revision or "main"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=args.trust_remote_code)
+        # Of a folder without tokenizer files some families make a tokenizer that knows special tokens only.
+        if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+            raise ValueError("it has no vocabulary")
+    except Exception as error:
+        if args.tokenizer is None:
+            return None
+        raise ModelError(f"No tokenizer can be loaded from {source!r}: {one_line(error)}") from error
+    loaded: PreTrainedTokenizerBase = tokenizer
+    return loaded
+
+
+def check_prunable(model: "PreTrainedModel", config: "MWandaConfig") -> None:
+    """Finds out before the calibration whether the settings fit the model.
+
+    Raises:
+        ModelError: If they do not.
+    """
+    from ..pruner import MWandaPruner
+
+    with errors_as(ModelError, ValueError, TypeError):
+        MWandaPruner(config.replace(criterion="magnitude", allocation="uniform")).allocate(model)
+
+
+@contextlib.contextmanager
+def pruning_errors() -> Iterator[None]:
+    """Inside the block a model that fits the settings meets data, whose errors are named as such."""
+    import torch
+
+    from ..modeling.weights import PartiallyPrunedError
+
+    no_fault_of_the_data = (FloatingPointError, MemoryError, torch.cuda.OutOfMemoryError)
+    with errors_as(ModelError, *no_fault_of_the_data), errors_as(DataError, ValueError, TypeError):
+        try:
+            yield
+        except PartiallyPrunedError as error:  # the model is thrown away: only the reason matters
+            raise error.__cause__ or error from None
+
+
+def _device_map(text: str) -> Any:
+    if not text.lstrip().startswith("{"):
+        return text
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not valid JSON: {error}") from error

@@ -1,0 +1,145 @@
+"""`optimum-cli mwanda prune`."""
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from .base import Result, Subcommand, add_common_options
+from .checkpoint import add_storage_options, facts, summary, write_checkpoint
+from .data import add_dataset_options, open_dataset
+from .errors import HubError, UsageError, one_line
+from .evaluate import compare, measure
+from .models import add_model_options, check_prunable, load_model, load_tokenizer, pruning_errors
+from .output import add_overwrite, new_folder
+from .settings import add_settings, read_settings
+
+if TYPE_CHECKING:
+    from ..configuration import MWandaConfig
+    from ..evaluation.report import PerplexityComparison
+
+
+class PruneCommand(Subcommand):
+    """Calibrate on a multilingual dataset, prune, and write the model with its card.
+
+    With --eval-dataset the dense and the pruned model are evaluated and compared per language.
+    """
+
+    @staticmethod
+    def parse_args(parser: argparse.ArgumentParser) -> None:
+        """Declares the flags."""
+        parser.description = PruneCommand.__doc__
+        parser.add_argument("model", metavar="MODEL", help="Folder or repository of the dense model")
+        parser.add_argument("output", metavar="OUT", help="Folder to write the pruned model to")
+        add_storage_options(parser)
+        parser.add_argument("--push-to-hub", metavar="ID", help="Repository to push the result to (default: none)")
+        parser.add_argument(
+            "--private", action="store_true", help="Make a new repository private (default: as your namespace does)"
+        )
+        add_overwrite(parser)
+        add_dataset_options(parser, required=False, purpose="Calibration text, which magnitude pruning does without")
+        group = parser.add_argument_group("evaluation")
+        group.add_argument(
+            "--eval-dataset", nargs="+", metavar="DATASET", help="Held-out text, as --dataset (default: no evaluation)"
+        )
+        group.add_argument("--eval-dataset-config", metavar="NAME", help="As --dataset-config (default: its default)")
+        group.add_argument("--eval-split", metavar="NAME", default="test", help="As --split (default: test)")
+        group.add_argument(
+            "--eval-tokens",
+            type=int,
+            metavar="N",
+            default=16384,
+            help="Most tokens to evaluate per language (default: 16384)",
+        )
+        add_model_options(parser)
+        add_settings(parser)
+        add_common_options(parser)
+
+    def execute(self) -> Result:
+        """Prunes, and writes everything at once."""
+        args, config = self.args, read_settings(self.args)
+        with new_folder(args.output, args.overwrite) as folder:
+            self._check(config)
+            model, tokenizer, report = self._prune(config)
+            write_checkpoint(model, tokenizer, folder, args, report)
+        record = model.config.mwanda_config
+        parts = [summary(record), *([report.to_markdown()] if report else []), f"Wrote {args.output}."]
+        pushed = None if args.push_to_hub is None else self._push(model, tokenizer, report)
+        if pushed is not None:
+            parts.append(f"Pushed to {pushed}.")
+        values = {
+            "output": args.output,
+            "pushed": pushed,
+            "evaluation": None if report is None else report.to_dict(),
+            **facts(record),
+        }
+        return Result("\n\n".join(parts), values)
+
+    def _prune(self, config: "MWandaConfig") -> "tuple[Any, Any, PerplexityComparison | None]":
+        """The pruned model, its tokenizer, and what an evaluation says, if one was asked for."""
+        args = self.args
+        with (
+            open_dataset(args.dataset, args.dataset_config, args.split, args.streaming) as dataset,
+            open_dataset(args.eval_dataset, args.eval_dataset_config, args.eval_split) as held_out,
+        ):
+            model = load_model(args.model, args, args.revision)
+            tokenizer = load_tokenizer(args.model, args)
+            check_prunable(model, config)
+            dense = None if held_out is None else self._evaluate(model, tokenizer, held_out, config)
+            with pruning_errors():
+                from ..pruner import MWandaPruner
+
+                pruner = MWandaPruner(config, progress=not args.quiet, restore_on_failure=False)
+                pruner.prune(model, dataset, tokenizer)
+            if dense is None:
+                return model, tokenizer, None
+            pruned = self._evaluate(model, tokenizer, held_out, config)
+            return model, tokenizer, compare(dense, pruned, model.config.mwanda_config["languages"])
+
+    def _check(self, config: "MWandaConfig") -> None:
+        """Finds out at once what would fail after hours."""
+        from ..pruning.scoring import needs_statistics
+
+        if self.args.dataset is None and needs_statistics(config):
+            raise UsageError(
+                f"--criterion {config.criterion} with --allocation {config.allocation} needs calibration text: give "
+                "--dataset, or --criterion magnitude --allocation uniform."
+            )
+        if self.args.push_to_hub is not None:
+            from huggingface_hub import get_token
+
+            if not get_token():
+                raise HubError("--push-to-hub needs a token with write access: run `hf auth login`, or set HF_TOKEN.")
+
+    def _evaluate(self, model: Any, tokenizer: Any, held_out: Any, config: "MWandaConfig") -> Any:
+        return measure(
+            model,
+            tokenizer,
+            held_out,
+            language_column=config.language_column,
+            text_column=config.text_column,
+            sequence_length=config.sequence_length,
+            tokens_per_language=self.args.eval_tokens,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            progress=not self.args.quiet,
+        )
+
+    def _push(self, model: Any, tokenizer: Any, report: "PerplexityComparison | None") -> str:
+        from ..checkpoint.hub import push_to_hub
+
+        args = self.args
+        try:
+            info = push_to_hub(
+                model,
+                args.push_to_hub,
+                tokenizer=tokenizer,
+                report=report,
+                base_model=args.base_model,
+                compressed=args.compressed,
+                private=args.private or None,
+            )
+        except Exception as error:
+            raise HubError(
+                f"{args.output} is complete, but the push failed: {one_line(error)} "
+                f"Push it with `hf upload {args.push_to_hub} {args.output}`."
+            ) from error
+        return str(info.repo_url)

@@ -1,0 +1,109 @@
+"""A flag for every setting of `MWandaConfig`, made from the fields of the dataclass."""
+
+import argparse
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from ..configuration import CHOICES, MWandaConfig
+from .errors import UsageError, errors_as
+from .parser import with_default
+
+
+def add_settings(
+    parser: argparse.ArgumentParser, settings: type[Any] = MWandaConfig, leave_out: Collection[str] = ()
+) -> None:
+    """Adds `--config` and one flag per field; a flag that is not given leaves the file's or the default value."""
+    group = parser.add_argument_group("settings", "what help(MWandaConfig) and docs/guide.md describe")
+    group.add_argument(
+        "--config", metavar="FILE", help="JSON file with settings, which the flags below override (default: none)"
+    )
+    for field in dataclasses.fields(settings):
+        if field.name not in leave_out:
+            group.add_argument(
+                flag(field.name),
+                dest=field.name,
+                help=with_default(field.metadata["help"].rstrip("."), _shown(field.default)),
+                **_form(field),
+            )
+
+
+def read_settings(args: argparse.Namespace, settings: type[Any] = MWandaConfig, **changes: Any) -> Any:
+    """Builds the config from `--config` and the flags that were given.
+
+    Args:
+        args: Parsed arguments.
+        settings: The dataclass that `add_settings` was called with.
+        **changes: Further values, which win.
+
+    Raises:
+        UsageError: If the file or a value is not allowed.
+    """
+    given = {
+        field.name: _value(field, getattr(args, field.name))
+        for field in dataclasses.fields(settings)
+        if getattr(args, field.name, None) is not None
+    }
+    with errors_as(UsageError, OSError, ValueError, TypeError):
+        config = settings() if args.config is None else settings.from_pretrained(args.config)
+        return config.replace(**given, **changes)
+
+
+def flag(name: str) -> str:
+    """`--samples-per-language` for `samples_per_language`."""
+    return "--" + name.replace("_", "-")
+
+
+def _types(field: Any) -> list[Any]:
+    """The types that a value may have besides None, generic ones without their parameters."""
+    union = typing.get_origin(field.type) in (typing.Union, types.UnionType)
+    members = typing.get_args(field.type) if union else (field.type,)
+    return [typing.get_origin(member) or member for member in members if member is not type(None)]
+
+
+def _form(field: Any) -> dict[str, Any]:
+    """How argparse is to read a field."""
+    kinds = _types(field)
+    if field.name in CHOICES:
+        return {"choices": CHOICES[field.name]}
+    if bool in kinds:
+        return {"action": argparse.BooleanOptionalAction, "default": None}
+    if any(issubclass(kind, Mapping) for kind in kinds):
+        return {"nargs": "+", "metavar": "NAME|KEY=VALUE"}
+    if any(issubclass(kind, Sequence) and kind is not str for kind in kinds):
+        return {"nargs": "+", "metavar": "NAME"}
+    if str in kinds:
+        return {"metavar": "NAME"}
+    return {"type": float if float in kinds else int if int in kinds else _json, "metavar": "VALUE"}
+
+
+def _value(field: Any, given: Any) -> Any:
+    """The value of a field from what argparse has read."""
+    if not any(issubclass(kind, Mapping) for kind in _types(field)):
+        return given
+    if len(given) == 1 and "=" not in given[0]:
+        return given[0]
+    pairs = {}
+    for word in given:
+        key, sign, number = word.rpartition("=")
+        try:
+            pairs[key] = float(number)
+        except ValueError:
+            sign = ""
+        if not sign or not key:
+            raise UsageError(f"{flag(field.name)} {word}: give one name, or pairs such as sw=2 yo=1.5.")
+    return pairs
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not valid JSON: {error}") from error
+
+
+def _shown(default: Any) -> str:
+    return "none" if default == () else str(default)

@@ -1,0 +1,255 @@
+"""What every subcommand does, and how it ends."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from optimum_mwanda import CalibrationStatistics, MWandaConfig
+from optimum_mwanda.checkpoint.verification import sparsity_record, verify_sparsity
+
+from ..conftest import make_model
+from .conftest import SMALL, Pruned, Run
+
+Cli = Callable[..., Run]
+
+
+def weights_of(path: Path) -> dict[str, torch.Tensor]:
+    return AutoModelForCausalLM.from_pretrained(path).state_dict()
+
+
+def is_equal(one: Path, other: Path) -> bool:
+    left, right = weights_of(one), weights_of(other)
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+class TestPrune:
+    def test_writes_a_checkpoint_that_is_complete(self, pruned: Pruned) -> None:
+        assert pruned.run.code == 0, pruned.run.err
+        names = {path.name for path in pruned.path.iterdir()}
+        assert {"model.safetensors", "config.json", "tokenizer.json", "README.md", "evaluation.json"} <= names
+        assert verify_sparsity(pruned.path).ok
+        assert AutoTokenizer.from_pretrained(pruned.path)("w2 w3")["input_ids"] == [2, 3]
+        assert MWandaConfig.from_pretrained(pruned.path).sequence_length == 16
+        assert [path.name for path in pruned.path.parent.iterdir()] == [pruned.path.name]
+
+    def test_prints_a_table_per_language_and_no_progress(self, pruned: Pruned) -> None:
+        assert "| sw " in pruned.run.out
+        assert "50.0" in pruned.run.out
+        assert pruned.run.err == ""
+
+    def test_evaluates_the_dense_and_the_pruned_model(self, pruned: Pruned) -> None:
+        report = json.loads((pruned.path / "evaluation.json").read_text())
+        assert report["seen"] == ["en", "fr", "sw"]
+        assert report["dense"]["languages"][0]["nll"] != report["pruned"]["pruned"]["languages"][0]["nll"]
+        assert ModelCard.load(pruned.path / "README.md").data.eval_results
+
+    def test_config_file_and_flags_end_up_in_the_record(self, cli: Cli, model: Path, tmp_path: Path) -> None:
+        config = tmp_path / "settings.json"
+        config.write_text('{"criterion": "magnitude", "allocation": "uniform", "sparsity": 0.3, "group": "row"}')
+        out = tmp_path / "out"
+        run = cli("prune", model, out, "--config", config, "--sparsity", "0.75", "--json", "--quiet")
+        assert run.code == 0, run.err
+        settings = sparsity_record(out)["settings"]  # type: ignore[index]
+        assert (settings["criterion"], settings["sparsity"], settings["group"]) == ("magnitude", 0.75, "row")
+        assert run.json["achieved_sparsity"] == pytest.approx(0.75, abs=0.01)
+        assert run.json["output"] == str(out)
+        assert run.json["evaluation"] is None
+
+    def test_compressed_checkpoint_holds_the_same_weights(
+        self, cli: Cli, model: Path, data: Path, pruned: Pruned, tmp_path: Path
+    ) -> None:
+        out = tmp_path / "small"
+        assert cli("prune", model, out, "--dataset", data, "--compressed", *SMALL).code == 0
+        assert not (out / "model.safetensors").exists()
+        assert is_equal(out, pruned.path)
+
+    def test_dtype_and_device_are_those_asked_for(self, cli: Cli, model: Path, tmp_path: Path) -> None:
+        words = [
+            "--criterion",
+            "magnitude",
+            "--allocation",
+            "uniform",
+            "--dtype",
+            "bfloat16",
+            "--device-map",
+            "cpu",
+            "--quiet",
+        ]
+        assert cli("prune", model, tmp_path / "out", *words).code == 0
+        assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").dtype == torch.bfloat16
+
+    def test_json_is_all_that_is_printed(self, cli: Cli, model: Path, data: Path, tmp_path: Path) -> None:
+        run = cli("prune", model, tmp_path / "out", "--dataset", data, "--eval-dataset", data, *SMALL, "--json")
+        assert set(run.json["evaluation"]) == {"seen", "dense", "pruned"}
+        assert set(run.json["languages"]) == {"en", "fr", "sw"}
+
+
+class TestCalibrateAndApply:
+    def test_statistics_are_written(self, statistics: Path) -> None:
+        assert CalibrationStatistics.load(statistics).languages == ("en", "fr", "sw")
+
+    def test_existing_statistics_are_kept(self, cli: Cli, model: Path, data: Path, statistics: Path) -> None:
+        run = cli("calibrate", model, statistics, "--dataset", data, *SMALL)
+        assert run.code == 2
+        assert "--overwrite" in run.error
+
+    def test_calibrate_then_apply_is_prune(
+        self, cli: Cli, model: Path, statistics: Path, pruned: Pruned, tmp_path: Path
+    ) -> None:
+        run = cli("apply", model, statistics, tmp_path / "out", "--sparsity", "0.5", "--quiet")
+        assert run.code == 0, run.err
+        assert is_equal(tmp_path / "out", pruned.path)
+        assert (tmp_path / "out" / "README.md").is_file()
+
+    def test_several_sparsities_get_a_folder_each(
+        self, cli: Cli, model: Path, statistics: Path, pruned: Pruned, tmp_path: Path
+    ) -> None:
+        run = cli("apply", model, statistics, tmp_path / "all", "--sparsity", "0.7", "0.5", "--quiet", "--json")
+        assert run.code == 0, run.err
+        assert sorted(path.name for path in (tmp_path / "all").iterdir()) == ["sparsity-0.5", "sparsity-0.7"]
+        assert [round(entry["achieved_sparsity"], 2) for entry in run.json["models"]] == [0.7, 0.5]
+        assert is_equal(tmp_path / "all" / "sparsity-0.5", pruned.path)
+
+    def test_failure_at_the_second_sparsity_leaves_nothing(
+        self, cli: Cli, model: Path, statistics: Path, tmp_path: Path
+    ) -> None:
+        run = cli("apply", model, statistics, tmp_path / "all", "--sparsity", "0.5", "1.5", "--quiet")
+        assert (run.code, list(tmp_path.iterdir())) == (2, [])
+
+    def test_statistics_that_are_none_are_a_data_error(self, cli: Cli, model: Path, data: Path, tmp_path: Path) -> None:
+        assert cli("apply", model, data, tmp_path / "out").code == 3
+        assert cli("apply", model, tmp_path / "none", tmp_path / "out").code == 3
+        assert list(tmp_path.iterdir()) == []
+
+    def test_sequential_calibration_is_refused(self, cli: Cli, model: Path, statistics: Path, tmp_path: Path) -> None:
+        (tmp_path / "c.json").write_text('{"calibration": "sequential"}')
+        run = cli("apply", model, statistics, tmp_path / "out", "--config", tmp_path / "c.json")
+        assert run.code == 2
+        assert "prune" in run.error
+
+
+class TestEvaluate:
+    def test_one_model(self, cli: Cli, model: Path, data: Path) -> None:
+        run = cli("evaluate", model, "--dataset", data, "--languages", "sw", "--quiet", "--json")
+        assert [entry["language"] for entry in run.json["languages"]] == ["sw"]
+
+    def test_against_the_dense_model(self, cli: Cli, model: Path, data: Path, pruned: Pruned, tmp_path: Path) -> None:
+        out = tmp_path / "sub" / "report.json"
+        words = ("--dense", model, "--output", out, "--sequence-length", "16", "--quiet")
+        run = cli("evaluate", pruned.path, "--dataset", data, *words)
+        assert run.code == 0, run.err
+        assert "| **worst** |" in run.out
+        report, other = json.loads(out.read_text()), json.loads((pruned.path / "evaluation.json").read_text())
+        assert report["seen"] == ["en", "fr", "sw"]
+        assert report["pruned"]["pruned"]["languages"] == other["pruned"]["pruned"]["languages"]
+        assert cli("evaluate", pruned.path, "--dataset", data, *words).code == 2
+
+    @pytest.mark.parametrize(("words", "code"), [(["--languages", "xx"], 3), (["--batch-size", "0"], 2)])
+    def test_errors(self, cli: Cli, model: Path, data: Path, words: list[str], code: int) -> None:
+        run = cli("evaluate", model, "--dataset", data, "--quiet", *words)
+        assert run.code == code
+        assert words[1] in run.error
+
+
+class TestInspect:
+    def test_shows_record_layers_and_verification(self, cli: Cli, pruned: Pruned) -> None:
+        run = cli("inspect", pruned.path)
+        assert run.code == 0
+        assert "| model.layers.2 |" in run.out
+        assert "calibrated on sw" in run.out
+        assert "All 21 matrices" in run.out
+
+    def test_json(self, cli: Cli, pruned: Pruned) -> None:
+        values = cli("inspect", pruned.path, "--json").json
+        assert values["record"] == sparsity_record(pruned.path)
+        assert values["verification"]["ok"]
+        assert len(values["sparsity"]) == 21
+
+    def test_weights_that_differ_from_the_record_fail(self, cli: Cli, pruned: Pruned, tmp_path: Path) -> None:
+        loaded = AutoModelForCausalLM.from_pretrained(pruned.path)
+        with torch.no_grad():
+            loaded.model.layers[1].mlp.up_proj.weight.fill_(1)
+        loaded.save_pretrained(tmp_path)
+        run = cli("inspect", tmp_path, "--json")
+        assert run.code == 4
+        assert "differ" in run.error
+        assert [entry["name"] for entry in run.json["verification"]["lost"]] == ["model.layers.1.mlp.up_proj"]
+
+    def test_dense_model_is_a_model_error(self, cli: Cli, model: Path) -> None:
+        run = cli("inspect", model)
+        assert run.code == 4
+        assert "no sparsity record" in run.error
+
+
+class TestCard:
+    def test_writes_and_updates(self, cli: Cli, pruned: Pruned, tmp_path: Path) -> None:
+        AutoModelForCausalLM.from_pretrained(pruned.path).save_pretrained(tmp_path)
+        assert cli("card", tmp_path, "--base-model", "acme/base").code == 0
+        path = tmp_path / "README.md"
+        assert not ModelCard.load(path).data.eval_results
+        path.write_text(path.read_text() + "\nMine.\n")
+        run = cli("card", tmp_path, "--report", pruned.path / "evaluation.json", "--json")
+        assert run.json == {"output": str(path)}
+        card = ModelCard.load(path)
+        assert card.data.eval_results
+        assert card.text.rstrip().endswith("Mine.")
+
+    def test_errors(self, cli: Cli, model: Path, pruned: Pruned, data: Path, tmp_path: Path) -> None:
+        assert cli("card", tmp_path / "none").code == 2
+        assert cli("card", model).code == 4
+        assert cli("card", pruned.path, "--report", data).code == 3
+        assert cli("card", pruned.path, "--report", tmp_path / "none.json").code == 3
+
+
+class TestCompress:
+    def test_there_and_back(self, cli: Cli, pruned: Pruned, tmp_path: Path) -> None:
+        small, large = tmp_path / "small", tmp_path / "large"
+        run = cli("compress", pruned.path, small, "--json")
+        assert run.code == 0, run.err
+        assert run.json["bytes"] < run.json["input_bytes"]
+        assert "All 21 matrices" in cli("inspect", small).out
+        assert cli("decompress", small, large).code == 0
+        assert (large / "model.safetensors").read_bytes() == (pruned.path / "model.safetensors").read_bytes()
+        assert ModelCard.load(large / "README.md").data.eval_results
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["large", "small"]
+
+    def test_card_says_how_to_load(self, cli: Cli, pruned: Pruned, tmp_path: Path) -> None:
+        small, again = tmp_path / "small", tmp_path / "again"
+        assert cli("compress", pruned.path, small).code == 0
+        assert cli("decompress", small, again).code == 0
+        cards = [(path / "README.md").read_text() for path in (pruned.path, small, again)]
+        assert "import optimum_mwanda" in cards[1]
+        assert cards[0] != cards[1] != cards[2]
+
+    def test_errors_leave_nothing(self, cli: Cli, pruned: Pruned, tmp_path: Path) -> None:
+        assert cli("compress", tmp_path / "none", tmp_path / "out").code == 4
+        assert cli("decompress", pruned.path, tmp_path / "out").code == 4
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_are_missing_are_not_made_up(cli: Cli, tmp_path: Path) -> None:
+    loaded = make_model()
+    state = {name: tensor for name, tensor in loaded.state_dict().items() if "up_proj" not in name}
+    loaded.save_pretrained(tmp_path / "torn", state_dict=state)
+    words = ("--criterion", "magnitude", "--allocation", "uniform", "--quiet")
+    run = cli("prune", tmp_path / "torn", tmp_path / "out", *words)
+    assert run.code == 4
+    assert "lack 3 weights" in run.err
+
+
+def test_pickle_needs_a_flag(cli: Cli, tmp_path: Path) -> None:
+    folder = tmp_path / "pickle"
+    make_model().config.save_pretrained(folder)
+    torch.save(make_model().state_dict(), folder / "pytorch_model.bin")
+    words = ("--criterion", "magnitude", "--allocation", "uniform", "--quiet")
+    run = cli("prune", folder, tmp_path / "out", *words)
+    assert run.code == 4
+    assert "--allow-pickle" in run.error
+    run = cli("prune", folder, tmp_path / "out", *words, "--allow-pickle")
+    assert run.code == 0, run.err
+    assert (tmp_path / "out" / "model.safetensors").is_file()

@@ -1,0 +1,237 @@
+"""Exit codes, interrupts, and folders that appear as a whole or not at all."""
+
+import json
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import optimum_mwanda.checkpoint.card
+from optimum_mwanda.commands.errors import UsageError
+from optimum_mwanda.commands.models import pruning_errors
+from optimum_mwanda.commands.output import new_folder
+from optimum_mwanda.modeling.weights import PartiallyPrunedError
+
+from ..hub_server import TOKEN, HubServer
+from .conftest import SMALL, Run, as_jsonl, command, environment, make_texts, run_process
+
+Cli = Callable[..., Run]
+MAGNITUDE = ("--criterion", "magnitude", "--allocation", "uniform", "--quiet")
+
+
+@pytest.fixture
+def broken_card(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]:
+    """Lets the last step of writing a checkpoint fail."""
+
+    def install(error: BaseException) -> None:
+        def fail(*_: Any, **__: Any) -> None:
+            raise error
+
+        monkeypatch.setattr(optimum_mwanda.checkpoint.card, "save_card", fail)
+
+    return install
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--sparsity", "half"], 2, "invalid float value"),
+        (["--sparsity", "1.5"], 2, "give a share"),
+        (["--criterion", "mwnda"], 2, "invalid choice"),
+        (["--dtyp", "auto"], 2, "Did you mean --dtype"),
+        (["--device-map", "{cpu"], 2, "--device-map"),
+        ([], 2, "needs calibration text"),
+        (["--dataset", "no.jsonl"], 3, "no.jsonl"),
+        (["--dataset", "DATA", "--languages", "xx"], 3, "'xx' was asked for"),
+        (["--dataset", "DATA", "--text-column", "body"], 3, "'body' is missing"),
+        (["--dataset", "DATA", "--sequence-length", "60", "--languages", "en"], 0, ""),
+        (
+            ["--dataset", "DATA", "--include", "*.no"],
+            4,
+            "*.no",
+        ),
+        (["--dataset", "DATA", "--pattern", "3:5"], 4, "does not divide"),
+        (["--dataset", "DATA", "--tokenizer", "./none"], 4, "./none"),
+    ],
+)
+def test_exit_codes_and_one_line(
+    cli: Cli, model: Path, data: Path, tmp_path: Path, words: list[str], code: int, message: str
+) -> None:
+    run = cli("prune", model, tmp_path / "out", *(data if word == "DATA" else word for word in words), "--quiet")
+    assert run.code == code, run.err
+    if code:
+        assert message in run.error
+        assert run.error.startswith("optimum-cli mwanda prune: error: ")
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_model_is_a_model_error(cli: Cli, tmp_path: Path) -> None:
+    run = cli("prune", tmp_path / "none", tmp_path / "out", *MAGNITUDE)
+    assert run.code == 4
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_internal_error_has_one_line_and_a_traceback_on_demand(
+    cli: Cli, model: Path, tmp_path: Path, broken_card: Callable[[BaseException], None]
+) -> None:
+    broken_card(KeyError("a bug"))
+    run = cli("prune", model, tmp_path / "out", *MAGNITUDE)
+    assert run.code == 1
+    assert "KeyError" in run.error
+    assert list(tmp_path.iterdir()) == []
+    run = cli("prune", model, tmp_path / "out", *MAGNITUDE, "--debug")
+    assert run.code == 1
+    assert "Traceback" in run.err
+
+
+def test_real_process_ends_with_the_code(model: Path, tmp_path: Path) -> None:
+    run = run_process("mwanda", "prune", model, tmp_path / "out", "--dataset", tmp_path / "no.jsonl")
+    assert run.code == 3
+    assert "no.jsonl" in run.error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_interrupt_while_weights_are_changed_is_an_interrupt() -> None:
+    with pytest.raises(KeyboardInterrupt), pruning_errors():
+        raise PartiallyPrunedError("some are pruned") from KeyboardInterrupt()
+
+
+def test_remote_code_is_not_run_unasked(cli: Cli, tmp_path: Path) -> None:
+    folder = tmp_path / "remote"
+    folder.mkdir()
+    auto_map = {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}
+    (folder / "config.json").write_text(json.dumps({"model_type": "mine", "auto_map": auto_map}))
+    (folder / "code.py").write_text(f"open({str(tmp_path / 'was-run')!r}, 'w')")
+    run = cli("prune", folder, tmp_path / "out", *MAGNITUDE)
+    assert run.code == 4
+    assert not (tmp_path / "was-run").exists()
+
+
+class TestOutput:
+    def test_folder_that_holds_something_is_refused(self, cli: Cli, model: Path, tmp_path: Path) -> None:
+        (tmp_path / "mine.txt").write_text("mine")
+        run = cli("prune", model, tmp_path, *MAGNITUDE)
+        assert run.code == 2
+        assert "--overwrite" in run.error
+        assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+    def test_overwrite_replaces_the_old_folder(self, cli: Cli, model: Path, tmp_path: Path) -> None:
+        out = tmp_path / "out"
+        out.mkdir()
+        (out / "old.txt").write_text("old")
+        assert cli("prune", model, out, *MAGNITUDE, "--overwrite").code == 0
+        assert (out / "config.json").is_file()
+        assert not (out / "old.txt").exists()
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+    def test_failed_overwrite_keeps_the_old_folder(
+        self, cli: Cli, model: Path, tmp_path: Path, broken_card: Callable[[BaseException], None]
+    ) -> None:
+        broken_card(OSError("disk full"))
+        out = tmp_path / "out"
+        out.mkdir()
+        (out / "old.txt").write_text("old")
+        run = cli("prune", model, out, *MAGNITUDE, "--overwrite")
+        assert run.code == 4
+        assert "disk full" in run.error
+        assert [path.name for path in out.iterdir()] == ["old.txt"]
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+    def test_interrupt_while_saving_leaves_nothing(
+        self, cli: Cli, model: Path, tmp_path: Path, broken_card: Callable[[BaseException], None]
+    ) -> None:
+        broken_card(KeyboardInterrupt())
+        run = cli("prune", model, tmp_path / "deep" / "er" / "out", *MAGNITUDE)
+        assert run.code == 130
+        assert "interrupted" in run.error
+        assert list(tmp_path.iterdir()) == []
+
+    def test_empty_folder_and_link_are_filled(self, tmp_path: Path) -> None:
+        (tmp_path / "real").mkdir()
+        (tmp_path / "link").symlink_to(tmp_path / "real")
+        with new_folder(str(tmp_path / "link"), overwrite=False) as folder:
+            (folder / "a").write_text("a")
+        assert (tmp_path / "link").is_symlink()
+        assert (tmp_path / "real" / "a").is_file()
+
+    def test_folders_that_must_not_be_deleted_are_refused(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "here").mkdir()
+        monkeypatch.chdir(tmp_path / "here")
+        for path in ("..", str(tmp_path)):
+            with pytest.raises(UsageError, match="would delete"), new_folder(path, overwrite=True):
+                pass
+
+    def test_file_is_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "out").write_text("x")
+        with pytest.raises(UsageError, match="is a file"), new_folder(str(tmp_path / "out"), overwrite=True):
+            pass
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signal_while_calibrating_leaves_nothing(model: Path, tmp_path: Path, sent: signal.Signals, code: int) -> None:
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text(as_jsonl(make_texts(2000)))
+    out = tmp_path / "made" / "out"
+    words = ("--dataset", texts, "--batch-size", "1", "--samples-per-language", "100000", "--sequence-length", "8")
+    process = subprocess.Popen(
+        command("mwanda", "prune", model, out, *words),
+        env=environment(HF_DATASETS_CACHE=str(tmp_path / "cache")),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    seen = ""
+    while "Calibrating" not in seen and (part := process.stderr.read(20)):
+        seen += part
+    assert list(out.parent.iterdir()), "the new folder is filled beside its place"
+    process.send_signal(sent)
+    rest = process.communicate()
+    assert process.returncode == code, rest
+    assert "Traceback" not in rest[1]
+    assert not out.parent.exists()
+
+
+class TestPush:
+    def test_pushes_what_was_written(self, model: Path, data: Path, tmp_path: Path) -> None:
+        with HubServer() as hub:
+            variables = {
+                "HF_ENDPOINT": hub.url,
+                "HF_HOME": str(tmp_path / "home"),
+                "HF_TOKEN": TOKEN,
+                "HF_HUB_OFFLINE": "0",
+                "HF_HUB_DISABLE_XET": "1",
+                "NO_PROXY": "127.0.0.1",
+                "no_proxy": "127.0.0.1",
+            }
+            words = ("--dataset", data, "--eval-dataset", data, "--push-to-hub", "me/pruned", "--private", "--json")
+            run = run_process("mwanda", "prune", model, tmp_path / "out", *words, *SMALL, **variables)
+            assert run.code == 0, run.err
+            assert "me/pruned" in run.json["pushed"]
+            files = hub.repos["me/pruned"]["main"]
+            assert {"model.safetensors", "tokenizer.json", "README.md", "evaluation.json"} <= set(files)
+            assert files["config.json"] == (tmp_path / "out" / "config.json").read_bytes()
+            assert hub.private["me/pruned"]
+
+    def test_without_a_token_nothing_starts(
+        self, cli: Cli, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+        run = cli("prune", model, tmp_path / "out", *MAGNITUDE, "--push-to-hub", "me/pruned")
+        assert run.code == 5
+        assert "hf auth login" in run.error
+        assert list(tmp_path.iterdir()) == []
+
+    def test_failed_push_keeps_the_folder(
+        self, cli: Cli, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("huggingface_hub.get_token", lambda: TOKEN)
+        run = cli("prune", model, tmp_path / "out", *MAGNITUDE, "--push-to-hub", "me/pruned")  # tests are offline
+        assert run.code == 5
+        assert "is complete" in run.err
+        assert (tmp_path / "out" / "config.json").is_file()

@@ -1,0 +1,82 @@
+"""Flags follow the dataclass."""
+
+import argparse
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from optimum_mwanda.commands.errors import UsageError
+from optimum_mwanda.commands.settings import add_settings, flag, read_settings
+from optimum_mwanda.configuration import MWandaConfig
+
+
+def read(*words: str, settings: type[Any] = MWandaConfig) -> Any:
+    parser = argparse.ArgumentParser()
+    add_settings(parser, settings)
+    return read_settings(parser.parse_args(words), settings)
+
+
+def test_every_setting_has_a_flag() -> None:
+    parser = argparse.ArgumentParser()
+    add_settings(parser)
+    flags = {string for action in parser._actions for string in action.option_strings}
+    assert {flag(field.name) for field in dataclasses.fields(MWandaConfig)} < flags
+
+
+def test_without_flags_the_defaults_count() -> None:
+    assert read() == MWandaConfig()
+
+
+def test_new_setting_needs_no_edit_here() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Later:
+        careful: bool = dataclasses.field(default=False, metadata={"help": "100 % careful."})
+        rounds: int | None = dataclasses.field(default=None, metadata={"help": "Rounds."})
+        names: tuple[str, ...] = dataclasses.field(default=(), metadata={"help": "Names."})
+        costs: str | Mapping[str, float] = dataclasses.field(default="none", metadata={"help": "Costs."})
+        extra: object = dataclasses.field(default=None, metadata={"help": "Anything."})
+
+        def replace(self, **changes: Any) -> "Later":
+            return dataclasses.replace(self, **changes)
+
+    words = ["--careful", "--rounds", "3", "--names", "a", "b", "--costs", "a=1.5", "b=2"]
+    later = read(*words, "--extra", '{"x": [1]}', settings=Later)
+    assert later == Later(True, 3, ["a", "b"], {"a": 1.5, "b": 2.0}, {"x": [1]})  # type: ignore[arg-type]
+
+
+def test_flags_override_the_file(tmp_path: Any) -> None:
+    path = tmp_path / "settings.json"
+    path.write_text('{"sparsity": 0.3, "criterion": "wanda", "languages": ["en", "sw"]}')
+    config = read("--config", str(path), "--sparsity", "0.6", "--language-weights", "sw=2")
+    assert (config.sparsity, config.criterion, config.languages) == (0.6, "wanda", ("en", "sw"))
+    assert config.language_weights == {"sw": 2.0}
+
+
+def test_pattern_flag_brings_its_own_sparsity(tmp_path: Any) -> None:
+    MWandaConfig(sparsity=0.3, seed=5).save_pretrained(tmp_path)
+    config = read("--config", str(tmp_path), "--pattern", "2:4")
+    assert (config.sparsity, config.allocation, config.seed) == (0.5, "uniform", 5)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--sparsity", "1"], "give a share"),
+        (["--pattern", "4:2"], "0 < N < M"),
+        (["--language-weights", "sw=many"], "sw=many"),
+        (["--language-weights", "loud"], "'loud' is not known"),
+        (["--config", "/nowhere/at/all.json"], "/nowhere/at/all.json"),
+    ],
+)
+def test_illegal_settings_are_usage_errors(words: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        read(*words)
+
+
+def test_file_with_an_unknown_setting_is_a_usage_error(tmp_path: Any) -> None:
+    path = tmp_path / "settings.json"
+    path.write_text('{"sparsty": 0.3}')
+    with pytest.raises(UsageError, match="Did you mean 'sparsity'"):
+        read("--config", str(path))
