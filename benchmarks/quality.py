@@ -2,13 +2,13 @@
 
     python benchmarks/quality.py --model MODEL --calibration calibration.jsonl.xz --test test.jsonl.xz
 
-The figures are factors on the perplexity of the dense model: the geometric mean over the languages that were calibrated
-on (`seen`), over those that were not (`unseen`), and the factor of the language that suffers most (`worst`).
+The figures are factors on the perplexity of the dense model: the geometric mean over all languages (`mean`), over those
+that were calibrated on (`seen`), over those that were not (`unseen`), and the factor of the language that suffers most
+(`worst`).
 `--tune` leaves the test file alone: every second document of the calibration file is held out and evaluated instead.
 """
 
 import argparse
-import dataclasses
 import json
 import math
 from collections.abc import Iterator
@@ -48,6 +48,7 @@ for _base, _group in (("wanda", "row"), ("ria", "matrix")):
     CRITERIA[f"mwanda on {_base}, std 0.5 and above_rms ^0.5"] = {
         "base": _base,
         "group": _group,
+        "variance": "std",
         "variance_weight": 0.5,
         "activation": "above_rms",
         "activation_exponent": 0.5,
@@ -56,8 +57,8 @@ ALLOCATIONS: dict[str, dict[str, Any]] = {
     "uniform": {"allocation": "uniform"},
     "owl 0.04": {"allocation": "owl", "allocation_strength": 0.04},
     "owl 0.08": {"allocation": "owl", "allocation_strength": 0.08},
-    "cwl shared 0.04": {"allocation": "cwl", "allocation_strength": 0.04},
-    "cwl shared 0.08": {"allocation": "cwl", "allocation_strength": 0.08},
+    "cwl shared 0.04": {"allocation": "cwl", "allocation_strength": 0.04, "cwl_direction": "shared"},
+    "cwl shared 0.08": {"allocation": "cwl", "allocation_strength": 0.08, "cwl_direction": "shared"},
     "cwl specific 0.04": {"allocation": "cwl", "allocation_strength": 0.04, "cwl_direction": "specific"},
 }
 
@@ -141,14 +142,17 @@ def main() -> None:
         MWandaPruner(config, progress=False).apply(model, statistics)
         comparison = PerplexityComparison(dense, {"pruned": evaluate()}, statistics.languages)
         summary = comparison.summary("pruned")
-        factors = ["" if value is None else f"{math.exp(value):.3f}" for value in list(summary.values())[1:]]
+        factors = ["" if value is None else f"{math.exp(value):.3f}" for value in summary.values()]
         rows.append([criterion, allocation, f"{sparsity:g}", *factors, comparison.worst("pruned")])
         print("\t".join(rows[-1]), flush=True)
         if args.output:
-            record = {"config": dataclasses.asdict(config), "seed": args.seed, **comparison.to_dict()}
+            record = {"config": config.to_dict(), "seed": args.seed, **comparison.to_dict()}
             with args.output.open("a", encoding="utf-8") as lines:
                 lines.write(json.dumps(record, ensure_ascii=False) + "\n")
-    print("\n" + markdown_table(["criterion", "allocation", "sparsity", "seen", "unseen", "worst", "language"], rows))
+    print(
+        "\n"
+        + markdown_table(["criterion", "allocation", "sparsity", "mean", "seen", "unseen", "worst", "language"], rows)
+    )
 
 
 if __name__ == "__main__":

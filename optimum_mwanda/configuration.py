@@ -3,13 +3,13 @@
 import dataclasses
 import difflib
 import json
-import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, ClassVar
+
+from .values import FrozenDict, check_number, describe_fields, is_close, is_number, plain, strings
 
 CONFIG_NAME = "mwanda_config.json"
 
@@ -96,7 +96,12 @@ class MWandaConfig:
         object.__setattr__(self, "dataset", dataset)
         object.__setattr__(self, "tokenizer", tokenizer)
         for name in ("languages", "include", "exclude"):
-            object.__setattr__(self, name, _as_tuple(name, getattr(self, name)))
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, strings(name, value))
+                if not getattr(self, name) and name != "exclude":
+                    raise ValueError(f"{name}={value!r} is not allowed: give a list of strings, or leave it out.")
+        if self.exclude is None:
+            object.__setattr__(self, "exclude", ())
         for name in ("language_column", "text_column", "blocks"):
             value = getattr(self, name)
             if not isinstance(value, str) and not (name == "blocks" and value is None):
@@ -116,7 +121,7 @@ class MWandaConfig:
             defaults: dict[str, Any] = {"sparsity": 0.5, "allocation": _DEFAULT_ALLOCATION}
         else:
             defaults = {"sparsity": 1 - kept[0] / kept[1], "allocation": "uniform"}
-            if self.sparsity is not None and not _is_close(self.sparsity, defaults["sparsity"]):
+            if self.sparsity is not None and not is_close(self.sparsity, defaults["sparsity"]):
                 raise ValueError(
                     f"sparsity={self.sparsity!r} contradicts pattern={self.pattern!r}, which keeps {kept[0]} of every "
                     f"{kept[1]} weights: leave sparsity out, or give {defaults['sparsity']:g}."
@@ -131,7 +136,7 @@ class MWandaConfig:
                 object.__setattr__(self, name, value)
 
     def _check_numbers(self) -> None:
-        if not _is_number(self.sparsity) or not 0 <= self.target_sparsity < 1:
+        if not is_number(self.sparsity) or not 0 <= self.target_sparsity < 1:
             raise ValueError(
                 f"sparsity={self.sparsity!r} is not allowed: give a share of the weights in [0, 1), 0.5 for 50 %."
             )
@@ -142,15 +147,22 @@ class MWandaConfig:
             "activation_exponent",
             "allocation_strength",
         ):
-            _check(self, name, lambda value: value >= 0, "a number that is not negative")
+            check_number(name, getattr(self, name), lambda value: value >= 0, "a number that is not negative")
         for name in ("owl_multiplier", "language_temperature"):
-            _check(self, name, lambda value: value > 0, "a number above 0")
+            check_number(name, getattr(self, name), lambda value: value > 0, "a number above 0")
         for name in ("samples_per_language", "batch_size", "sequence_length"):
             if not (name == "sequence_length" and self.sequence_length is None):
-                _check(self, name, lambda value: isinstance(value, int) and value >= 1, "a whole number of at least 1")
-        _check(self, "seed", lambda value: isinstance(value, int) and value >= 0, "a whole number of at least 0")
+                check_number(
+                    name,
+                    getattr(self, name),
+                    lambda value: isinstance(value, int) and value >= 1,
+                    "a whole number of at least 1",
+                )
+        check_number(
+            "seed", self.seed, lambda value: isinstance(value, int) and value >= 0, "a whole number of at least 0"
+        )
         for name in ("min_block_sparsity", "max_block_sparsity"):
-            _check(self, name, lambda value: 0 <= value <= 1, "a share in [0, 1]")
+            check_number(name, getattr(self, name), lambda value: 0 <= value <= 1, "a share in [0, 1]")
         if self.allocation != "uniform" and not (
             self.min_block_sparsity <= self.target_sparsity <= self.max_block_sparsity
         ):
@@ -172,12 +184,12 @@ class MWandaConfig:
         if not isinstance(weights, Mapping) or not weights:
             raise ValueError(f"language_weights={weights!r}: give a name or a dict of language to weight.")
         for language, weight in weights.items():
-            if not isinstance(language, str) or not _is_number(weight) or weight < 0:
+            if not isinstance(language, str) or not is_number(weight) or weight < 0:
                 raise ValueError(
                     f"language_weights[{language!r}]={weight!r} is not allowed: weights are numbers that are not "
                     "negative, keyed by language code."
                 )
-        object.__setattr__(self, "language_weights", MappingProxyType(dict(weights)))
+        object.__setattr__(self, "language_weights", FrozenDict(weights))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "MWandaConfig":
         """Itself: it does not change, and transformers copies what it is given, which may hold a whole dataset."""
@@ -210,7 +222,7 @@ class MWandaConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain JSON values."""
-        return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        return {field.name: plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "MWandaConfig":
@@ -285,47 +297,14 @@ class MWandaConfig:
 
 _DEFAULT_ALLOCATION = "owl"
 
-MWandaConfig.__doc__ = (
-    (MWandaConfig.__doc__ or "")
-    + "\n    Args:\n"
-    + "\n".join(
-        f"        {field.name} (`{field.type}`, defaults to `{field.default!r}`): {field.metadata['help']}"
-        for field in dataclasses.fields(MWandaConfig)
-    )
-    + "\n        dataset (defaults to `None`): Calibration data to prune with while a model is loaded. Not a setting."
-    + "\n        tokenizer (defaults to `None`): Its tokenizer, or the name or path of one. Not a setting."
-)
+MWandaConfig.__doc__ = f"""{MWandaConfig.__doc__}
+    Args:
+{describe_fields(MWandaConfig)}
+        dataset (defaults to `None`): Calibration data to prune with while a model is loaded. Not a setting.
+        tokenizer (defaults to `None`): Its tokenizer, or the name or path of one. Not a setting.
+"""
 
 
 def activity_key(activation: str, threshold: float) -> str:
     """Name under which statistics keep the counts of one form of activity."""
     return activation if activation == "positive" else f"{activation}>{float(threshold)!r}"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return list(value)
-    return dict(value) if isinstance(value, Mapping) else value
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and -(2**63) <= value < 2**63
-
-
-def _is_close(value: Any, expected: float) -> bool:
-    return _is_number(value) and math.isclose(value, expected, abs_tol=1e-6)
-
-
-def _check(config: MWandaConfig, name: str, is_legal: Any, allowed: str) -> None:
-    value = getattr(config, name)
-    if not _is_number(value) or not is_legal(value):
-        raise ValueError(f"{name}={value!r} is not allowed: give {allowed}.")
-
-
-def _as_tuple(name: str, value: Any) -> tuple[str, ...] | None:
-    if value is None:
-        return () if name == "exclude" else None
-    values = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else (None,)
-    if not all(isinstance(item, str) for item in values) or (not values and name != "exclude"):
-        raise ValueError(f"{name}={value!r} is not allowed: give a list of strings, or leave it out.")
-    return tuple(dict.fromkeys(values))

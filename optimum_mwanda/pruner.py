@@ -8,9 +8,12 @@ from torch import Tensor, nn
 from .calibration.collector import StatisticsCollector
 from .calibration.dataset import CalibrationChunks, build_chunks
 from .calibration.statistics import CalibrationStatistics, WeightStatistics
-from .checkpoint.record import build_record, model_fingerprint
+from .checkpoint.record import build_record
+from .checks import check_pattern, check_plan, check_statistics
 from .configuration import MWandaConfig
 from .modeling.blocks import find_blocks, inference_mode, run_blocks
+from .modeling.fingerprint import model_fingerprint
+from .modeling.interrupts import check_interrupts, deferred_interrupts
 from .modeling.replay import BlockCalls
 from .modeling.weights import PrunableWeight, WeightEditor, find_weights
 from .pruning.allocation import SparsityPlan
@@ -33,13 +36,14 @@ class MWandaPruner:
     `prune` does everything. Its parts can be used apart: `calibrate` once, then look at the result of `allocate` and
     `apply` the same statistics at many sparsities and with many criteria.
 
-    If anything fails or is interrupted, the model is left as it was.
+    If anything fails or is interrupted, the model is left as it was. (An interrupt that arrives when the last mask is
+    written is raised after pruning has been completed.)
 
     Args:
         config: Settings; the defaults if None.
         progress: Whether to show progress bars.
         restore_on_failure: Whether to keep the removed weights, packed on the CPU, until pruning has succeeded. Without
-            it less memory is needed, and a failure raises `PartiallyPrunedError`.
+            it less memory is needed, and a failure, an interrupt too, raises `PartiallyPrunedError`.
 
     Example:
         ```python
@@ -136,10 +140,10 @@ class MWandaPruner:
             A plan to look at, to change, and to pass to `apply`.
 
         Raises:
-            ValueError: If the statistics are missing or belong to another model.
+            ValueError: If the statistics are missing or do not fit the model.
         """
         weights = self._find_weights(model)
-        return make_plan(weights, self._checked(statistics, weights), self.config)
+        return make_plan(weights, check_statistics(statistics, model, weights, self.config), self.config)
 
     def apply(
         self,
@@ -160,7 +164,7 @@ class MWandaPruner:
             The same model, pruned.
 
         Raises:
-            ValueError: If the statistics are missing or belong to another model, or the settings ask for sequential
+            ValueError: If the statistics are missing or do not fit the model, or the settings ask for sequential
                 calibration, which needs `prune`.
             FloatingPointError: If weights are NaN or infinite.
         """
@@ -170,8 +174,8 @@ class MWandaPruner:
                 "calibration='dense'."
             )
         weights = self._find_weights(model)
-        statistics = self._checked(statistics, weights)
-        plan = make_plan(weights, statistics, self.config) if plan is None else self._checked_plan(plan, weights)
+        statistics = check_statistics(statistics, model, weights, self.config)
+        plan = make_plan(weights, statistics, self.config) if plan is None else check_plan(plan, weights, self.config)
         shares = None if statistics is None else language_weights(self.config, statistics.tokens)
         masks: list[tuple[PrunableWeight, Tensor]] = []
         for weight in self._bar(_flat(weights)):
@@ -179,9 +183,10 @@ class MWandaPruner:
             pruned = compute_mask(weight, entry, shares, plan[weight.block], self.config)
             masks.append((weight, pack_bits(pruned).cpu()))
         fingerprint = model_fingerprint(model)
-        with WeightEditor(self.restore_on_failure) as editor:
+        with deferred_interrupts(), WeightEditor(self.restore_on_failure) as editor:
             for weight, packed in masks:
                 editor.zero(weight, unpack_bits(packed.to(weight.matrix.device), weight.matrix.shape))
+                check_interrupts()
             model.config.mwanda_config = build_record(model, self.config, weights, plan, statistics, fingerprint)
         return model
 
@@ -238,6 +243,7 @@ class MWandaPruner:
                         for weight in weights[name]:
                             entry = entries[next(bar).name]
                             editor.zero(weight, compute_mask(weight, entry, shares, plan[name], self.config))
+                            check_interrupts()
                     calls.advance(name, block)
                 next(bar, None)
                 model.config.mwanda_config = build_record(model, self.config, weights, plan, statistics, fingerprint)
@@ -247,50 +253,8 @@ class MWandaPruner:
         if not isinstance(model, nn.Module) or not hasattr(model, "config"):
             raise TypeError(f"model is a {type(model).__name__}: pass a loaded transformers model.")
         weights = find_weights(find_blocks(model, self.config.blocks), self.config.include, self.config.exclude)
-        if self.config.kept_of is not None:
-            run = self.config.kept_of[1]
-            for weight in _flat(weights):
-                if weight.in_features % run:
-                    raise ValueError(
-                        f"pattern={self.config.pattern!r} does not divide the {weight.in_features} inputs of "
-                        f"{weight.name!r}: leave it out with exclude, or choose another pattern."
-                    )
+        check_pattern(weights, self.config)
         return weights
-
-    def _checked(self, statistics: CalibrationStatistics | None, weights: Weights) -> CalibrationStatistics | None:
-        """The statistics of the wanted languages, known to fit the model and the settings."""
-        if statistics is None:
-            if needs_statistics(self.config):
-                raise ValueError(
-                    f"criterion={self.config.criterion!r} with allocation={self.config.allocation!r} needs statistics: "
-                    "pass the result of calibrate()."
-                )
-            return None
-        for weight in _flat(weights):
-            entry = statistics.weights.get(weight.name)
-            if entry is None or entry.square_sum.shape[1] != weight.in_features:
-                raise ValueError(
-                    f"The statistics hold nothing that fits {weight.name!r} with {weight.in_features} inputs: they "
-                    f"were taken on another model ({statistics.model or 'unnamed'}) or on other weights."
-                )
-        if self.config.activity is not None and self.config.activity not in statistics.activities:
-            raise ValueError(
-                f"activation={self.config.activation!r} needs the activity {self.config.activity!r}, but the "
-                f"statistics count: {', '.join(statistics.activities) or 'none'}. Calibrate with this config, or with "
-                "also_for=[config]."
-            )
-        return statistics.select(self.config.languages) if self.config.languages is not None else statistics
-
-    def _checked_plan(self, plan: SparsityPlan, weights: Weights) -> SparsityPlan:
-        missing = set(weights) - {block.name for block in plan.blocks}
-        if missing:
-            raise ValueError(f"The plan has no sparsity for {min(missing)!r}: it was made for another model.")
-        if self.config.kept_of is not None and any(plan[name] != self.config.target_sparsity for name in weights):
-            raise ValueError(
-                f"The plan gives blocks another sparsity than pattern={self.config.pattern!r}, which fixes it at "
-                f"{self.config.target_sparsity:g}: leave the plan out, or use pattern='unstructured'."
-            )
-        return plan
 
     def _collector(
         self, weights: Sequence[PrunableWeight], chunks: CalibrationChunks, also_for: Iterable[MWandaConfig] = ()
@@ -329,6 +293,11 @@ def _run(
 def _statistics(
     model: "PreTrainedModel", sums: dict[str, WeightStatistics], chunks: CalibrationChunks
 ) -> CalibrationStatistics:
-    coverage = tuple(entry for entry in chunks.coverage if entry.chunks)
-    fingerprints: dict[str, tuple[str, ...]] = {language: (digest,) for language, digest in chunks.fingerprints.items()}
-    return CalibrationStatistics(sums, coverage, fingerprints, getattr(model, "name_or_path", ""))
+    return CalibrationStatistics(
+        sums,
+        coverage=tuple(entry for entry in chunks.coverage if entry.chunks),
+        fingerprints={language: (digest,) for language, digest in chunks.fingerprints.items()},
+        model=getattr(model, "name_or_path", ""),
+        model_fingerprint=model_fingerprint(model),
+        left_out=tuple(entry for entry in chunks.coverage if not entry.chunks),
+    )

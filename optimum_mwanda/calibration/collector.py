@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ..modeling.weights import PrunableWeight
+from ..modeling.weights import PrunableWeight, check_finite
 from ..utils import sum_dtype
 from .statistics import WeightStatistics, new_sums
 
@@ -32,11 +32,12 @@ class StatisticsCollector:
         self._handles: list[RemovableHandle] = []
         self._row = 0
         self._input: Tensor | None = None
+        self._version: int | None = None
         self._reduced: dict[str, Tensor] = {}
 
     def __enter__(self) -> "StatisticsCollector":
         for weight in self._weights:
-            self._handles.append(weight.module.register_forward_pre_hook(self._hook(weight.name)))
+            self._handles.append(weight.module.register_forward_pre_hook(self._hook(weight.name), with_kwargs=True))
         return self
 
     def __exit__(
@@ -83,11 +84,13 @@ class StatisticsCollector:
     def _hook(self, name: str) -> Any:
         sums = self._sums[name]
 
-        def accumulate(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            if args[0] is not self._input:
-                self._input = args[0]
-                self._reduced = reduce_channels(args[0], self._activities)
-            sums.tokens[self._row] += args[0].numel() // args[0].shape[-1]
+        def accumulate(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+            x = args[0] if args else next(iter(kwargs.values()))
+            version = None if x.is_inference() else x._version  # counts changes in place
+            if x is not self._input or version != self._version:
+                self._input, self._version = x, version
+                self._reduced = reduce_channels(x, self._activities)
+            sums.tokens[self._row] += x.numel() // x.shape[-1]
             sums.square_sum[self._row] += self._reduced["square_sum"]
             for key, count in sums.active.items():
                 count[self._row] += self._reduced[key]
@@ -95,8 +98,10 @@ class StatisticsCollector:
         return accumulate
 
     def _check_finite(self) -> None:
-        for weight in self._weights:
+        for position, weight in enumerate(self._weights):
             if not self._sums[weight.name].square_sum[self._row].isfinite().all():
+                for earlier in self._weights[:position]:
+                    check_finite(earlier)
                 raise FloatingPointError(
                     f"NaN or infinite activations enter {weight.name!r} (block {weight.block!r}) in language "
                     f"{self._languages[self._row]!r}: check the weights before it, or run the model in a wider dtype."

@@ -41,6 +41,11 @@ class RowEncoder:
             self._tokenizer = load_tokenizer(self._tokenizer, self._model)
         return self._tokenizer
 
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether a tokenizer was given, or has been loaded."""
+        return self._tokenizer is not None
+
     def has_text(self, row: Row) -> bool:
         """Whether the row's ids come from a text."""
         return row.get("input_ids") is None and self._text_column in row

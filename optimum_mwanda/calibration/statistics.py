@@ -55,12 +55,16 @@ class CalibrationStatistics:
         coverage: One entry per language, in the order of the rows of the sums.
         fingerprints: Language to the SHA-256 of the token chunks behind its sums, one per calibration that was merged.
         model: Name or path of the model.
+        model_fingerprint: `modeling.fingerprint.model_fingerprint` of the model.
+        left_out: Languages of the dataset that had too little text to be counted.
     """
 
     weights: dict[str, WeightStatistics]
     coverage: tuple[LanguageCoverage, ...]
     fingerprints: dict[str, tuple[str, ...]]
     model: str = ""
+    model_fingerprint: str = ""
+    left_out: tuple[LanguageCoverage, ...] = ()
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -83,7 +87,8 @@ class CalibrationStatistics:
         return hashlib.sha256(json.dumps(self.fingerprints, sort_keys=True).encode()).hexdigest()
 
     def __str__(self) -> str:
-        return f"{coverage_table(self.coverage)}\n{len(self.weights)} matrices"
+        everything = sorted((*self.coverage, *self.left_out), key=lambda entry: entry.language)
+        return f"{coverage_table(everything)}\n{len(self.weights)} matrices"
 
     def select(self, languages: Sequence[str]) -> "CalibrationStatistics":
         """The statistics of some of the languages.
@@ -107,7 +112,7 @@ class CalibrationStatistics:
         }
         coverage = tuple(self.coverage[row] for row in rows)
         fingerprints = {entry.language: self.fingerprints[entry.language] for entry in coverage}
-        return CalibrationStatistics(weights, coverage, fingerprints, self.model)
+        return CalibrationStatistics(weights, coverage, fingerprints, self.model, self.model_fingerprint)
 
     def merge(self, other: "CalibrationStatistics") -> "CalibrationStatistics":
         """Adds up two calibrations of the same model, as if it had seen both texts in one.
@@ -118,8 +123,8 @@ class CalibrationStatistics:
         for language in self.fingerprints.keys() & other.fingerprints.keys():
             if set(self.fingerprints[language]) & set(other.fingerprints[language]):
                 raise ValueError(f"Both statistics count the same calibration chunks of {language!r}.")
-        if self.model and other.model and self.model != other.model:
-            logger.warning("The statistics name different models: %r and %r.", self.model, other.model)
+        if self.model_fingerprint != other.model_fingerprint:
+            logger.warning("The statistics were taken on different models: %r and %r.", self.model, other.model)
         if self.activities != other.activities:
             raise ValueError(
                 f"The statistics count different activities: {self.activities or 'none'} and "
@@ -154,7 +159,7 @@ class CalibrationStatistics:
             language: tuple(sorted(self.fingerprints.get(language, ()) + other.fingerprints.get(language, ())))
             for language in languages
         }
-        return CalibrationStatistics(weights, coverage, fingerprints, self.model)
+        return CalibrationStatistics(weights, coverage, fingerprints, self.model, self.model_fingerprint)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes one safetensors file; an existing file is replaced only once the new one is complete."""
@@ -167,6 +172,8 @@ class CalibrationStatistics:
         header = {
             "version": FORMAT_VERSION,
             "model": self.model,
+            "model_fingerprint": self.model_fingerprint,
+            "left_out": [dataclasses.asdict(entry) for entry in self.left_out],
             "fingerprints": self.fingerprints,
             "coverage": [dataclasses.asdict(entry) for entry in self.coverage],
         }
@@ -202,6 +209,8 @@ class CalibrationStatistics:
                 tuple(LanguageCoverage(**entry) for entry in header["coverage"]),
                 {language: tuple(digests) for language, digests in header["fingerprints"].items()},
                 header["model"],
+                header["model_fingerprint"],
+                tuple(LanguageCoverage(**entry) for entry in header["left_out"]),
             )
         except (SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(

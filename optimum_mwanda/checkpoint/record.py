@@ -1,6 +1,5 @@
 """Writes the sparsity record: what a pruned model's config says about its pruning, as in `docs/record.md`."""
 
-import hashlib
 import logging
 import os
 from pathlib import PurePath
@@ -8,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
-from torch import nn
 
 from ..calibration.statistics import CalibrationStatistics
 from ..configuration import MWandaConfig
@@ -23,24 +21,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
-
-FINGERPRINT_VALUES = 16
-
-
-def model_fingerprint(model: nn.Module) -> str:
-    """SHA-256 over the name, shape and dtype of every parameter and 16 of its values, evenly spaced.
-
-    It takes next to no time and tells models apart that were trained differently; it is no proof against forgery.
-    Values of offloaded parameters are left out.
-    """
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        digest.update(f"{name}\0{tuple(parameter.shape)}\0{parameter.dtype}\0".encode())
-        if parameter.device.type != "meta":
-            step = max(1, parameter.numel() // FINGERPRINT_VALUES)
-            sample = parameter.detach().flatten()[::step][:FINGERPRINT_VALUES]
-            digest.update(sample.to("cpu", torch.float32).numpy().astype("<f4").tobytes())
-    return digest.hexdigest()
 
 
 def build_record(

@@ -1,5 +1,6 @@
 """How well a model predicts held-out text, per language."""
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ from torch import Tensor
 from ..calibration.encoding import RowEncoder, resolve_sequence_length
 from ..calibration.rows import Row, feed, iterate_batches
 from ..modeling.blocks import inference_mode, input_device
+from ..modeling.interrupts import interruptible
 from ..utils import progress_bar
 from .report import LanguageScore, PerplexityReport
 
@@ -33,7 +35,8 @@ def evaluate_languages(
     """Measures negative log-likelihood, perplexity and bits per byte of held-out text in every language.
 
     The texts of a language are concatenated and read in windows that overlap by one token, so that every token but
-    the first is predicted exactly once. Special tokens are context, never targets. Nothing is padded.
+    the first is predicted exactly once. Special tokens are context, never targets, as far as a tokenizer is there to
+    tell them. Nothing is padded.
 
     Args:
         model: A causal language model; it is not changed.
@@ -54,13 +57,14 @@ def evaluate_languages(
 
     Raises:
         TypeError: If the dataset or its columns have a type that cannot be read.
+        FloatingPointError: If the model gives NaN or infinite losses; the message names the language.
         ValueError: If columns or languages are missing, a language has fewer than two tokens, or ids do not fit.
     """
     length = resolve_sequence_length(sequence_length, model)
-    if length < 2 or tokens_per_language < 2:
+    if length < 2 or tokens_per_language < 2 or batch_size < 1:
         raise ValueError(
-            f"sequence_length={length} and tokens_per_language={tokens_per_language} must both be at least 2: the "
-            "first token of a window is not predicted."
+            f"sequence_length={length} and tokens_per_language={tokens_per_language} must be at least 2, as the first "
+            f"token of a window is not predicted, and batch_size={batch_size} at least 1."
         )
     texts = _HeldOut(RowEncoder(tokenizer, model, text_column), tokens_per_language)
     feed(
@@ -68,7 +72,7 @@ def evaluate_languages(
         texts,
         language_column=language_column,
         text_column=text_column,
-        languages=languages,
+        languages=(languages,) if isinstance(languages, str) else languages,
         seed=seed,
     )
     short = [language for language, ids in texts.tokens.items() if len(ids) < 2]
@@ -88,6 +92,9 @@ def evaluate_languages(
             losses, count = _negative_log_likelihood(model, batch, special)
             totals[language][0] += losses
             totals[language][1] += count
+    for language, (losses, _) in totals.items():
+        if not math.isfinite(losses):
+            raise FloatingPointError(f"The loss of language {language!r} is {losses}: the model gives NaN or infinity.")
     scores = {
         language: LanguageScore(language, int(count), losses / max(count, 1), texts.bytes.get(language))
         for language, (losses, count) in totals.items()
@@ -128,7 +135,8 @@ class _HeldOut:
 
     def special_tokens(self) -> Tensor:
         """Ids that are never targets."""
-        return torch.tensor(self.encoder.tokenizer.all_special_ids if self.bytes else [], dtype=torch.int64)
+        known = self.bytes or self.encoder.has_tokenizer
+        return torch.tensor(self.encoder.tokenizer.all_special_ids if known else [], dtype=torch.int64)
 
 
 def _batches(ids: Tensor, length: int, batch_size: int) -> list[Tensor]:
@@ -141,7 +149,8 @@ def _batches(ids: Tensor, length: int, batch_size: int) -> list[Tensor]:
 
 def _negative_log_likelihood(model: "PreTrainedModel", batch: Tensor, special: Tensor) -> tuple[float, int]:
     """Sum over the targets of a batch, in nats, and their number."""
-    logits = model(input_ids=batch.to(input_device(model)), use_cache=False).logits
+    with interruptible():
+        logits = model(input_ids=batch.to(input_device(model)), use_cache=False).logits
     targets = batch[:, 1:].clone()
     targets[torch.isin(targets, special)] = -100
     total = 0.0

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from .interrupts import deferred_interrupts, interruptible
+
 
 def find_blocks(model: nn.Module, path: str | None = None) -> dict[str, nn.Module]:
     """Finds the decoder blocks of a model.
@@ -72,7 +74,8 @@ def run_blocks(model: nn.Module, blocks: dict[str, nn.Module], input_ids: Tensor
     *_, last = blocks.values()
     handle = last.register_forward_hook(stop)
     try:
-        model(input_ids=input_ids.to(input_device(model)), use_cache=False)
+        with interruptible():
+            model(input_ids=input_ids.to(input_device(model)), use_cache=False)
     except _BlocksDone:
         return
     finally:
@@ -82,12 +85,16 @@ def run_blocks(model: nn.Module, blocks: dict[str, nn.Module], input_ids: Tensor
 
 @contextmanager
 def inference_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluates without dropout and gradients, and leaves every module's training flag as it was."""
+    """Evaluates without dropout and gradients, and leaves every module's training flag as it was.
+
+    Interrupts are let through in forward passes only, so that what was set up for them is always taken down again.
+    """
     flags = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in flags:
-            module.training = training
+    with deferred_interrupts():
+        try:
+            model.eval()
+            with torch.no_grad():
+                yield
+        finally:
+            for module, training in flags:
+                module.training = training

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .blocks import run_blocks
+from .interrupts import interruptible
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -46,7 +47,8 @@ class BlockCalls:
     def outputs(self, name: str, block: nn.Module) -> Iterable[tuple[int, Tensor]]:
         """Runs one block over every batch and yields `(batch number, its output hidden states)`."""
         for index, (args, kwargs) in enumerate(self._calls[name]):
-            output = block(self.hidden[index], *args, **kwargs)
+            with interruptible():
+                output = block(self.hidden[index], *args, **kwargs)
             yield index, output if torch.is_tensor(output) else output[0]
 
     def advance(self, name: str, block: nn.Module) -> None:

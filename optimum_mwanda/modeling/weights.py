@@ -98,6 +98,16 @@ def find_weights(
     return found
 
 
+def check_finite(weight: PrunableWeight) -> None:
+    """Looks for NaN and infinite values.
+
+    Raises:
+        FloatingPointError: If the weight holds any.
+    """
+    if not weight.matrix.isfinite().all():
+        raise FloatingPointError(f"{weight.name!r} (block {weight.block!r}) holds NaN or infinite weights.")
+
+
 def _matches(name: str, include: Sequence[str] | None, exclude: Sequence[str]) -> bool:
     included = include is None or any(fnmatch.fnmatchcase(name, pattern) for pattern in include)
     return included and not any(fnmatch.fnmatchcase(name, pattern) for pattern in exclude)

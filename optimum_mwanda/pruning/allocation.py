@@ -46,7 +46,10 @@ class SparsityPlan:
         return sum(b.parameters * b.sparsity for b in self.blocks) / sum(b.parameters for b in self.blocks)
 
     def __getitem__(self, block: str) -> float:
-        return {b.name: b.sparsity for b in self.blocks}[block]
+        sparsities = {b.name: b.sparsity for b in self.blocks}
+        if block not in sparsities:
+            raise KeyError(f"{block!r} is no block of the plan, which has: {', '.join(sparsities)}.")
+        return sparsities[block]
 
     def replace(self, sparsities: Mapping[str, float]) -> "SparsityPlan":
         """A plan with other sparsities for some blocks; the others stay, so the mean may move.

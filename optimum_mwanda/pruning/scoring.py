@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..calibration.statistics import CalibrationStatistics, WeightStatistics
 from ..configuration import MWandaConfig
-from ..modeling.weights import PrunableWeight
+from ..modeling.weights import PrunableWeight, check_finite
 from .allocation import BlockPlan, SparsityPlan, allocate, cross_lingual_correlation, outlier_share
 from .criteria import activation_probability, cross_lingual_norm, pooled_norm, ria_scores, wanda_scores
 from .masks import n_of_m_mask, unstructured_mask
@@ -52,6 +52,8 @@ CRITERIA: dict[str, Score] = {
 def _owl(
     weights: Sequence[PrunableWeight], statistics: CalibrationStatistics, languages: Tensor, config: MWandaConfig
 ) -> float:
+    for weight in weights:
+        check_finite(weight)
     scores = (wanda_scores(w.matrix, pooled_norm(statistics.weights[w.name].mean_square, languages)) for w in weights)
     return outlier_share(scores, config.owl_multiplier)
 
@@ -123,10 +125,8 @@ def compute_mask(
     Raises:
         FloatingPointError: If the weight holds NaN or infinite values.
     """
-    matrix = weight.matrix
-    if not matrix.isfinite().all():
-        raise FloatingPointError(f"{weight.name!r} (block {weight.block!r}) holds NaN or infinite weights.")
-    scores = CRITERIA[config.criterion](matrix, entry, languages, config)  # type: ignore[arg-type]
+    check_finite(weight)
+    scores = CRITERIA[config.criterion](weight.matrix, entry, languages, config)  # type: ignore[arg-type]
     if config.kept_of is not None:
         return n_of_m_mask(scores, *config.kept_of)
     return unstructured_mask(scores, sparsity, config.group)
@@ -138,6 +138,7 @@ def make_plan(
     """Allocates the target sparsity over the blocks.
 
     Raises:
+        FloatingPointError: If OWL meets NaN or infinite weights.
         ValueError: If CWL is asked for with fewer than two languages.
     """
     target, rule = config.target_sparsity, str(config.allocation)

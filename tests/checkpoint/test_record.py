@@ -17,9 +17,10 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from optimum_mwanda import MWandaConfig, MWandaPruner, __version__
 from optimum_mwanda import pruner as pruner_module
 from optimum_mwanda.checkpoint.files import count_zeros
-from optimum_mwanda.checkpoint.record import _portable_name, model_fingerprint
+from optimum_mwanda.checkpoint.record import _portable_name
 from optimum_mwanda.checkpoint.schema import check_record, recorded_matrices
 from optimum_mwanda.checkpoint.verification import sparsity_record
+from optimum_mwanda.modeling.fingerprint import model_fingerprint
 from tests.conftest import assert_untouched, make_model, make_rows, state_of
 
 BLOCKS = [f"model.layers.{index}" for index in range(3)]

@@ -1,0 +1,71 @@
+"""Checking and holding the values of settings."""
+
+import math
+import textwrap
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
+from typing import Any, NoReturn
+
+
+class FrozenDict(dict[str, Any]):
+    """A dict that cannot be changed, so that it can be hashed."""
+
+    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
+        raise TypeError("This dict belongs to an immutable config: make another config with config.replace(...).")
+
+    __setitem__ = __delitem__ = update = pop = popitem = clear = setdefault = __ior__ = _refuse
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(frozenset(self.items()))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (dict(self),)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number, and no bool, that fits 64 bits."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -(2**63) <= value < 2**63
+
+
+def is_close(value: Any, expected: float) -> bool:
+    """Whether a value is a number that is equal but for rounding to six decimals."""
+    return is_number(value) and math.isclose(value, expected, abs_tol=1e-6)
+
+
+def check_number(name: str, value: Any, is_legal: Callable[[Any], bool], allowed: str) -> None:
+    """Checks a number.
+
+    Raises:
+        ValueError: If it is none, or not legal; the message says what is allowed.
+    """
+    if not is_number(value) or not is_legal(value):
+        raise ValueError(f"{name}={value!r} is not allowed: give {allowed}.")
+
+
+def strings(name: str, value: Any) -> tuple[str, ...]:
+    """A tuple of different strings from a string or several.
+
+    Raises:
+        ValueError: If it is anything else.
+    """
+    values = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else (None,)
+    if not all(isinstance(item, str) for item in values):
+        raise ValueError(f"{name}={value!r} is not allowed: give a list of strings, or leave it out.")
+    return tuple(dict.fromkeys(values))
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON knows it."""
+    if isinstance(value, tuple):
+        return list(value)
+    return dict(value) if isinstance(value, Mapping) else value
+
+
+def describe_fields(dataclass: type) -> str:
+    """The `Args` part of a docstring, from the help texts of the fields."""
+    lines = []
+    for field in fields(dataclass):
+        kind = field.type.__name__ if isinstance(field.type, type) else str(field.type)
+        text = f"{field.name} (`{kind}`, defaults to `{field.default!r}`): {field.metadata['help']}"
+        lines += textwrap.wrap(text, 112, initial_indent=" " * 8, subsequent_indent=" " * 12)
+    return "\n".join(lines)
