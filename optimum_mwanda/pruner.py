@@ -233,6 +233,7 @@ class MWandaPruner:
             plan = make_plan(weights, statistics, self.config)
             fingerprint = model_fingerprint(model)
             bar = self._bar(_flat(weights))
+            *_, last = blocks
             with WeightEditor(self.restore_on_failure) as editor:
                 for name, block in blocks.items():
                     if name in weights:
@@ -244,7 +245,8 @@ class MWandaPruner:
                             entry = entries[next(bar).name]
                             editor.zero(weight, compute_mask(weight, entry, shares, plan[name], self.config))
                             check_interrupts()
-                    calls.advance(name, block)
+                    if name != last:
+                        calls.advance(name, block)
                 next(bar, None)
                 model.config.mwanda_config = build_record(model, self.config, weights, plan, statistics, fingerprint)
         return model

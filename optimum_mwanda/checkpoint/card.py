@@ -42,7 +42,9 @@ def create_card(
 ) -> ModelCard:
     """Writes the card of a pruned model.
 
-    The licence is that of the dense model, if its card can be read; otherwise the card names none.
+    The licence is that of the dense model: the first that is found on the card of `base_model` as it is passed, in the
+    folder that the model was loaded from, or on the card of the model that the record names. Without one the card names
+    none.
 
     Args:
         model_or_record: A pruned model, its record, or a folder or repository with a pruned model.
@@ -113,15 +115,19 @@ def describe(
         ValueError: As for `create_card`.
     """
     record = _record(model_or_record)
+    folder = _local_folder(model_or_record)
     if base_model is None:
         base_model = record["model"] if "/" in record["model"] and _REPO_ID.fullmatch(record["model"]) else None
+        license = _local_license(folder, base_model) or _hub_license(base_model)
     elif not _REPO_ID.fullmatch(base_model):
         raise ValueError(f"base_model={base_model!r} is no repository id: give 'namespace/name', or leave it out.")
+    else:
+        license = _hub_license(base_model) or _local_license(folder, base_model)
     return PrunedModelCard(
         record=record,
         settings=_settings(record),
         base_model=base_model,
-        license=_license(base_model, _local_folder(model_or_record)),
+        license=license,
         comparison=None if report is None else _of_one_model(report, record),
     )
 
@@ -179,18 +185,29 @@ def _of_one_model(report: PerplexityComparison, record: Mapping[str, Any]) -> Pe
     return PerplexityComparison(report.dense, {"pruned": pruned}, seen)
 
 
-def _license(base_model: str | None, folder: Path | None) -> dict[str, str]:
-    """The licence on the dense model's card; nothing if there is no card or it cannot be reached."""
+def _local_license(folder: Path | None, base_model: str | None) -> dict[str, str]:
+    """The licence on the card in a folder; nothing if there is no such card."""
+    if folder is None or not (folder / CARD_NAME).is_file():
+        return {}
     try:
-        if folder is not None and (folder / CARD_NAME).is_file():
-            data: Any = metadata_load(folder / CARD_NAME) or {}
-        elif base_model is not None:
-            # One request: a download would be tried for half a minute where there is no network.
-            data = HfApi().model_info(base_model, timeout=10).card_data or {}
-        else:
-            data = {}
+        return _license(metadata_load(folder / CARD_NAME) or {}, base_model)
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+
+
+def _hub_license(base_model: str | None) -> dict[str, str]:
+    """The licence on the card of a repository; nothing if there is no card or it cannot be reached."""
+    if base_model is None:
+        return {}
+    try:
+        # One request: a download would be tried for half a minute where there is no network.
+        return _license(HfApi().model_info(base_model, timeout=10).card_data or {}, base_model)
     except (OSError, ValueError, yaml.YAMLError, HTTPError):
         return {}
+
+
+def _license(data: Any, base_model: str | None) -> dict[str, str]:
+    """What the metadata of a card says of the licence."""
     if not isinstance(data.get("license"), str):
         return {}
     keys = ("license", "license_name", "license_link")

@@ -7,8 +7,9 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ..configuration import MWandaConfig
+from ..configuration import CONFIG_NAME, MWandaConfig
 from ..evaluation.report import PerplexityComparison, PerplexityReport
+from ..values import plain
 from .card_text import Markdown, clean, code_span, percent, render, shell_word, table
 from .card_update import TASK_NAME
 from .languages import hub_language
@@ -90,7 +91,7 @@ class PrunedModelCard:
                 "settings_table": table(["setting", "value"], list(settings.items())),
                 "blocks": table(["block", "zeros"], [[name, percent(share)] for name, share in blocks]),
                 "plot": Markdown(self.plot) if self.plot else None,
-                "command": self._command(),
+                **self._command(),
                 "compressed": self.compressed,
                 **self._evaluation(),
             }
@@ -116,17 +117,29 @@ class PrunedModelCard:
             ],
         )
 
-    def _command(self) -> Markdown:
-        settings, languages = self.settings, self.record["languages"]
+    def _command(self) -> dict[str, Any]:
+        """The command line that prunes with the settings, and whether it reads some of them from their file."""
+        values = {name: _words(value) for name, value in self._settings_to_name().items()}
+        flags = [_flag(name, words) for name, words in values.items() if words]
+        needs_file = None in flags
         words = [
             f"optimum-cli mwanda prune {shell_word(self.base_location)} pruned",
-            *(["--dataset calibration.jsonl"] if languages else []),
-            f"--sparsity {settings.target_sparsity:g} --criterion {settings.criterion}",
-            f"--pattern {settings.pattern} --allocation {settings.allocation}",
-            *(["--languages", *map(shell_word, languages)] if languages else []),
-            f"--seed {settings.seed}",
+            *(["--dataset calibration.jsonl"] if self.record["languages"] else []),
+            *([f"--config {CONFIG_NAME}"] if needs_file else []),
+            *(flag for flag in flags if flag is not None),
         ]
-        return Markdown(" ".join(words))
+        return {"command": Markdown(" ".join(words)), "needs_settings_file": needs_file}
+
+    def _settings_to_name(self) -> dict[str, Any]:
+        """The settings that a command line has to name, in its order."""
+        defaults = {field.name: plain(field.default) for field in dataclasses.fields(MWandaConfig)}
+        settings = self.settings.to_dict()
+        # Naming the languages that were found keeps out others that the dataset may hold by now.
+        settings["languages"] = settings["languages"] or list(self.record["languages"])
+        first = ("sparsity", "criterion", "pattern", "allocation")
+        last = ("languages", "seed")
+        changed = [name for name, value in settings.items() if value != defaults[name]]
+        return {name: settings[name] for name in [*first, *(n for n in changed if n not in first + last), *last]}
 
     def _evaluation(self) -> dict[str, Any]:
         """The part of the template's values that an evaluation fills."""
@@ -164,6 +177,24 @@ class PrunedModelCard:
             )
             for language, metric, value in figures
         ]
+
+
+def _words(value: Any) -> list[str]:
+    """The words that follow the flag of a setting."""
+    if isinstance(value, Mapping):
+        return [f"{key}={entry!r}" for key, entry in value.items()]
+    return [str(entry) for entry in (value if isinstance(value, list) else [value])]
+
+
+def _flag(name: str, words: list[str]) -> str | None:
+    """A setting as a flag with its words; None if a command line cannot say it, or not on one visible line."""
+    flag = "--" + name.replace("_", "-")
+    if any(clean(word) != word or (name == "language_weights" and word.startswith("=")) for word in words):
+        return None
+    if not any(word.startswith("-") for word in words):
+        return " ".join([flag, *map(shell_word, words)])
+    # A word that looks like a flag has to be joined to its own flag, which then takes no second word.
+    return f"{flag}={shell_word(words[0])}" if len(words) == 1 else None
 
 
 def _escaped(report: PerplexityComparison) -> PerplexityComparison:

@@ -4,7 +4,7 @@ A tensor `x` that gains is stored as its values, one-dimensional and under its o
 `x.mwanda_form`. A reader that knows nothing of codes finds a wrong shape and fails, instead of leaving `x` out.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -36,6 +36,12 @@ DTYPES = {
 """Types of safetensors."""
 
 _MOST_DIMENSIONS = 8
+_MOST_NAMES = 8
+
+
+def decoded_names(names: Iterable[str]) -> set[str]:
+    """Names of the tensors whose parts have these names."""
+    return {name.removesuffix(CODE).removesuffix(FORM) for name in names}
 
 
 def check_format(format: Any) -> None:
@@ -49,6 +55,28 @@ def check_format(format: Any) -> None:
             f"The checkpoint is compressed with layout {format!r}, and this optimum-mwanda reads layout {FORMAT}: "
             "install a newer optimum-mwanda."
         )
+
+
+def check_count(expected: Any, stored: Collection[str], missing: Callable[[], Iterable[str]] = tuple) -> None:
+    """Checks that a checkpoint holds as many tensors as its config says.
+
+    Args:
+        expected: The number in the config, which nobody vouches for; None if it says nothing.
+        stored: Names of the tensors that are there, a coded one counting once.
+        missing: Guesses which ones are missing; called only if some are.
+
+    Raises:
+        ValueError: If the numbers differ.
+    """
+    if expected is None or expected == len(stored):
+        return
+    names = list(missing())
+    hint = f" Nothing is stored for {', '.join(map(repr, names[:_MOST_NAMES]))}." if names else ""
+    hint = hint[:-1] + f" and {len(names) - _MOST_NAMES} more." if len(names) > _MOST_NAMES else hint
+    raise ValueError(
+        f"The compressed checkpoint holds {len(stored)} tensors, and its config.json says {expected!r}: download or "
+        f"compress it again.{hint}"
+    )
 
 
 def stored_parts(name: str, tensor: Tensor) -> dict[str, Tensor]:

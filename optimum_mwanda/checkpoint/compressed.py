@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from .coded import COMPRESSED, DTYPES, FORMAT, check_format, decoded_view, stored_parts
+from .coded import COMPRESSED, DTYPES, FORMAT, check_count, check_format, decoded_names, decoded_view, stored_parts
 from .files import (
     COMPRESSED_INDEX_FILE,
     COMPRESSED_WEIGHTS_FILE,
@@ -83,10 +83,12 @@ def compress(path: str | os.PathLike[str], output: str | os.PathLike[str]) -> No
     Raises:
         FileExistsError: If `output` holds something.
         FileNotFoundError: If `path` is no folder, or lacks config or safetensors weights.
-        ValueError: If the model is quantized or compressed already, or a file cannot be read.
+        ValueError: If the model is quantized or compressed already, a file cannot be read, or `output` lies in `path`.
     """
+    source = _existing(path)
+    _check_outside(source, output)
     with _new_folder(output) as folder:
-        _compress(_existing(path), folder)
+        _compress(source, folder)
 
 
 def decompress(path: str | os.PathLike[str], output: str | os.PathLike[str]) -> None:
@@ -99,9 +101,11 @@ def decompress(path: str | os.PathLike[str], output: str | os.PathLike[str]) -> 
     Raises:
         FileExistsError: If `output` holds something.
         FileNotFoundError: If `path` is no folder, or lacks config or weights.
-        ValueError: If the checkpoint is not compressed, or a file is damaged.
+        ValueError: If the checkpoint is not compressed, a file is damaged, a tensor is missing, or `output` lies in
+            `path`.
     """
     source = _existing(path)
+    _check_outside(source, output)
     config = read_config(source)
     storage = config.pop("quantization_config", None)
     if not isinstance(storage, dict) or storage.get("quant_method") != COMPRESSED:
@@ -109,7 +113,8 @@ def decompress(path: str | os.PathLike[str], output: str | os.PathLike[str]) -> 
     check_format(storage.get("format"))
     with _new_folder(output) as folder:
         _copy_others(source, folder)
-        _convert(source, folder, decompressing=True, parts=lambda name, tensor: {name: tensor})
+        _, names = _convert(source, folder, decompressing=True, parts=lambda name, tensor: {name: tensor})
+        check_count(storage.get("tensors"), names)
         _write_json(folder / "config.json", config)
 
 
@@ -119,14 +124,19 @@ def _compress(source: Path, folder: Path) -> None:
         method = storage.get("quant_method") if isinstance(storage, dict) else storage
         raise ValueError(f"{source} is stored with {method!r} already: only dense checkpoints can be compressed.")
     _copy_others(source, folder)
-    sharded = _convert(source, folder, decompressing=False, parts=stored_parts)
-    config["quantization_config"] = {"quant_method": COMPRESSED, "format": FORMAT, "sharded": sharded}
+    sharded, names = _convert(source, folder, decompressing=False, parts=stored_parts)
+    config["quantization_config"] = {
+        "quant_method": COMPRESSED,
+        "format": FORMAT,
+        "sharded": sharded,
+        "tensors": len(decoded_names(names)),
+    }
     _write_json(folder / "config.json", config)
 
 
 def _convert(
     source: Path, folder: Path, decompressing: bool, parts: Callable[[str, Tensor], Mapping[str, Tensor]]
-) -> bool:
+) -> tuple[bool, list[str]]:
     """Converts every weight file.
 
     Args:
@@ -136,14 +146,13 @@ def _convert(
         parts: Gives what to store of one tensor.
 
     Returns:
-        Whether there are several files.
+        Whether there are several files, and the names of all tensors that they hold now.
     """
     dense, coded = (WEIGHTS_FILE, INDEX_FILE), (COMPRESSED_WEIGHTS_FILE, COMPRESSED_INDEX_FILE)
     old, new = (coded, dense) if decompressing else (dense, coded)
     paths = weight_files(source, compressed=decompressing)
     if [path.name for path in paths] == [old[0]]:
-        _convert_file(paths[0], folder / new[0], parts)
-        return False
+        return False, _convert_file(paths[0], folder / new[0], parts)[0]
     weight_map: dict[str, str] = {}
     total = 0
     for path in paths:
@@ -153,7 +162,7 @@ def _convert(
         total += size
     metadata = dict(sorted({**read_index_metadata(source, old[1]), "total_size": total}.items()))
     _write_json(folder / new[1], {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))})
-    return True
+    return True, list(weight_map)
 
 
 def _convert_file(
@@ -182,6 +191,13 @@ def _existing(path: str | os.PathLike[str]) -> Path:
             "huggingface_hub.snapshot_download(id) returns its folder."
         )
     return Path(path)
+
+
+def _check_outside(source: Path, output: str | os.PathLike[str]) -> None:
+    if source.resolve() in Path(output).resolve().parents:
+        raise ValueError(
+            f"{os.fspath(output)!r} lies in {os.fspath(source)!r}, whose files are copied: name a folder outside it."
+        )
 
 
 @contextlib.contextmanager

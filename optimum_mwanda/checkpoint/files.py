@@ -132,18 +132,39 @@ def weight_files(folder: Path, compressed: bool) -> list[Path]:
             f"{folder} holds neither {weights} nor {index}. Only safetensors are read, never pickle files, which can "
             "run code: load such a model if you trust it, and save it anew with save_pretrained()."
         )
-    names = _read_object(folder / index, MOST_INDEX_BYTES).get("weight_map")
-    if not isinstance(names, dict) or not names:
-        raise ValueError(f"{folder / index} holds no weight_map from tensor to file.")
-    ending = weights.removeprefix("model")
-    for name in names.values():
-        if not isinstance(name, str) or not re.fullmatch(rf"[\w.-]+{re.escape(ending)}", name):
-            raise ValueError(f"{folder / index} names {name!r}, which is no {ending} file of its own folder.")
-    paths = [folder / name for name in sorted(set(names.values()))]
+    weight_map = _weight_map(folder / index, _read_object(folder / index, MOST_INDEX_BYTES))
+    paths = [folder / name for name in sorted(set(weight_map.values()))]
     for path in paths:
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing, though {index} names it: download or copy it again.")
     return paths
+
+
+def check_index(path: Path) -> None:
+    """Checks the index of a sharded checkpoint as far as transformers relies on it.
+
+    Args:
+        path: The index.
+
+    Raises:
+        ValueError: If it cannot be read, names other files than safetensors of its own folder, or has no metadata.
+    """
+    index = _read_object(path, MOST_INDEX_BYTES)
+    _weight_map(path, index)
+    if not isinstance(index.get("metadata"), dict):
+        raise ValueError(f"{path} holds no metadata object.")
+
+
+def _weight_map(path: Path, index: dict[str, Any]) -> dict[str, str]:
+    """Tensor to file, out of the index that was read from `path`."""
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{path} holds no weight_map from tensor to file.")
+    ending = path.name.removeprefix("model").removesuffix(".index.json")
+    for name in weight_map.values():
+        if not isinstance(name, str) or not re.fullmatch(rf"[\w.-]+{re.escape(ending)}", name):
+            raise ValueError(f"{path} names {name!r}, which is no {ending} file of its own folder.")
+    return weight_map
 
 
 def read_index_metadata(folder: Path, index: str) -> dict[str, Any]:

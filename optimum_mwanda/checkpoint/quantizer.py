@@ -6,7 +6,9 @@ model that comes out is an ordinary dense one.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import modeling_utils
@@ -19,13 +21,24 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ..configuration import MWandaConfig
-from .coded import CODE, COMPRESSED, FORM, FORMAT, CodedTensor, check_format, decoded_view
-from .files import COMPRESSED_INDEX_FILE, COMPRESSED_WEIGHTS_FILE
+from .coded import (
+    CODE,
+    COMPRESSED,
+    FORM,
+    FORMAT,
+    CodedTensor,
+    check_count,
+    check_format,
+    decoded_names,
+    decoded_view,
+)
+from .files import COMPRESSED_INDEX_FILE, COMPRESSED_WEIGHTS_FILE, check_index, opened
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 _LOADER = "convert_and_load_state_dict_in_model"
+_RESOLVER = "get_checkpoint_shard_files"
 
 
 class _WhileLoading(HfQuantizer):
@@ -105,13 +118,15 @@ class CompressedConfig(QuantizationConfigMixin):
     Args:
         format: Version of the layout.
         sharded: Whether the weights are in several files.
+        tensors: Number of tensors in all files, a coded one counting once; None if it is not known.
     """
 
-    def __init__(self, format: int = FORMAT, sharded: bool = False, **_: Any) -> None:
+    def __init__(self, format: int = FORMAT, sharded: bool = False, tensors: int | None = None, **_: Any) -> None:
         check_format(format)
         self.quant_method = COMPRESSED  # type: ignore[assignment]
         self.format = format
         self.sharded = bool(sharded)
+        self.tensors = tensors
 
 
 class CompressedLoader(_WhileLoading):
@@ -127,9 +142,38 @@ class CompressedLoader(_WhileLoading):
         return super().update_attn_implementation(config)
 
     def preprocess_model(self, model: "PreTrainedModel", dtype: Any = None, **kwargs: Any) -> None:
-        """Forgets the name again, which other checkpoints of this model do not share."""
+        """Forgets the name again, which other checkpoints of this model do not share, and looks into the files.
+
+        Raises:
+            ValueError: If a file cannot be read, or tensors are missing.
+        """
         if hasattr(model.config, "transformers_weights"):
             del model.config.transformers_weights
+        stored = _names_in(kwargs.get("checkpoint_files") or ())
+        # transformers fills what is missing with random numbers, as it must for a new head.
+        check_count(self.quantization_config.tensors, stored, lambda: _without_tensor(model, stored))
+
+
+def _names_in(files: Iterable[str]) -> set[str]:
+    """Names of the tensors in the files of a compressed checkpoint, from their headers."""
+    names: set[str] = set()
+    for path in files:
+        # A model class may add files of its own to those of the checkpoint.
+        if path.endswith(COMPRESSED_WEIGHTS_FILE.removeprefix("model")):
+            with opened(Path(path)) as file:
+                names.update(file.keys())
+    return decoded_names(names)
+
+
+def _without_tensor(model: "PreTrainedModel", stored: set[str]) -> list[str]:
+    """Weights of a model for which nothing is stored under their names, with or without the base model's prefix."""
+    prefix = f"{model.base_model_prefix}."
+    tied = getattr(model, "all_tied_weights_keys", {})
+    return [
+        name
+        for name in model.state_dict()
+        if name not in tied and stored.isdisjoint((name, prefix + name, name.removeprefix(prefix)))
+    ]
 
 
 def _room(model: "PreTrainedModel", exact: bool) -> Callable[[str], int]:
@@ -169,12 +213,26 @@ def _decode_first(load: Callable[..., Any]) -> Callable[..., Any]:
     return load_decoded
 
 
+def _check_index_first(resolve: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps the function that finds, or downloads, the files which an index names: it takes any name and any type."""
+
+    @functools.wraps(resolve)
+    def resolve_checked(name_or_path: Any, index_filename: Any, *args: Any, **kwargs: Any) -> Any:
+        if os.path.basename(str(index_filename)) == COMPRESSED_INDEX_FILE and os.path.isfile(index_filename):
+            check_index(Path(index_filename))
+        return resolve(name_or_path, index_filename, *args, **kwargs)
+
+    return resolve_checked
+
+
 def register() -> None:
     """Registers the above with transformers, once."""
     if COMPRESSED in AUTO_QUANTIZATION_CONFIG_MAPPING:
         return
     # First, as transformers promises nothing about it: where it is missing, nothing shall be registered.
-    setattr(modeling_utils, _LOADER, _decode_first(getattr(modeling_utils, _LOADER)))
+    load, resolve = getattr(modeling_utils, _LOADER), getattr(modeling_utils, _RESOLVER)
+    setattr(modeling_utils, _LOADER, _decode_first(load))
+    setattr(modeling_utils, _RESOLVER, _check_index_first(resolve))
     register_quantizer(MWandaConfig.quant_method)(PruneOnLoad)
     register_quantizer(COMPRESSED)(CompressedLoader)
     register_quantization_config(COMPRESSED)(CompressedConfig)

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from optimum.commands.base import BaseOptimumCLICommand
 
-from .errors import INTERNAL_ERROR, INTERRUPTED, CommandError, ModelError, one_line
+from .errors import INTERNAL_ERROR, INTERRUPTED, CommandError, ModelError, one_line, visible
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +42,14 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--debug", action="store_true", help="Show the traceback of an error (default: one line)")
 
 
+class Terminated(SystemExit):
+    """The end that a signal asks for."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.signal = signal.Signals(number)
+
+
 class Subcommand(BaseOptimumCLICommand):  # type: ignore[misc]
     """One subcommand. Only the result goes to standard output; all else that is printed goes to standard error."""
 
@@ -61,17 +69,23 @@ class Subcommand(BaseOptimumCLICommand):  # type: ignore[misc]
                 result = self.execute()
         except KeyboardInterrupt:
             self._fail("interrupted", INTERRUPTED)
+        except Terminated as end:
+            self._fail(f"terminated by {end.signal.name}", 128 + end.signal)
         except CommandError as error:
             self._fail(one_line(error), error.exit_code)
         except Exception as error:
             self._fail(f"internal error: {type(error).__name__}: {one_line(error)} (--debug shows more)")
         if self.args.json:
-            print(json.dumps(_finite(result.values), indent=2, ensure_ascii=False))
+            print(visible(json.dumps(_finite(result.values), indent=2, ensure_ascii=False)))
         else:
-            print(result.text)
+            print(visible(result.text))
         sys.stdout.flush()
         if result.failure is not None:
             self._fail(result.failure, ModelError.exit_code)
+
+    def warn(self, message: str) -> None:
+        """Says on standard error what went wrong beside the work."""
+        print(f"{self.parser.prog}: warning: {one_line(message)}", file=sys.stderr)
 
     def _fail(self, message: str, code: int = INTERNAL_ERROR) -> NoReturn:
         if self.args.debug and sys.exc_info()[0] is not None:
@@ -81,19 +95,26 @@ class Subcommand(BaseOptimumCLICommand):  # type: ignore[misc]
 
 @contextlib.contextmanager
 def _termination_as_exit() -> Iterator[None]:
-    """Lets a job that a scheduler ends remove what it has half written."""
+    """Lets a job that a scheduler or a closed terminal ends remove what it has half written."""
+    # Windows has no SIGHUP. What is ignored stays so: nohup lets a job outlive its terminal this way.
+    signals = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {each: signal.getsignal(each) for each in signals if signal.getsignal(each) not in (signal.SIG_IGN, None)}
 
-    def leave(*_: Any) -> None:
-        sys.exit(128 + signal.SIGTERM)
+    def leave(number: int, _: Any) -> None:
+        for each in before:  # some senders send both, and the second must not disturb the tidying up
+            signal.signal(each, signal.SIG_IGN)
+        raise Terminated(number)
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, leave)
     try:
+        for each in before:
+            signal.signal(each, leave)
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def _silence() -> None:

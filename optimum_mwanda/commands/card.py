@@ -4,8 +4,9 @@ import argparse
 from pathlib import Path
 
 from .base import Result, Subcommand, add_common_options
-from .checkpoint import read_report
+from .checkpoint import EVALUATION_NAME, own_report, read_report, repositories_on_card, to_json
 from .errors import ModelError, UsageError, errors_as
+from .output import write_text
 
 
 class CardCommand(Subcommand):
@@ -22,11 +23,14 @@ class CardCommand(Subcommand):
         parser.add_argument(
             "--report",
             metavar="FILE",
-            help="Evaluation to show: evaluation.json of `prune`, or the output of `evaluate --dense` (default: none)",
+            help="Evaluation to show, as `evaluate --dense` writes it; it becomes evaluation.json of the folder "
+            "(default: the evaluation.json that is there)",
         )
-        parser.add_argument("--repo-id", metavar="ID", help="Repository that the model goes to (default: none)")
         parser.add_argument(
-            "--base-model", metavar="ID", help="Repository of the dense model (default: what the record says)"
+            "--repo-id", metavar="ID", help="Repository that the model goes to (default: what the card says)"
+        )
+        parser.add_argument(
+            "--base-model", metavar="ID", help="Repository of the dense model (default: what card or record say)"
         )
         add_common_options(parser)
 
@@ -36,17 +40,21 @@ class CardCommand(Subcommand):
         folder = Path(args.model)
         if not folder.is_dir():
             raise UsageError(f"There is no folder {args.model!r}: give the folder of a pruned model.")
-        report = None if args.report is None else read_report(Path(args.report))
+        report = own_report(folder) if args.report is None else read_report(Path(args.report))
         with errors_as(ModelError):
-            from ..checkpoint.card import save_card
+            from ..checkpoint.card import CARD_NAME, save_card
             from ..checkpoint.files import is_compressed
 
+            known = repositories_on_card(folder / CARD_NAME)
             path = save_card(
                 folder,
                 folder,
-                repo_id=args.repo_id,
+                repo_id=args.repo_id or known.get("repo_id"),
                 report=report,
-                base_model=args.base_model,
+                base_model=args.base_model or known.get("base_model"),
                 compressed=is_compressed(folder),
             )
+            if args.report is not None and report is not None:
+                # Where `compress` and the next `card` find it again.
+                write_text(folder / EVALUATION_NAME, to_json(report.to_dict()))
         return Result(f"Wrote {path}.", {"output": str(path)})

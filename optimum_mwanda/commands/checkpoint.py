@@ -2,10 +2,12 @@
 
 import argparse
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import DataError, ModelError, errors_as
+from .errors import DataError, ModelError, errors_as, one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -13,6 +15,9 @@ if TYPE_CHECKING:
     from ..evaluation.report import PerplexityComparison
 
 EVALUATION_NAME = "evaluation.json"
+
+_REPO_ID = re.compile(r"(\w[\w.-]{0,95}/)?\w[\w.-]{0,95}", re.ASCII)
+_LOADED_FROM = re.compile(r'AutoModelForCausalLM\.from_pretrained\("([^"]*)"\)')
 
 
 def add_storage_options(parser: argparse.ArgumentParser) -> None:
@@ -75,32 +80,64 @@ def read_report(path: Path) -> "PerplexityComparison":
         ) from error
 
 
-def refresh_card(folder: Path) -> None:
-    """Updates the card of a checkpoint whose storage has changed; a folder that has no card or no record gets none."""
+def own_report(folder: Path) -> "PerplexityComparison | None":
+    """The evaluation that lies in the folder of a model; None if there is none.
+
+    Raises:
+        DataError: As `read_report`.
+    """
+    path = folder / EVALUATION_NAME
+    return read_report(path) if path.is_file() else None
+
+
+def repositories_on_card(card: Path) -> dict[str, str]:
+    """`repo_id` and `base_model` that an earlier card of ours names: no other file in the folder knows them."""
     from huggingface_hub import metadata_load
 
+    from ..checkpoint.card_update import BEGIN, END
+
+    text = card.read_text(encoding="utf-8-sig") if card.is_file() else ""
+    if BEGIN not in text:  # perhaps the card of the dense model, whose base is not ours
+        return {}
+    loaded_from = _LOADED_FROM.search(text.partition(BEGIN)[2].partition(END)[0])
+    found = {
+        "repo_id": loaded_from and loaded_from[1],
+        "base_model": (metadata_load(card) or {}).get("base_model"),
+    }
+    return {key: name for key, name in found.items() if isinstance(name, str) and _REPO_ID.fullmatch(name)}
+
+
+def refresh_card(folder: Path, warn: Callable[[str], None]) -> None:
+    """Updates the card of a checkpoint whose storage has changed; a folder that has no card or no record gets none.
+
+    Args:
+        folder: The checkpoint, complete but for its card.
+        warn: Told why the card stays as it was, which is no reason to throw the weights away.
+    """
     from ..checkpoint.card import CARD_NAME, save_card
     from ..checkpoint.files import is_compressed
     from ..checkpoint.verification import sparsity_record
 
-    card, evaluation = folder / CARD_NAME, folder / EVALUATION_NAME
-    if card.is_file() and sparsity_record(folder) is not None:
-        base = (metadata_load(card) or {}).get("base_model")
-        save_card(
-            folder,
-            folder,
-            report=read_report(evaluation) if evaluation.is_file() else None,
-            base_model=base if isinstance(base, str) else None,
-            compressed=is_compressed(folder),
-        )
+    card = folder / CARD_NAME
+    try:
+        if card.is_file() and sparsity_record(folder) is not None:
+            repositories: dict[str, Any] = repositories_on_card(card)
+            save_card(folder, folder, report=own_report(folder), compressed=is_compressed(folder), **repositories)
+    except Exception as error:
+        # The folder still has its temporary name, which would tell the user nothing.
+        reason = one_line(error).replace(f"{folder}/", "")
+        warn(f"{CARD_NAME} stays as it was, and may say wrongly how to load the model: {reason}")
 
 
 def summary(record: dict[str, Any]) -> str:
     """One line on what was pruned."""
-    settings = record["settings"]
+    from ..checkpoint.card_text import clean
+
+    # A record need not have every setting: it may come from another version.
+    criterion, allocation = (clean(record["settings"].get(name, "unknown")) for name in ("criterion", "allocation"))
     return (
         f"{record['achieved_sparsity']:.2%} of the weights in {len(record['blocks']['names'])} blocks are zero "
-        f"({settings['criterion']}, {record['pattern']}, {settings['allocation']} allocation)."
+        f"({criterion}, {record['pattern']}, {allocation} allocation)."
     )
 
 

@@ -27,17 +27,18 @@ class CompressCommand(Subcommand):
     def execute(self) -> Result:
         """Compresses."""
         args = self.args
+        before = folder_bytes(args.input)  # OUT may replace IN
         with new_folder(args.output, args.overwrite) as folder, errors_as(ModelError):
             from ..checkpoint.compressed import compress
 
             compress(args.input, folder)
-            refresh_card(folder)
-        return size_result(args.input, args.output)
+            refresh_card(folder, self.warn)
+        return size_result(args.input, before, args.output)
 
 
-def size_result(source: str, target: str) -> Result:
-    """Says what was written and how large it is."""
-    before, after = folder_bytes(source), folder_bytes(target)
+def size_result(source: str, before: int, target: str) -> Result:
+    """Says what was written and how large it is; `before` is the size that `source` had, in bytes."""
+    after = folder_bytes(target)
     text = f"Wrote {target}: {after:,} bytes, {after / max(before, 1):.1%} of {source}."
     return Result(text, {"output": target, "bytes": after, "input_bytes": before})
 

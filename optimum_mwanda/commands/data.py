@@ -150,7 +150,11 @@ def _load(*args: Any, **options: Any) -> Any:
     except Exception as error:
         # datasets says "an error occurred", and its cause says which one.
         cause = error.__cause__ or error
-        raise DataError(f"{args[0]}: {type(cause).__name__}: {cause}") from error
+        place = ", ".join(Path(file).name for file in options.get("data_files", ())) or args[0]
+        # An empty file ends the reader of datasets before it knows any columns; blank lines end it a step later.
+        if isinstance(cause, StopIteration) or "corresponds to no data" in str(cause):
+            raise DataError(f"{place}: there are no rows in it.") from error
+        raise DataError(f"{place}: {type(cause).__name__}: {cause}") from error
 
 
 def _read_texts(paths: Sequence[Path]) -> dict[str, list[str]]:

@@ -4,7 +4,7 @@ import argparse
 
 from .base import Result, Subcommand, add_common_options
 from .checkpoint import refresh_card
-from .compress import size_result
+from .compress import folder_bytes, size_result
 from .errors import ModelError, errors_as
 from .output import add_overwrite, new_folder
 
@@ -24,9 +24,10 @@ class DecompressCommand(Subcommand):
     def execute(self) -> Result:
         """Decompresses."""
         args = self.args
+        before = folder_bytes(args.input)  # OUT may replace IN
         with new_folder(args.output, args.overwrite) as folder, errors_as(ModelError):
             from ..checkpoint.compressed import decompress
 
             decompress(args.input, folder)
-            refresh_card(folder)
-        return size_result(args.input, args.output)
+            refresh_card(folder, self.warn)
+        return size_result(args.input, before, args.output)

@@ -1,11 +1,14 @@
 """What can go wrong with a command, and what the shell gets to know of it."""
 
 import contextlib
+import re
 from collections.abc import Iterator
 from typing import ClassVar
 
 INTERNAL_ERROR = 1
 INTERRUPTED = 130
+
+_UNSEEN = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class CommandError(Exception):
@@ -52,4 +55,9 @@ def errors_as(kind: type[CommandError], *causes: type[Exception]) -> Iterator[No
 
 def one_line(error: object) -> str:
     """A message on one line; the type stands in for an empty one."""
-    return " ".join(str(error).split()) or type(error).__name__
+    return visible(" ".join(str(error).split())) or type(error).__name__
+
+
+def visible(text: str) -> str:
+    """Spells out, as JSON does it, the signs of a text that could steer a terminal or reorder a line."""
+    return _UNSEEN.sub(lambda sign: f"\\u{ord(sign[0]):04x}", text)

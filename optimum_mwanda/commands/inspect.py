@@ -45,6 +45,7 @@ class InspectCommand(Subcommand):
 
 
 def _facts(record: dict[str, Any]) -> str:
+    from ..checkpoint.card_text import clean
     from ..utils import markdown_table
 
     rows = [
@@ -60,7 +61,9 @@ def _facts(record: dict[str, Any]) -> str:
             for language, part in record["languages"].items()
         ),
     ]
-    return f"{summary(record)}\n\n{markdown_table(['record', 'value'], rows)}"
+    # A line break in a string of the record could pass for a row or a line of ours.
+    cells = [[clean(cell) for cell in row] for row in rows]
+    return f"{summary(record)}\n\n{markdown_table(['record', 'value'], cells)}"
 
 
 def _layers(record: dict[str, Any], shares: dict[str, float]) -> str:

@@ -58,13 +58,16 @@ def check_file(path: str, overwrite: bool) -> Path:
     """Checks where a file is to be written, before the work that gives its content.
 
     Raises:
-        UsageError: If it exists and may not be replaced, or is a folder.
+        UsageError: If it exists and may not be replaced, is a folder, or would lie in something that is none.
     """
     target = Path(path)
     if target.is_dir():
         raise UsageError(f"{path} is a folder: name a file.")
     if target.exists() and not overwrite:
         raise UsageError(f"{path} exists: name another file, or give --overwrite.")
+    nearest = next((parent for parent in target.absolute().parents if parent.exists()), None)
+    if nearest is not None and not nearest.is_dir():
+        raise UsageError(f"{path} cannot be written: {nearest} is no folder.")
     return target
 
 

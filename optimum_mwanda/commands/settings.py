@@ -3,13 +3,15 @@
 import argparse
 import dataclasses
 import json
+import re
 import types
 import typing
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ..configuration import CHOICES, MWandaConfig
-from .errors import UsageError, errors_as
+from .errors import UsageError, errors_as, one_line
 from .parser import with_default
 
 
@@ -48,8 +50,19 @@ def read_settings(args: argparse.Namespace, settings: type[Any] = MWandaConfig, 
         if getattr(args, field.name, None) is not None
     }
     with errors_as(UsageError, OSError, ValueError, TypeError):
-        config = settings() if args.config is None else settings.from_pretrained(args.config)
+        if args.config is not None and _is_missing_path(args.config):
+            raise UsageError(f"--config {args.config}: there is no such file or folder.")
+        try:
+            config = settings() if args.config is None else settings.from_pretrained(args.config)
+        except OSError as error:  # that of a failed look-up on the Hub does not say what was looked for
+            raise UsageError(f"--config {args.config}: {one_line(error)}") from error
         return config.replace(**given, **changes)
+
+
+def _is_missing_path(name: str) -> bool:
+    """Whether nothing is there, and the name is no repository id either, with which one would ask the Hub."""
+    is_repository = re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) and not name.endswith(".json")
+    return not is_repository and not Path(name).exists()
 
 
 def flag(name: str) -> str:

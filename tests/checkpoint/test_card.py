@@ -15,6 +15,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import TrainerCallback
 
 from optimum_mwanda.checkpoint.card import create_card, save_card
+from optimum_mwanda.checkpoint.card_text import clean
 from optimum_mwanda.checkpoint.card_update import BEGIN, END
 from optimum_mwanda.checkpoint.languages import hub_language
 from optimum_mwanda.checkpoint.verification import verify_sparsity
@@ -214,6 +215,30 @@ def test_licence_comes_from_the_card_in_the_dense_models_folder(tmp_path: Path) 
     assert create_card(model).data.license == "apache-2.0"
 
 
+@pytest.mark.parametrize(
+    ("own", "base_model", "expected"),
+    [
+        ("apache-2.0", None, "apache-2.0"),
+        (None, None, "of acme/recorded"),
+        ("apache-2.0", "acme/given", "of acme/given"),
+        ("apache-2.0", "acme/unreachable", "apache-2.0"),
+        (None, "acme/unreachable", None),
+    ],
+)
+def test_first_licence_that_is_found_counts(
+    own: str | None, base_model: str | None, expected: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def model_info(api: Any, name: str, **_: Any) -> SimpleNamespace:
+        if name == "acme/unreachable":
+            raise OSError
+        return SimpleNamespace(card_data=ModelCardData(license=f"of {name}"))
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", model_info)
+    (tmp_path / "config.json").write_text(json.dumps({"mwanda_config": make_record() | {"model": "acme/recorded"}}))
+    (tmp_path / "README.md").write_text(f"---\nlicense: {own}\n---\n# M\n" if own else "# M\n", encoding="utf-8")
+    assert create_card(tmp_path, base_model=base_model).data.license == expected
+
+
 def test_card_without_a_reachable_base_model_names_no_licence() -> None:
     assert create_card(make_record() | {"model": "acme/base"}).data.license is None
 
@@ -323,7 +348,7 @@ def test_strings_of_a_record_are_shown_and_never_obeyed(evil: str) -> None:
     assert config is not None
     assert isinstance(eval(config[1], {"MWandaConfig": MWandaConfig}), MWandaConfig)
     (line,) = (line for line in card.text.splitlines() if line.startswith("optimum-cli"))
-    assert len(shlex.split(line)) == len(shlex.split(line, comments=True)) == 19
+    assert len(shlex.split(line)) == len(shlex.split(line, comments=True)) == (25 if clean(evil) == evil else 19)
     assert str(create_card(record, existing=str(card), report=make_report({evil: 0.1}))) == str(card)
 
 

@@ -192,6 +192,19 @@ def test_folder_that_holds_something_is_not_touched(dense: Path, stored: Path) -
     assert files_of(stored.parent / "empty") == before
 
 
+@pytest.mark.parametrize("convert", [compress, decompress])
+def test_output_inside_the_source_is_refused(
+    convert: Callable[[Path, Path], None], dense: Path, stored: Path, tmp_path: Path
+) -> None:
+    source = dense if convert is compress else stored
+    before = files_of(tmp_path)
+    (tmp_path / "link").symlink_to(source, target_is_directory=True)
+    for output in (source / "sub", source / "deep" / "sub", source / ".." / source.name / "sub", tmp_path / "link/sub"):
+        with pytest.raises(ValueError, match=r"lies in .*: name a folder outside it"):
+            convert(source, output)
+    assert files_of(tmp_path) == before
+
+
 def test_pickle_checkpoint_is_refused(dense: Path) -> None:
     (dense / "model.safetensors").unlink()
     torch.save({}, dense / "pytorch_model.bin")
@@ -255,6 +268,38 @@ def test_damage_is_an_error_that_names_the_tensor_for_decompress_and_from_pretra
     with pytest.raises(ValueError, match=f"'{WEIGHT}' cannot be decoded"):
         AutoModelForCausalLM.from_pretrained(stored)
     assert not stored.with_name("new").exists()
+
+
+@pytest.mark.parametrize("name", ["model.norm.weight", WEIGHT])
+def test_tensor_that_is_missing_altogether_is_named(name: str, stored: Path) -> None:
+    assert json.loads((stored / "config.json").read_text())["quantization_config"]["tensors"] > 10
+    corrupt(stored, lambda tensors: [tensors.pop(part, None) for part in (name, name + CODE, name + FORM)])
+    with pytest.raises(ValueError, match=rf"holds \d+ tensors, and its config\.json says .*'{name}'"):
+        AutoModelForCausalLM.from_pretrained(stored)
+    with pytest.raises(ValueError, match=r"holds \d+ tensors, and its config\.json says \d+"):
+        decompress(stored, stored.with_name("new"))
+    assert not stored.with_name("new").exists()
+
+
+def test_many_missing_tensors_are_not_all_named(stored: Path) -> None:
+    corrupt(stored, lambda tensors: [tensors.pop(name) for name in list(tensors) if ".layers." in name])
+    with pytest.raises(ValueError, match=r"Nothing is stored for ('[\w.]+', ){7}'[\w.]+' and \d+ more\.$"):
+        AutoModelForCausalLM.from_pretrained(stored)
+
+
+def test_checkpoint_that_does_not_count_its_tensors_loads(stored: Path, tmp_path: Path) -> None:
+    config = json.loads((stored / "config.json").read_text())
+    del config["quantization_config"]["tensors"]
+    (stored / "config.json").write_text(json.dumps(config))
+    AutoModelForCausalLM.from_pretrained(stored)
+    decompress(stored, tmp_path / "new")
+
+
+@pytest.mark.parametrize("change", [lambda raw: raw[:-100], lambda raw: b"garbage" * 100, lambda raw: b""])
+def test_file_that_is_no_safetensors_is_named(change: Callable[[bytes], bytes], stored: Path) -> None:
+    (stored / WEIGHTS).write_bytes(change((stored / WEIGHTS).read_bytes()))
+    with pytest.raises(ValueError, match=r"model\.mwanda\.safetensors cannot be read as safetensors"):
+        AutoModelForCausalLM.from_pretrained(stored)
 
 
 def test_tensor_larger_than_the_models_own_is_refused_before_it_is_decoded(

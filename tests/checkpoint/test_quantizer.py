@@ -1,6 +1,7 @@
 import contextlib
 import importlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -15,11 +17,13 @@ from transformers import (
     PreTrainedModel,
     Trainer,
     TrainingArguments,
+    modeling_utils,
 )
 
 from optimum_mwanda import MWandaConfig, MWandaPruner
 from optimum_mwanda.checkpoint import hooks
 from optimum_mwanda.checkpoint.compressed import save_pretrained_compressed
+from optimum_mwanda.checkpoint.files import COMPRESSED_INDEX_FILE
 from optimum_mwanda.checkpoint.hooks import after_import
 
 from ..conftest import make_model, make_rows, state_of
@@ -207,6 +211,100 @@ def test_newer_layout_asks_for_a_newer_package(stored: Path, tmp_path: Path) -> 
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"layout 2.*install a newer optimum-mwanda"):
         AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+class Touch:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def copy_with_index(stored: Path, folder: Path, index: Any) -> Path:
+    """A sharded checkpoint with another index."""
+    shutil.copytree(stored / "sharded", folder)
+    (folder / COMPRESSED_INDEX_FILE).write_text(json.dumps(index))
+    return folder
+
+
+@pytest.mark.parametrize("options", [{}, {"use_safetensors": True}, {"weights_only": False}], ids=str)
+def test_index_never_leads_to_a_pickle(options: dict[str, Any], stored: Path, tmp_path: Path) -> None:
+    folder = copy_with_index(stored, tmp_path / "new", {"metadata": {}, "weight_map": {"x": "evil.bin"}})
+    torch.save(Touch(tmp_path / "marker"), folder / "evil.bin")
+    with pytest.raises(ValueError, match=r"names 'evil\.bin', which is no \.mwanda\.safetensors file"):
+        AutoModelForCausalLM.from_pretrained(folder, **options)
+    assert not (tmp_path / "marker").exists()
+    torch.load(folder / "evil.bin", weights_only=False)
+    assert (tmp_path / "marker").exists(), "the pickle would have run"
+
+
+@pytest.mark.parametrize(
+    "shard", ["../sharded/x.mwanda.safetensors", "/x.mwanda.safetensors", "sub/x.mwanda.safetensors", 3, ["x"], None]
+)
+def test_index_that_points_elsewhere_is_refused(shard: Any, stored: Path, tmp_path: Path) -> None:
+    folder = copy_with_index(stored, tmp_path / "new", {"metadata": {}, "weight_map": {"x": shard}})
+    with pytest.raises(ValueError, match=r"index\.json names .*its own folder"):
+        AutoModelForCausalLM.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("index", [{}, [], 3, {"metadata": {}}, {"weight_map": 3}, {"weight_map": []}])
+def test_malformed_index_is_refused(index: Any, stored: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"index\.json (holds no weight_map|must hold one JSON object)"):
+        AutoModelForCausalLM.from_pretrained(copy_with_index(stored, tmp_path / "new", index))
+
+
+def test_index_without_metadata_is_refused(stored: Path, tmp_path: Path) -> None:
+    folder = copy_with_index(stored, tmp_path / "new", {"weight_map": {"x": "x.mwanda.safetensors"}})
+    with pytest.raises(ValueError, match=r"index\.json holds no metadata"):
+        AutoModelForCausalLM.from_pretrained(folder)
+
+
+def test_index_of_a_repository_is_checked_before_anything_it_names_is_fetched(
+    stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = {"metadata": {}, "weight_map": {"x": "evil.bin"}}
+    folder = copy_with_index(stored, tmp_path / "new", index)
+    monkeypatch.setattr("transformers.utils.hub.cached_files", lambda *_, **__: pytest.fail("fetched"))
+    with pytest.raises(ValueError, match=r"names 'evil\.bin'"):
+        modeling_utils.get_checkpoint_shard_files("someone/model", str(folder / COMPRESSED_INDEX_FILE))
+
+
+def test_other_sharded_checkpoints_load_as_ever(tmp_path: Path) -> None:
+    model = make_model()
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    (tmp_path / "sub").mkdir()
+    for file in set(index["weight_map"].values()):
+        (tmp_path / file).rename(tmp_path / "sub" / file)
+    index["weight_map"] = {name: f"sub/{file}" for name, file in index["weight_map"].items()}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert_same(AutoModelForCausalLM.from_pretrained(tmp_path), state_of(model))
+
+
+def test_tensor_that_is_missing_from_a_shard_is_named(stored: Path, tmp_path: Path) -> None:
+    shutil.copytree(stored / "sharded", tmp_path / "new")
+    index = json.loads((tmp_path / "new" / COMPRESSED_INDEX_FILE).read_text())
+    path = tmp_path / "new" / index["weight_map"]["model.norm.weight"]
+    tensors = load_file(path)
+    del tensors["model.norm.weight"]
+    save_file(tensors, path, metadata={"format": "pt"})
+    for load in (AutoModelForCausalLM, AutoModel, AutoModelForSequenceClassification):
+        with pytest.raises(ValueError, match=r"holds \d+ tensors, and .*'(model\.)?norm\.weight'"):
+            load.from_pretrained(tmp_path / "new")
+
+
+@pytest.mark.parametrize("shard", ["50GB", "20KB"])
+def test_tied_weights_and_base_models_load(shard: str, tmp_path: Path) -> None:
+    for name, model in {"tied": make_model("gpt2"), "base": make_model().model}.items():
+        save_pretrained_compressed(make_sparse(model), tmp_path / name, max_shard_size=shard)
+    tied, report = AutoModelForCausalLM.from_pretrained(tmp_path / "tied", output_loading_info=True)
+    assert not any(report.values())
+    assert tied.lm_head.weight is tied.transformer.wte.weight
+    _, report = AutoModelForCausalLM.from_pretrained(tmp_path / "base", output_loading_info=True)
+    assert set(report["missing_keys"]) == {"lm_head.weight"}
 
 
 # Importing

@@ -1,8 +1,10 @@
 """What every subcommand does, and how it ends."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,6 +27,12 @@ def weights_of(path: Path) -> dict[str, torch.Tensor]:
 def is_equal(one: Path, other: Path) -> bool:
     left, right = weights_of(one), weights_of(other)
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def change_record(folder: Path, **changes: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["mwanda_config"] |= changes
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 class TestPrune:
@@ -180,6 +188,32 @@ class TestInspect:
         assert "differ" in run.error
         assert [entry["name"] for entry in run.json["verification"]["lost"]] == ["model.layers.1.mlp.up_proj"]
 
+    def test_record_without_settings_is_shown(self, cli: Cli, pruned: Pruned, tmp_path: Path) -> None:
+        folder = Path(shutil.copytree(pruned.path, tmp_path / "model"))
+        change_record(folder, settings={})
+        run = cli("inspect", folder)
+        assert run.code == 0, run.err
+        assert "unknown allocation" in run.out
+        assert cli("compress", folder, tmp_path / "small").err == ""
+
+    def test_strings_of_the_record_cannot_steer_the_terminal(self, cli: Cli, pruned: Pruned, tmp_path: Path) -> None:
+        evil = "x\x1b[2J\x9b1m\u202e\r\n| seed | 9 |\x07"
+        folder = Path(shutil.copytree(pruned.path, tmp_path / "model"))
+        change_record(
+            folder,
+            settings={"criterion": evil, "allocation": [evil], evil: evil},
+            model=evil,
+            library_version=evil,
+            versions={"torch": evil, "transformers": evil, evil: {evil: evil}},
+            languages={evil: {"tokens": 1, "weight": 1.0}},
+        )
+        plain, values = cli("inspect", folder), cli("inspect", folder, "--json")
+        assert plain.code == values.code == 0
+        for shown in (plain.out, values.out):
+            assert shown.replace("\n", "").isprintable()
+        assert len([line for line in plain.out.splitlines() if line.startswith("| seed ")]) == 1
+        assert values.json["record"] == sparsity_record(folder)
+
     def test_dense_model_is_a_model_error(self, cli: Cli, model: Path) -> None:
         run = cli("inspect", model)
         assert run.code == 4
@@ -205,6 +239,32 @@ class TestCard:
         assert cli("card", pruned.path, "--report", data).code == 3
         assert cli("card", pruned.path, "--report", tmp_path / "none.json").code == 3
 
+    def test_report_is_kept_for_later_cards(
+        self, cli: Cli, model: Path, data: Path, pruned: Pruned, tmp_path: Path
+    ) -> None:
+        folder, small = tmp_path / "model", tmp_path / "small"
+        AutoModelForCausalLM.from_pretrained(pruned.path).save_pretrained(folder)
+        ids = ("--repo-id", "me/pruned", "--base-model", "acme/base")
+        assert cli("card", folder, "--report", pruned.path / "evaluation.json", *ids).code == 0
+        assert json.loads((folder / "evaluation.json").read_text())["seen"] == ["en", "fr", "sw"]
+        first = (folder / "README.md").read_text()
+        assert cli("card", folder).code == 0
+        assert (folder / "README.md").read_text() == first
+        assert cli("compress", folder, small).code == 0
+        card = ModelCard.load(small / "README.md")
+        assert card.data.eval_results
+        assert card.data.base_model == "acme/base"
+        assert 'AutoModelForCausalLM.from_pretrained("me/pruned")' in card.text
+        assert "was not evaluated" not in card.text
+
+    def test_base_of_the_dense_models_card_is_not_taken_for_ours(
+        self, cli: Cli, pruned: Pruned, tmp_path: Path
+    ) -> None:
+        AutoModelForCausalLM.from_pretrained(pruned.path).save_pretrained(tmp_path)
+        (tmp_path / "README.md").write_text("---\nbase_model: acme/base-of-the-base\n---\n# Dense\n")
+        assert cli("card", tmp_path).code == 0
+        assert "prune path/to/tiny" in (tmp_path / "README.md").read_text()
+
 
 class TestCompress:
     def test_there_and_back(self, cli: Cli, pruned: Pruned, tmp_path: Path) -> None:
@@ -225,6 +285,31 @@ class TestCompress:
         cards = [(path / "README.md").read_text() for path in (pruned.path, small, again)]
         assert "import optimum_mwanda" in cards[1]
         assert cards[0] != cards[1] != cards[2]
+
+    def test_size_is_that_from_before_when_out_replaces_in(self, cli: Cli, pruned: Pruned, tmp_path: Path) -> None:
+        folder = shutil.copytree(pruned.path, tmp_path / "model")
+        before = sum(path.stat().st_size for path in folder.iterdir())
+        run = cli("compress", folder, folder, "--overwrite", "--json")
+        assert run.code == 0, run.err
+        assert run.json["bytes"] < run.json["input_bytes"] == before
+
+    @pytest.mark.parametrize("damage", ["evaluation", "settings", "card"])
+    def test_card_that_cannot_be_updated_is_a_warning(
+        self, cli: Cli, pruned: Pruned, tmp_path: Path, damage: str
+    ) -> None:
+        folder, small = Path(shutil.copytree(pruned.path, tmp_path / "model")), tmp_path / "small"
+        if damage == "evaluation":
+            (folder / "evaluation.json").write_text("{")
+        elif damage == "card":
+            (folder / "README.md").write_text("---\nlicense: [\n---\n# T\n")
+        else:
+            change_record(folder, settings={"of_later": 1})
+        run = cli("compress", folder, small)
+        assert run.code == 0, run.err
+        assert "warning: README.md stays as it was" in run.error
+        assert str(tmp_path) not in run.error
+        assert (small / "README.md").read_bytes() == (folder / "README.md").read_bytes()
+        assert verify_sparsity(small).ok
 
     def test_errors_leave_nothing(self, cli: Cli, pruned: Pruned, tmp_path: Path) -> None:
         assert cli("compress", tmp_path / "none", tmp_path / "out").code == 4

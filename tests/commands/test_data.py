@@ -133,6 +133,15 @@ def test_damaged_and_unknown_files_are_data_errors(tmp_path: Path, name: str, co
         rows_of(tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    ("name", "content"), [("a.jsonl", ""), ("a.jsonl", "\n\n"), ("a.json", "[]"), ("a.csv", "text\n")]
+)
+def test_files_without_rows_are_named(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=rf"^{name}: there are no rows"):
+        rows_of(tmp_path / name)
+
+
 def test_no_dataset_is_none() -> None:
     with open_dataset(None) as dataset:
         assert dataset is None

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import optimum_mwanda.checkpoint.card
+from optimum_mwanda.commands.base import _termination_as_exit
 from optimum_mwanda.commands.errors import UsageError
 from optimum_mwanda.commands.models import pruning_errors
 from optimum_mwanda.commands.output import new_folder
@@ -172,8 +173,15 @@ class TestOutput:
             pass
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signal_while_calibrating_leaves_nothing(model: Path, tmp_path: Path, sent: signal.Signals, code: int) -> None:
+def restore_signals() -> None:
+    """A test run in the background, or under nohup, ignores signals, and so would its children."""
+    for each in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(each, signal.SIG_DFL)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this platform has no SIGHUP")
+@pytest.mark.parametrize(("sent", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_signal_while_calibrating_leaves_nothing(model: Path, tmp_path: Path, sent: str, code: int) -> None:
     texts = tmp_path / "texts.jsonl"
     texts.write_text(as_jsonl(make_texts(2000)))
     out = tmp_path / "made" / "out"
@@ -184,19 +192,38 @@ def test_signal_while_calibrating_leaves_nothing(model: Path, tmp_path: Path, se
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # A test run in the background ignores interrupts, and so would its children.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=restore_signals,
     )
     assert process.stderr is not None
     seen = ""
     while "Calibrating" not in seen and (part := process.stderr.read(20)):
         seen += part
     assert list(out.parent.iterdir()), "the new folder is filled beside its place"
-    process.send_signal(sent)
+    process.send_signal(getattr(signal, sent))
     rest = process.communicate()
     assert process.returncode == code, rest
     assert "Traceback" not in rest[1]
+    assert rest[1].splitlines()[-1].endswith("interrupted" if sent == "SIGINT" else f"terminated by {sent}")
     assert not out.parent.exists()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this platform has no SIGHUP")
+def test_ignored_hangup_stays_ignored_as_nohup_wants_it() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with _termination_as_exit():
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("place", ["texts/stats.safetensors", "texts/deeper/stats.safetensors"])
+def test_target_inside_a_file_is_refused_before_the_work(cli: Cli, tmp_path: Path, place: str) -> None:
+    (tmp_path / "texts").write_text("a file")
+    run = cli("calibrate", tmp_path / "no-model", tmp_path / place, "--dataset", "no.jsonl")
+    assert run.code == 2
+    assert "is no folder" in run.error
 
 
 class TestPush:

@@ -67,7 +67,10 @@ def test_pattern_flag_brings_its_own_sparsity(tmp_path: Any) -> None:
         (["--pattern", "4:2"], "0 < N < M"),
         (["--language-weights", "sw=many"], "sw=many"),
         (["--language-weights", "loud"], "'loud' is not known"),
-        (["--config", "/nowhere/at/all.json"], "/nowhere/at/all.json"),
+        (["--config", "/nowhere/at/all.json"], "/nowhere/at/all.json: there is no such file"),
+        (["--config", "nope.json"], "nope.json: there is no such file"),
+        (["--config", "./nope"], "./nope: there is no such file"),
+        (["--config", "somebody/pruned"], "somebody/pruned"),
     ],
 )
 def test_illegal_settings_are_usage_errors(words: list[str], message: str) -> None:

@@ -28,7 +28,7 @@ def press() -> None:
 
 def test_interrupt_waits_for_the_end_of_the_block() -> None:
     reached = []
-    with pytest.raises(KeyboardInterrupt), deferred_interrupts():
+    with pytest.raises(KeyboardInterrupt), deferred_interrupts():  # noqa: PT012
         press()
         with deferred_interrupts():
             press()
@@ -38,12 +38,12 @@ def test_interrupt_waits_for_the_end_of_the_block() -> None:
 
 def test_interrupt_is_let_through_where_that_is_allowed() -> None:
     reached = []
-    with pytest.raises(KeyboardInterrupt), deferred_interrupts():
+    with pytest.raises(KeyboardInterrupt), deferred_interrupts():  # noqa: PT012
         with interruptible():
             press()
         reached.append("after")
     assert not reached
-    with pytest.raises(KeyboardInterrupt), deferred_interrupts():
+    with pytest.raises(KeyboardInterrupt), deferred_interrupts():  # noqa: PT012
         press()
         check_interrupts()
         reached.append("after")
