@@ -15,34 +15,35 @@ class CompressCommand(Subcommand):
     The weights are read one by one, and nothing is lost: `decompress` gives them back bit for bit.
     """
 
-    @staticmethod
-    def parse_args(parser: argparse.ArgumentParser) -> None:
+    INPUT = "an ordinary checkpoint"
+
+    @classmethod
+    def parse_args(cls, parser: argparse.ArgumentParser) -> None:
         """Declares the flags."""
-        parser.description = CompressCommand.__doc__
-        parser.add_argument("input", metavar="IN", help="Folder of an ordinary checkpoint")
+        parser.description = cls.__doc__
+        parser.add_argument("input", metavar="IN", help=f"Folder of {cls.INPUT}")
         parser.add_argument("output", metavar="OUT", help="Folder to write to")
         add_overwrite(parser)
         add_common_options(parser)
 
     def execute(self) -> Result:
-        """Compresses."""
+        """Converts, and says how large the result is."""
         args = self.args
-        before = folder_bytes(args.input)  # OUT may replace IN
+        before = _bytes(args.input)  # OUT may replace IN
         with new_folder(args.output, args.overwrite) as folder, errors_as(ModelError):
-            from ..checkpoint.compressed import compress
-
-            compress(args.input, folder)
+            self.convert(args.input, folder)
             refresh_card(folder, self.warn)
-        return size_result(args.input, before, args.output)
+        after = _bytes(args.output)
+        text = f"Wrote {args.output}: {after:,} bytes, {after / max(before, 1):.1%} of {args.input}."
+        return Result(text, {"output": args.output, "bytes": after, "input_bytes": before})
+
+    def convert(self, source: str, folder: Path) -> None:
+        """Fills the new folder."""
+        from ..checkpoint.compressed import compress
+
+        compress(source, folder)
 
 
-def size_result(source: str, before: int, target: str) -> Result:
-    """Says what was written and how large it is; `before` is the size that `source` had, in bytes."""
-    after = folder_bytes(target)
-    text = f"Wrote {target}: {after:,} bytes, {after / max(before, 1):.1%} of {source}."
-    return Result(text, {"output": target, "bytes": after, "input_bytes": before})
-
-
-def folder_bytes(path: str) -> int:
+def _bytes(path: str) -> int:
     """Size of all files in a folder."""
     return sum(file.stat().st_size for file in Path(path).rglob("*") if file.is_file())
