@@ -23,8 +23,8 @@ class FrozenDict(dict[str, Any]):
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a finite number, and no bool, that fits 64 bits."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and -(2**63) <= value < 2**63
+    """Whether a value is a number of at most 64 bits, and no bool, NaN or infinity."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 2**64
 
 
 def is_close(value: Any, expected: float) -> bool:
