@@ -7,6 +7,7 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import hypothesis
 import pytest
 import torch
 from transformers import (
@@ -25,6 +26,10 @@ from transformers import (
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SAMPLE_MODEL = EXAMPLES / "sample_model"
 SAMPLE_DATA = EXAMPLES / "sample_data"
+
+# Busy machines are slow, which is no failure; and continuous integration judges a change by the same examples each time.
+hypothesis.settings.register_profile("project", deadline=None, derandomize="CI" in os.environ)
+hypothesis.settings.load_profile("project")
 
 torch.set_num_threads(1)  # on tiny tensors a second thread costs more than it gives
 
