@@ -27,7 +27,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 SAMPLE_MODEL = EXAMPLES / "sample_model"
 SAMPLE_DATA = EXAMPLES / "sample_data"
 
-# Busy machines are slow, which is no failure; and continuous integration judges a change by the same examples each time.
+# Busy machines are slow, which is no failure; continuous integration judges by the same examples each time.
 hypothesis.settings.register_profile("project", deadline=None, derandomize="CI" in os.environ)
 hypothesis.settings.load_profile("project")
 
