@@ -187,7 +187,9 @@ class MWandaPruner:
             for weight, packed in masks:
                 editor.zero(weight, unpack_bits(packed.to(weight.matrix.device), weight.matrix.shape))
                 check_interrupts()
-            model.config.mwanda_config = build_record(model, self.config, weights, plan, statistics, fingerprint)
+            record = build_record(model, self.config, weights, plan, statistics, fingerprint)
+            check_interrupts()
+            model.config.mwanda_config = record
         return model
 
     def push_to_hub(
@@ -248,7 +250,9 @@ class MWandaPruner:
                     if name != last:
                         calls.advance(name, block)
                 next(bar, None)
-                model.config.mwanda_config = build_record(model, self.config, weights, plan, statistics, fingerprint)
+                record = build_record(model, self.config, weights, plan, statistics, fingerprint)
+                check_interrupts()
+                model.config.mwanda_config = record
         return model
 
     def _find_weights(self, model: "PreTrainedModel") -> Weights:

@@ -18,6 +18,7 @@ from transformers.quantizers.auto import (
     register_quantizer,
 )
 from transformers.quantizers.base import HfQuantizer
+from transformers.utils.logging import is_progress_bar_enabled
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ..configuration import MWandaConfig
@@ -109,7 +110,10 @@ class PruneOnLoad(_WhileLoading):
         super().postprocess_model(model, **kwargs)
         config = self.quantization_config
         dataset, tokenizer = getattr(config, "dataset", None), getattr(config, "tokenizer", None)
-        return MWandaPruner(dataclasses.replace(config, dataset=None, tokenizer=None)).prune(model, dataset, tokenizer)
+        pruner = MWandaPruner(
+            dataclasses.replace(config, dataset=None, tokenizer=None), progress=is_progress_bar_enabled()
+        )
+        return pruner.prune(model, dataset, tokenizer)
 
 
 class CompressedConfig(QuantizationConfigMixin):
