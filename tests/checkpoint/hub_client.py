@@ -66,7 +66,9 @@ def message_of(action: Callable[[], object], kind: type[Exception]) -> str:
 def with_token() -> dict[str, Any]:
     model, seen = pruned_model(), {}
 
-    push_to_hub(model, "me/first", tokenizer=tokenizer(), report=comparison(), private=True, commit_message="Prune it")
+    MWandaPruner().push_to_hub(
+        model, "me/first", tokenizer=tokenizer(), report=comparison(), private=True, commit_message="Prune it"
+    )
     loaded = AutoModelForCausalLM.from_pretrained("me/first")
     seen["first"] = {
         "equal": is_equal(model, loaded),
@@ -98,9 +100,11 @@ def with_token() -> dict[str, Any]:
     push_to_hub(pruned_model("acme/missing"), "me/orphan")
     push_to_hub(model, "me/small")
     push_to_hub(model, "me/small", compressed=True)
+    by_id = AutoModelForCausalLM.from_pretrained("me/small")
     with tempfile.TemporaryDirectory() as folder:
         decompress(snapshot_download("me/small"), Path(folder, "dense"))
-        seen["small"] = is_equal(model, AutoModelForCausalLM.from_pretrained(Path(folder, "dense")))
+        dense = AutoModelForCausalLM.from_pretrained(Path(folder, "dense"))
+    seen["small"] = is_equal(model, by_id) and is_equal(model, dense) and verify_sparsity("me/small").ok
     model.push_to_hub("me/plain")
     seen["plain"] = AutoModelForCausalLM.from_pretrained("me/plain").config.mwanda_config == model.config.mwanda_config
     seen["dense"] = message_of(lambda: push_to_hub(make_model(), "me/dense"), ValueError)
