@@ -258,6 +258,11 @@ class MWandaPruner:
     def _find_weights(self, model: "PreTrainedModel") -> Weights:
         if not isinstance(model, nn.Module) or not hasattr(model, "config"):
             raise TypeError(f"model is a {type(model).__name__}: pass a loaded transformers model.")
+        if hasattr(model, "peft_config"):
+            raise ValueError(
+                "The model carries an adapter, whose matrices are not to be pruned: merge it (merge_and_unload) or "
+                "unload it first."
+            )
         weights = find_weights(find_blocks(model, self.config.blocks), self.config.include, self.config.exclude)
         check_pattern(weights, self.config)
         return weights

@@ -3,6 +3,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import peft
 import pytest
 import torch
 from torch import Tensor, nn
@@ -638,3 +639,11 @@ def test_there_is_one_bar_for_calibration_and_one_for_pruning(
     first, second = capsys.readouterr().err.strip().split("\n")
     assert re.search(rf"Calibrating: 100%.* {BATCHES}/{BATCHES} ", first)
     assert re.search(r"Pruning: 100%.* 21/21 ", second)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # peft uses what transformers deprecates
+def test_model_with_an_adapter_is_refused() -> None:
+    adapted = peft.get_peft_model(make_model(), peft.LoraConfig(target_modules=["q_proj"], r=2))
+    with pytest.raises(ValueError, match=r"carries an adapter.*merge_and_unload"):
+        quiet().prune(adapted, ROWS)
+    quiet().prune(adapted.merge_and_unload(), ROWS)
