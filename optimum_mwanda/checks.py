@@ -1,17 +1,12 @@
 """Whether statistics, plans and settings fit a model, asked before anything is done with them."""
 
 import logging
-from typing import TYPE_CHECKING
 
 from .calibration.statistics import CalibrationStatistics
 from .configuration import MWandaConfig
-from .modeling.fingerprint import model_fingerprint
 from .modeling.weights import PrunableWeight
 from .pruning.allocation import SparsityPlan
 from .pruning.scoring import needs_statistics
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -36,9 +31,15 @@ def check_pattern(weights: Weights, config: MWandaConfig) -> None:
 
 
 def check_statistics(
-    statistics: CalibrationStatistics | None, model: "PreTrainedModel", weights: Weights, config: MWandaConfig
+    statistics: CalibrationStatistics | None, fingerprint: str, weights: Weights, config: MWandaConfig
 ) -> CalibrationStatistics | None:
     """Checks that statistics fit a model and the settings, and warns if they were taken on other weights.
+
+    Args:
+        statistics: The statistics, if there are any.
+        fingerprint: `model_fingerprint` of the model.
+        weights: Its prunable weights.
+        config: The settings.
 
     Returns:
         The statistics of the languages that the settings ask for.
@@ -61,7 +62,7 @@ def check_statistics(
                 f"The statistics hold nothing that fits {weight.name!r} with {weight.in_features} inputs: they were "
                 f"taken on another model ({statistics.model or 'unnamed'}) or on other weights."
             )
-    if statistics.model_fingerprint not in ("", model_fingerprint(model)):
+    if statistics.model_fingerprint not in ("", fingerprint):
         logger.warning(
             "The statistics were taken on %s with other values or another dtype than this model has now. That is as "
             "it should be only if it is the same model in another dtype, or pruned again on purpose.",

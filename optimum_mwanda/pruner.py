@@ -143,7 +143,9 @@ class MWandaPruner:
             ValueError: If the statistics are missing or do not fit the model.
         """
         weights = self._find_weights(model)
-        return make_plan(weights, check_statistics(statistics, model, weights, self.config), self.config)
+        return make_plan(
+            weights, check_statistics(statistics, model_fingerprint(model), weights, self.config), self.config
+        )
 
     def apply(
         self,
@@ -174,7 +176,8 @@ class MWandaPruner:
                 "calibration='dense'."
             )
         weights = self._find_weights(model)
-        statistics = check_statistics(statistics, model, weights, self.config)
+        fingerprint = model_fingerprint(model)
+        statistics = check_statistics(statistics, fingerprint, weights, self.config)
         plan = make_plan(weights, statistics, self.config) if plan is None else check_plan(plan, weights, self.config)
         shares = None if statistics is None else language_weights(self.config, statistics.tokens)
         masks: list[tuple[PrunableWeight, Tensor]] = []
@@ -182,7 +185,6 @@ class MWandaPruner:
             entry = None if statistics is None else statistics.weights[weight.name]
             pruned = compute_mask(weight, entry, shares, plan[weight.block], self.config)
             masks.append((weight, pack_bits(pruned).cpu()))
-        fingerprint = model_fingerprint(model)
         with deferred_interrupts(), WeightEditor(self.restore_on_failure) as editor:
             for weight, packed in masks:
                 editor.zero(weight, unpack_bits(packed.to(weight.matrix.device), weight.matrix.shape))
@@ -233,7 +235,7 @@ class MWandaPruner:
                 calls = BlockCalls(model, blocks, self._batches(chunks, dense))
             statistics = _statistics(model, dense.finish(), chunks)
             plan = make_plan(weights, statistics, self.config)
-            fingerprint = model_fingerprint(model)
+            fingerprint = statistics.model_fingerprint
             bar = self._bar(_flat(weights))
             *_, last = blocks
             with WeightEditor(self.restore_on_failure) as editor:

@@ -34,31 +34,26 @@ hypothesis.settings.load_profile("project")
 torch.set_num_threads(1)  # on tiny tensors a second thread costs more than it gives
 
 
+SIZES = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+
+
 def _llama() -> PreTrainedModel:
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=96,
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=64,
-        )
-    )
+    return LlamaForCausalLM(LlamaConfig(**SIZES))
 
 
 def _qwen3() -> PreTrainedModel:
     return Qwen3ForCausalLM(
         Qwen3Config(
-            vocab_size=96,
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            num_key_value_heads=2,
+            **SIZES,
             head_dim=8,
-            max_position_embeddings=64,
             use_sliding_window=True,
             sliding_window=4,
             max_window_layers=1,

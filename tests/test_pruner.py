@@ -1,6 +1,6 @@
 import copy
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import peft
@@ -19,15 +19,6 @@ ROWS = make_rows(rows=3, length=16)
 MATRICES = {"llama": 7, "qwen3": 7, "gpt2": 4}  # per block; there are three blocks
 BATCHES = 6  # three languages of three chunks, two chunks per batch
 DOWN = "model.layers.2.mlp.down_proj"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Matrices this small are fastest on one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def settings(**values: object) -> MWandaConfig:

@@ -12,7 +12,7 @@ from datasets import IterableDataset
 from ..configuration import MWandaConfig
 from ..utils import markdown_table
 from .encoding import RowEncoder, resolve_sequence_length
-from .rows import Row, feed, iterate_batches
+from .rows import Row, feed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -70,8 +70,8 @@ class CalibrationChunks:
     def batches(self, batch_size: int) -> Iterator[tuple[str, torch.Tensor]]:
         """Yields `(language, token ids of shape (≤ batch_size, sequence_length))`; no batch mixes languages."""
         for language, ids in self.chunks.items():
-            for part in iterate_batches(len(ids), batch_size):
-                yield language, ids[part]
+            for batch in torch.split(ids, batch_size):
+                yield language, batch
 
     def number_of_batches(self, batch_size: int) -> int:
         """How many batches `batches` yields."""

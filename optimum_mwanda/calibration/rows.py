@@ -1,7 +1,7 @@
 """Rows with a language, whatever a user keeps them in."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -188,9 +188,3 @@ def _absent(language: str, present: Iterable[str]) -> ValueError:
     return ValueError(
         f"Language {language!r} was asked for, but the dataset has: {', '.join(map(repr, sorted(present))) or 'none'}."
     )
-
-
-def iterate_batches(size: int, batch_size: int) -> Iterator[slice]:
-    """Slices of at most `batch_size` that cover `range(size)`."""
-    for start in range(0, size, batch_size):
-        yield slice(start, min(start + batch_size, size))

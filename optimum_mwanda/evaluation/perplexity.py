@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..calibration.encoding import RowEncoder, resolve_sequence_length
-from ..calibration.rows import Row, feed, iterate_batches
+from ..calibration.rows import Row, feed
 from ..modeling.blocks import inference_mode, input_device
 from ..modeling.interrupts import interruptible
 from ..utils import progress_bar
@@ -141,10 +141,9 @@ class _HeldOut:
 
 def _batches(ids: Tensor, length: int, batch_size: int) -> list[Tensor]:
     """Windows of `length` tokens that overlap by one, and the shorter rest by itself."""
-    full = ids.unfold(0, length, length - 1) if len(ids) >= length else ids.new_zeros((0, length))
-    rest = ids[len(full) * (length - 1) :]
-    batches = [full[part] for part in iterate_batches(len(full), batch_size)]
-    return batches + ([rest[None]] if len(rest) > 1 else [])
+    full = torch.split(ids.unfold(0, length, length - 1), batch_size) if len(ids) >= length else ()
+    rest = ids[sum(map(len, full)) * (length - 1) :]
+    return [*full, rest[None]] if len(rest) > 1 else list(full)
 
 
 def _negative_log_likelihood(model: "PreTrainedModel", batch: Tensor, special: Tensor) -> tuple[float, int]:

@@ -3,12 +3,10 @@
 0.55 of 16, 32, 48 or 128 inputs, and of any product of two of them, is never half-way between two counts.
 """
 
-from collections.abc import Iterator
 from itertools import product
 
 import numpy as np
 import pytest
-import torch
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -52,15 +50,6 @@ ROWS = [
     for row in make_rows("en fr sw", rows=count, length=LENGTH, seed=index)
     if row["language"] == language
 ]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Matrices this small are fastest on one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def both_settings(**settings: object) -> tuple[MWandaConfig, Settings]:
