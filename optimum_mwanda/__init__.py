@@ -14,7 +14,7 @@ _HOMES = {
     "LanguageCoverage": "calibration.dataset",
     "MWandaConfig": "configuration",
     "MWandaPruner": "pruner",
-    "PartiallyPrunedError": "modeling.weights",
+    "PartiallyPrunedError": "modeling.editor",
     "PerplexityComparison": "evaluation.report",
     "PerplexityReport": "evaluation.report",
     "SparsityPlan": "pruning.allocation",
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from .evaluation.perplexity import evaluate_languages as evaluate_languages
     from .evaluation.report import PerplexityComparison as PerplexityComparison
     from .evaluation.report import PerplexityReport as PerplexityReport
-    from .modeling.weights import PartiallyPrunedError as PartiallyPrunedError
+    from .modeling.editor import PartiallyPrunedError as PartiallyPrunedError
     from .pruner import MWandaPruner as MWandaPruner
     from .pruning.allocation import SparsityPlan as SparsityPlan
 

@@ -14,7 +14,7 @@ from .values import FrozenDict, check_number, describe_fields, is_close, is_numb
 CONFIG_NAME = "mwanda_config.json"
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "criterion": ("magnitude", "wanda", "ria", "mwanda"),
+    "criterion": ("magnitude", "wanda", "ria", "mwanda", "sparsegpt", "alps"),
     "base": ("wanda", "ria"),
     "variance": ("none", "std", "variance", "relative_variance"),
     "activation": ("none", "positive", "above_rms"),
@@ -22,8 +22,13 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "allocation": ("uniform", "owl", "cwl"),
     "cwl_direction": ("shared", "specific"),
     "calibration": ("dense", "sequential"),
+    "refinement": ("none", "swap"),
+    "reconstruction": ("none", "obs"),
+    "experts_policy": ("magnitude", "shared", "skip", "error"),
 }
 WEIGHTINGS = ("equal", "proportional", "temperature")
+UPDATING = ("sparsegpt", "alps")
+"""Criteria that choose the mask and the new values of the weights together."""
 
 
 def _setting(default: Any, help: str) -> Any:
@@ -41,7 +46,11 @@ class MWandaConfig:
         None, "Share of the prunable weights to remove, in [0, 1). None: 0.5, or 1 - N/M for an N:M pattern."
     )
     pattern: str = _setting("unstructured", "'unstructured', or 'N:M' to keep N of every M consecutive inputs.")
-    criterion: str = _setting("mwanda", "Score that ranks the weights: 'magnitude', 'wanda', 'ria' or 'mwanda'.")
+    criterion: str = _setting(
+        "mwanda",
+        "What ranks the weights: a score ('magnitude', 'wanda', 'ria', 'mwanda'), or a solver that updates those that "
+        "stay ('sparsegpt', 'alps').",
+    )
     base: str = _setting("ria", "Score that 'mwanda' builds on: 'wanda' or 'ria'.")
     ria_exponent: float = _setting(0.5, "Exponent of the activation norm in RIA.")
     variance: str = _setting(
@@ -78,12 +87,34 @@ class MWandaConfig:
         None, "Tokens per calibration chunk. None: 512, or the model's positions where those are fewer."
     )
     batch_size: int = _setting(8, "Calibration chunks per forward pass.")
-    calibration: str = _setting(
-        "dense", "'dense' (one pass of the unpruned model) or 'sequential' (each block after its pruned predecessors)."
+    refinement: str = _setting(
+        "none",
+        "'swap' exchanges pruned and kept weights of a row as long as that lowers the error of the layer.",
+    )
+    reconstruction: str | None = _setting(
+        None,
+        "'obs' updates the weights that stay to the least error of the layer, 'none' leaves them. None: 'obs' for "
+        "criteria that update, else 'none'.",
+    )
+    damping: float | None = _setting(
+        None, "Ridge of the update, as a share of the diagonal of the Gram matrix. None: 0.1, or 0.01 for 'sparsegpt'."
+    )
+    calibration: str | None = _setting(
+        None,
+        "'dense' (the unpruned model) or 'sequential' (each block after its pruned predecessors). None: 'sequential' "
+        "with refinement or reconstruction, else 'dense'.",
     )
     include: tuple[str, ...] | None = _setting(None, "Shell patterns of the weights to prune. None: all prunable ones.")
     exclude: tuple[str, ...] = _setting((), "Shell patterns of the weights to leave alone.")
-    blocks: str | None = _setting(None, "Module path of the list of blocks, where it cannot be found by itself.")
+    blocks: tuple[str, ...] | None = _setting(
+        None, "Module path of the list of blocks, or of several in the order in which they run. None: find them."
+    )
+    experts_policy: str = _setting(
+        "magnitude",
+        "What to do with experts that too few tokens reach: prune them by 'magnitude', by the statistics of all "
+        "experts of the layer together ('shared'), 'skip' them, or 'error'.",
+    )
+    min_expert_tokens: int = _setting(32, "Tokens, all languages together, below which an expert gets that treatment.")
     seed: int = _setting(0, "Seed of the choice of calibration rows.")
     # For from_pretrained(..., quantization_config=MWandaConfig(...)) only. They are no settings: init-only fields are
     # not compared, not serialised and not among `dataclasses.fields`.
@@ -95,22 +126,23 @@ class MWandaConfig:
     def __post_init__(self, dataset: Any, tokenizer: Any) -> None:
         object.__setattr__(self, "dataset", dataset)
         object.__setattr__(self, "tokenizer", tokenizer)
-        for name in ("languages", "include", "exclude"):
+        for name in ("languages", "include", "exclude", "blocks"):
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, strings(name, value))
                 if not getattr(self, name) and name != "exclude":
                     raise ValueError(f"{name}={value!r} is not allowed: give a list of strings, or leave it out.")
         if self.exclude is None:
             object.__setattr__(self, "exclude", ())
-        for name in ("language_column", "text_column", "blocks"):
+        for name in ("language_column", "text_column"):
             value = getattr(self, name)
-            if not isinstance(value, str) and not (name == "blocks" and value is None):
+            if not isinstance(value, str):
                 raise ValueError(f"{name}={value!r} is not allowed: give a string.")
         for name, allowed in CHOICES.items():
             value = getattr(self, name)
-            if value not in allowed and not (name == "allocation" and value is None):
+            if value not in allowed and not (value is None and name in ("allocation", "calibration", "reconstruction")):
                 raise ValueError(f"{name}={value!r} is not known. Choose one of: {', '.join(map(repr, allowed))}.")
         self._resolve_pattern()
+        self._resolve_update()
         self._check_numbers()
         self._check_language_weights()
 
@@ -135,6 +167,21 @@ class MWandaConfig:
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
 
+    def _resolve_update(self) -> None:
+        """Fills in what the criterion implies for the update of weights and for calibration."""
+        updates = self.criterion in UPDATING
+        if updates and (self.reconstruction == "none" or self.refinement != "none"):
+            raise ValueError(
+                f"criterion={self.criterion!r} chooses masks while it updates weights: leave reconstruction and "
+                "refinement out, or choose another criterion."
+            )
+        if self.reconstruction is None:
+            object.__setattr__(self, "reconstruction", "obs" if updates else "none")
+        if self.damping is None:
+            object.__setattr__(self, "damping", 0.01 if self.criterion == "sparsegpt" else 0.1)
+        if self.calibration is None:
+            object.__setattr__(self, "calibration", "sequential" if self.needs_grams else "dense")
+
     def _check_numbers(self) -> None:
         if not is_number(self.sparsity) or not 0 <= self.target_sparsity < 1:
             raise ValueError(
@@ -146,11 +193,12 @@ class MWandaConfig:
             "activation_threshold",
             "activation_exponent",
             "allocation_strength",
+            "damping",
         ):
             check_number(name, getattr(self, name), lambda value: value >= 0, "a number that is not negative")
         for name in ("owl_multiplier", "language_temperature"):
             check_number(name, getattr(self, name), lambda value: value > 0, "a number above 0")
-        for name in ("samples_per_language", "batch_size", "sequence_length"):
+        for name in ("samples_per_language", "batch_size", "sequence_length", "min_expert_tokens"):
             if not (name == "sequence_length" and self.sequence_length is None):
                 check_number(
                     name,
@@ -212,6 +260,11 @@ class MWandaConfig:
                 "every M weights ('2:4')."
             )
         return int(match[1]), int(match[2])
+
+    @property
+    def needs_grams(self) -> bool:
+        """Whether masks or values depend on the Gram matrices of the layers' inputs."""
+        return self.refinement != "none" or self.reconstruction == "obs"
 
     @property
     def activity(self) -> str | None:

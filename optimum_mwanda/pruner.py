@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from .blockwise import BlockwisePruning
 from .calibration.collector import StatisticsCollector
 from .calibration.dataset import CalibrationChunks, build_chunks
 from .calibration.statistics import CalibrationStatistics, WeightStatistics
@@ -12,11 +13,12 @@ from .checkpoint.record import build_record
 from .checks import check_pattern, check_plan, check_statistics
 from .configuration import MWandaConfig
 from .modeling.blocks import find_blocks, inference_mode, run_blocks
+from .modeling.editor import WeightEditor
 from .modeling.fingerprint import model_fingerprint
 from .modeling.interrupts import check_interrupts, deferred_interrupts
-from .modeling.replay import BlockCalls
-from .modeling.weights import PrunableWeight, WeightEditor, find_weights
+from .modeling.weights import PrunableWeight, find_weights
 from .pruning.allocation import SparsityPlan
+from .pruning.experts import apply_experts_policy
 from .pruning.masks import pack_bits, unpack_bits
 from .pruning.scoring import compute_mask, language_weights, make_plan, needs_statistics
 from .utils import progress_bar
@@ -93,9 +95,9 @@ class MWandaPruner:
                 f"criterion={self.config.criterion!r} with allocation={self.config.allocation!r} needs calibration "
                 "data: pass a dataset."
             )
-        if self.config.calibration == "dense":
+        if self.config.calibration == "dense" and not self.config.needs_grams:
             return self.apply(model, self.calibrate(model, dataset, tokenizer))
-        return self._prune_sequentially(model, weights, build_chunks(dataset, self.config, model, tokenizer))
+        return self._prune_blockwise(model, weights, build_chunks(dataset, self.config, model, tokenizer))
 
     def calibrate(
         self,
@@ -125,9 +127,9 @@ class MWandaPruner:
         collector = self._collector(_flat(weights), chunks, also_for)
         with inference_mode(model), collector:
             blocks = find_blocks(model, self.config.blocks)
-            for input_ids in self._batches(chunks, collector):
-                run_blocks(model, blocks, input_ids)
-        return _statistics(model, collector.finish(), chunks)
+            for inputs in self._batches(chunks, collector):
+                run_blocks(model, blocks, inputs)
+        return _statistics(model, weights, collector.finish(), chunks)
 
     def allocate(self, model: "PreTrainedModel", statistics: CalibrationStatistics | None = None) -> SparsityPlan:
         """Decides the sparsity of every block; nothing is changed.
@@ -143,9 +145,10 @@ class MWandaPruner:
             ValueError: If the statistics are missing or do not fit the model.
         """
         weights = self._find_weights(model)
-        return make_plan(
-            weights, check_statistics(statistics, model_fingerprint(model), weights, self.config), self.config
-        )
+        statistics = check_statistics(statistics, model_fingerprint(model), weights, self.config)
+        if statistics is not None:
+            weights, statistics = apply_experts_policy(weights, statistics, self.config)
+        return make_plan(weights, statistics, self.config)
 
     def apply(
         self,
@@ -170,19 +173,21 @@ class MWandaPruner:
                 calibration, which needs `prune`.
             FloatingPointError: If weights are NaN or infinite.
         """
-        if self.config.calibration == "sequential" and needs_statistics(self.config):
+        if needs_statistics(self.config) and (self.config.calibration == "sequential" or self.config.needs_grams):
             raise ValueError(
-                "calibration='sequential' calibrates each block while it prunes: call prune(model, dataset), or set "
-                "calibration='dense'."
+                "calibration='sequential', refinement and reconstruction look at each block while they prune: call "
+                "prune(model, dataset), or set calibration='dense', refinement='none' and reconstruction='none'."
             )
         weights = self._find_weights(model)
         fingerprint = model_fingerprint(model)
         statistics = check_statistics(statistics, fingerprint, weights, self.config)
+        if statistics is not None:
+            weights, statistics = apply_experts_policy(weights, statistics, self.config)
         plan = make_plan(weights, statistics, self.config) if plan is None else check_plan(plan, weights, self.config)
         shares = None if statistics is None else language_weights(self.config, statistics.tokens)
         masks: list[tuple[PrunableWeight, Tensor]] = []
-        for weight in self._bar(_flat(weights)):
-            entry = None if statistics is None else statistics.weights[weight.name]
+        for weight in self._bar(_flat(weights), len(_flat(weights))):
+            entry = None if statistics is None else statistics.weights.get(weight.name)
             pruned = compute_mask(weight, entry, shares, plan[weight.block], self.config)
             masks.append((weight, pack_bits(pruned).cpu()))
         with deferred_interrupts(), WeightEditor(self.restore_on_failure) as editor:
@@ -222,40 +227,27 @@ class MWandaPruner:
 
         return push_to_hub(model, repo_id, tokenizer=tokenizer, report=report, **options)
 
-    def _prune_sequentially(
+    def _prune_blockwise(
         self, model: "PreTrainedModel", weights: Weights, chunks: CalibrationChunks
     ) -> "PreTrainedModel":
-        """Calibrates each block on what its pruned predecessors give, and prunes it."""
-        blocks = find_blocks(model, self.config.blocks)
-        languages = [language for language, _ in chunks.batches(self.config.batch_size)]
-        shares = language_weights(self.config, {name: ids.numel() for name, ids in chunks.chunks.items()})
+        """Prunes block by block, after a dense pass for the allocation."""
         with inference_mode(model):
-            dense = self._collector(_flat(weights) if self.config.allocation != "uniform" else [], chunks)
-            with dense:
-                calls = BlockCalls(model, blocks, self._batches(chunks, dense))
-            statistics = _statistics(model, dense.finish(), chunks)
-            plan = make_plan(weights, statistics, self.config)
-            fingerprint = statistics.model_fingerprint
-            bar = self._bar(_flat(weights))
-            *_, last = blocks
+            with self._collector(self._watched(weights), chunks) as dense:
+                pruning = BlockwisePruning(model, self.config, chunks, self._batches(chunks, dense))
+            statistics = _statistics(model, weights, dense.finish(), chunks)
+            weights, settled = apply_experts_policy(weights, statistics, self.config)
+            plan = make_plan(weights, settled, self.config)
             with WeightEditor(self.restore_on_failure) as editor:
-                for name, block in blocks.items():
-                    if name in weights:
-                        collector = self._collector(weights[name], chunks)
-                        with collector:
-                            _run(calls, name, block, languages, collector)
-                        entries = collector.finish()
-                        for weight in weights[name]:
-                            entry = entries[next(bar).name]
-                            editor.zero(weight, compute_mask(weight, entry, shares, plan[name], self.config))
-                            check_interrupts()
-                    if name != last:
-                        calls.advance(name, block)
-                next(bar, None)
-                record = build_record(model, self.config, weights, plan, statistics, fingerprint)
+                for _ in self._bar(pruning.run(weights, plan, editor), len(_flat(weights))):
+                    check_interrupts()
+                record = build_record(model, self.config, weights, plan, statistics, statistics.model_fingerprint)
                 check_interrupts()
                 model.config.mwanda_config = record
         return model
+
+    def _watched(self, weights: Weights) -> list[PrunableWeight]:
+        """What the dense pass before a blockwise pruning looks at: all for an allocation, else experts only."""
+        return [w for w in _flat(weights) if self.config.allocation != "uniform" or w.expert_name is not None]
 
     def _find_weights(self, model: "PreTrainedModel") -> Weights:
         if not isinstance(model, nn.Module) or not hasattr(model, "config"):
@@ -275,37 +267,28 @@ class MWandaPruner:
         activities = {config.activity for config in (self.config, *also_for) if config.activity is not None}
         return StatisticsCollector(weights, list(chunks.chunks), sorted(activities))
 
-    def _batches(self, chunks: CalibrationChunks, collector: StatisticsCollector) -> Iterable[Tensor]:
+    def _batches(self, chunks: CalibrationChunks, collector: StatisticsCollector) -> Iterable[dict[str, Tensor]]:
         """Calibration batches, announcing the language of each to the collector."""
         size = self.config.batch_size
         batches = progress_bar(
             chunks.batches(size), total=chunks.number_of_batches(size), description="Calibrating", show=self.progress
         )
-        for language, input_ids in batches:
+        for language, inputs in batches:
             collector.start(language)
-            yield input_ids
+            yield inputs
 
-    def _bar(self, weights: Sequence[PrunableWeight]) -> Any:
-        return progress_bar(weights, total=len(weights), description="Pruning", show=self.progress)
+    def _bar(self, weights: Iterable[PrunableWeight], total: int) -> Iterable[PrunableWeight]:
+        return progress_bar(weights, total=total, description="Pruning", show=self.progress)
 
 
 def _flat(weights: Weights) -> list[PrunableWeight]:
     return [weight for block in weights.values() for weight in block]
 
 
-def _run(
-    calls: BlockCalls, name: str, block: nn.Module, languages: Sequence[str], collector: StatisticsCollector
-) -> None:
-    """Runs one block over all batches for its statistics alone."""
-    outputs = iter(calls.outputs(name, block))
-    for language in languages:
-        collector.start(language)
-        next(outputs)
-
-
 def _statistics(
-    model: "PreTrainedModel", sums: dict[str, WeightStatistics], chunks: CalibrationChunks
+    model: "PreTrainedModel", weights: Weights, sums: dict[str, WeightStatistics], chunks: CalibrationChunks
 ) -> CalibrationStatistics:
+    experts = dict.fromkeys(w.expert_name for w in _flat(weights) if w.expert_name is not None)
     return CalibrationStatistics(
         sums,
         coverage=tuple(entry for entry in chunks.coverage if entry.chunks),
@@ -313,4 +296,5 @@ def _statistics(
         model=getattr(model, "name_or_path", ""),
         model_fingerprint=model_fingerprint(model),
         left_out=tuple(entry for entry in chunks.coverage if not entry.chunks),
+        experts=tuple(experts),
     )

@@ -12,7 +12,8 @@ from transformers.pytorch_utils import Conv1D
 
 from optimum_mwanda import CalibrationStatistics, MWandaConfig, MWandaPruner
 from optimum_mwanda import pruner as pruner_module
-from optimum_mwanda.modeling.weights import PartiallyPrunedError, WeightEditor
+from optimum_mwanda.modeling.editor import PartiallyPrunedError, WeightEditor
+from optimum_mwanda.pruning import update as update_module
 from tests.conftest import FAMILIES, assert_untouched, make_model, make_rows, state_of
 
 ROWS = make_rows(rows=3, length=16)
@@ -506,8 +507,9 @@ def break_forward(call: int, after: bool = False) -> Callable[..., None]:
 
 def break_masks(call: int) -> Callable[..., None]:
     def install(monkeypatch: pytest.MonkeyPatch, _: PreTrainedModel, error: BaseException) -> None:
-        compute = pruner_module.compute_mask
-        monkeypatch.setattr(pruner_module, "compute_mask", failing_at(call, compute, error, False))
+        flaky = failing_at(call, pruner_module.compute_mask, error, False)
+        for module in (pruner_module, update_module):
+            monkeypatch.setattr(module, "compute_mask", flaky)
 
     return install
 
@@ -516,9 +518,9 @@ def break_record(monkeypatch: pytest.MonkeyPatch, _: PreTrainedModel, error: Bas
     monkeypatch.setattr(pruner_module, "build_record", raising(error))
 
 
-def break_writing(call: int, after: bool) -> Callable[..., None]:
+def break_writing(call: int, after: bool, method: str = "zero") -> Callable[..., None]:
     def install(monkeypatch: pytest.MonkeyPatch, _: PreTrainedModel, error: BaseException) -> None:
-        monkeypatch.setattr(WeightEditor, "zero", failing_at(call, WeightEditor.zero, error, after))
+        monkeypatch.setattr(WeightEditor, method, failing_at(call, getattr(WeightEditor, method), error, after))
 
     return install
 
@@ -556,25 +558,39 @@ EDITING = {
     "after-last": break_writing(12, after=True),
     "record": break_record,
 }
+UPDATING = {
+    "forward": break_forward(3 * BATCHES + 1, after=True),
+    "masks": break_masks(8),
+    "before-replace": break_writing(9, after=False, method="replace"),
+    "after-replace": break_writing(9, after=True, method="replace"),
+    "record": break_record,
+}
+MODES = {
+    "dense": {"calibration": "dense"},
+    "sequential": {"calibration": "sequential"},
+    "obs": {"reconstruction": "obs"},
+}
 FAILURES = [
     *((mode, break_it) for mode, ways in FORWARD.items() for break_it in ways),
     *((mode, break_it) for mode in FORWARD for break_it in EDITING.values()),
+    *(("obs", break_it) for break_it in UPDATING.values()),
 ]
 FAILURE_IDS = [
     *(f"{mode}-forward{index}" for mode, ways in FORWARD.items() for index in range(len(ways))),
     *(f"{mode}-{name}" for mode in FORWARD for name in EDITING),
+    *(f"obs-{name}" for name in UPDATING),
 ]
 
 
 @pytest.mark.parametrize("error", [RuntimeError("out of memory"), KeyboardInterrupt()], ids=["error", "interrupt"])
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-@pytest.mark.parametrize(("calibration", "break_it"), FAILURES, ids=FAILURE_IDS)
+@pytest.mark.parametrize(("mode", "break_it"), FAILURES, ids=FAILURE_IDS)
 def test_a_failed_or_interrupted_run_leaves_the_model_untouched_and_can_be_repeated(
-    calibration: str, break_it: Callable[..., None], family: str, error: BaseException
+    mode: str, break_it: Callable[..., None], family: str, error: BaseException
 ) -> None:
     model = make_model(family)
     before = state_of(model)
-    pruner = quiet(calibration=calibration)
+    pruner = quiet(**MODES[mode])
     with pytest.MonkeyPatch.context() as monkeypatch:
         break_it(monkeypatch, model, error)
         with pytest.raises(type(error)) as caught:
@@ -582,19 +598,19 @@ def test_a_failed_or_interrupted_run_leaves_the_model_untouched_and_can_be_repea
     assert caught.value is error
     assert_untouched(model, before)
     assert model.config.to_dict() == make_model(family).config.to_dict()
-    assert_same_weights(pruner.prune(model, ROWS), quiet(calibration=calibration).prune(make_model(family), ROWS))
+    assert_same_weights(pruner.prune(model, ROWS), quiet(**MODES[mode]).prune(make_model(family), ROWS))
 
 
 @pytest.mark.parametrize("error", [RuntimeError("out of memory"), KeyboardInterrupt()], ids=["error", "interrupt"])
-@pytest.mark.parametrize(("calibration", "break_it"), FAILURES, ids=FAILURE_IDS)
+@pytest.mark.parametrize(("mode", "break_it"), FAILURES, ids=FAILURE_IDS)
 def test_without_restoring_a_failure_says_truly_what_state_the_model_is_in(
-    calibration: str, break_it: Callable[..., None], error: BaseException, monkeypatch: pytest.MonkeyPatch
+    mode: str, break_it: Callable[..., None], error: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = make_model()
     before = state_of(model)
     break_it(monkeypatch, model, error)
     with pytest.raises((type(error), PartiallyPrunedError)) as caught:
-        quiet(restore_on_failure=False, calibration=calibration).prune(model, ROWS)
+        quiet(restore_on_failure=False, **MODES[mode]).prune(model, ROWS)
     monkeypatch.undo()
     names = list(matrices(model))
     touched = [name for name, weight in matrices(model).items() if sparsity(weight)]

@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any
 
-from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch import Tensor
 
+from ..modeling.inputs import watch_inputs
 from ..modeling.weights import PrunableWeight, check_finite
 from ..utils import sum_dtype
 from .statistics import WeightStatistics, new_sums
@@ -29,22 +28,20 @@ class StatisticsCollector:
         self._languages = list(languages)
         self._activities = list(activities)
         self._sums = {w.name: new_sums(len(languages), w.in_features, activities, w.matrix.device) for w in weights}
-        self._handles: list[RemovableHandle] = []
+        self._watch = watch_inputs(weights, self._add)
         self._row = 0
         self._input: Tensor | None = None
         self._version: int | None = None
         self._reduced: dict[str, Tensor] = {}
 
     def __enter__(self) -> "StatisticsCollector":
-        for weight in self._weights:
-            self._handles.append(weight.module.register_forward_pre_hook(self._hook(weight.name), with_kwargs=True))
+        self._watch.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for handle in self._handles:
-            handle.remove()
+        self._watch.__exit__(kind, error, trace)
         self._input = None
         self._reduced = {}
 
@@ -64,15 +61,16 @@ class StatisticsCollector:
 
         Raises:
             FloatingPointError: If an activation was NaN or infinite; the message names block, weight and language.
-            ValueError: If no token of a language reached a weight.
+            ValueError: If no token of a language reached a weight that is not an expert's.
         """
         self._check_finite()
-        for name, sums in self._sums.items():
-            if not sums.tokens.all():
-                language = self._languages[int(sums.tokens.argmin())]
+        for weight in self._weights:
+            tokens = self._sums[weight.name].tokens
+            if not tokens.all() and weight.expert_name is None:
+                language = self._languages[int(tokens.argmin())]
                 raise ValueError(
-                    f"No token of language {language!r} reaches {name!r}: leave it out with exclude, or calibrate on "
-                    "more text."
+                    f"No token of language {language!r} reaches {weight.name!r}: leave it out with exclude, or "
+                    "calibrate on more text."
                 )
         return {
             name: WeightStatistics(
@@ -81,21 +79,16 @@ class StatisticsCollector:
             for name, sums in self._sums.items()
         }
 
-    def _hook(self, name: str) -> Any:
+    def _add(self, name: str, x: Tensor) -> None:
         sums = self._sums[name]
-
-        def accumulate(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
-            x = args[0] if args else next(iter(kwargs.values()))
-            version = None if x.is_inference() else x._version  # counts changes in place
-            if x is not self._input or version != self._version:
-                self._input, self._version = x, version
-                self._reduced = reduce_channels(x, self._activities)
-            sums.tokens[self._row] += x.numel() // x.shape[-1]
-            sums.square_sum[self._row] += self._reduced["square_sum"]
-            for key, count in sums.active.items():
-                count[self._row] += self._reduced[key]
-
-        return accumulate
+        version = None if x.is_inference() else x._version  # counts changes in place
+        if x is not self._input or version != self._version:
+            self._input, self._version = x, version
+            self._reduced = reduce_channels(x, self._activities)
+        sums.tokens[self._row] += x.numel() // x.shape[-1]
+        sums.square_sum[self._row] += self._reduced["square_sum"]
+        for key, count in sums.active.items():
+            count[self._row] += self._reduced[key]
 
     def _check_finite(self) -> None:
         for position, weight in enumerate(self._weights):

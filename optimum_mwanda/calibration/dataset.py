@@ -67,11 +67,15 @@ class CalibrationChunks:
             for language, ids in self.chunks.items()
         }
 
-    def batches(self, batch_size: int) -> Iterator[tuple[str, torch.Tensor]]:
+    @property
+    def tokens(self) -> dict[str, int]:
+        return {language: ids.numel() for language, ids in self.chunks.items()}
+
+    def batches(self, batch_size: int) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
         """Yields `(language, token ids of shape (≤ batch_size, sequence_length))`; no batch mixes languages."""
         for language, ids in self.chunks.items():
             for batch in torch.split(ids, batch_size):
-                yield language, batch
+                yield language, {"input_ids": batch}
 
     def number_of_batches(self, batch_size: int) -> int:
         """How many batches `batches` yields."""

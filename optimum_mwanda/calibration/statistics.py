@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..utils import sum_dtype
 from .dataset import LanguageCoverage, coverage_table
+from .experts import ExpertCoverage
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +40,8 @@ class WeightStatistics:
 
     @property
     def mean_square(self) -> Tensor:
-        """`m_j^l`, shape `(languages, in)`, float64."""
-        return self.square_sum / self.tokens[:, None]
+        """`m_j^l`, shape `(languages, in)`, float64; 0 for a language none of whose tokens came by."""
+        return self.square_sum / self.tokens.clamp(min=1)[:, None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +58,7 @@ class CalibrationStatistics:
         model: Name or path of the model.
         model_fingerprint: `modeling.fingerprint.model_fingerprint` of the model.
         left_out: Languages of the dataset that had too little text to be counted.
+        experts: Module paths of the experts of a mixture-of-experts model.
     """
 
     weights: dict[str, WeightStatistics]
@@ -65,6 +67,7 @@ class CalibrationStatistics:
     model: str = ""
     model_fingerprint: str = ""
     left_out: tuple[LanguageCoverage, ...] = ()
+    experts: tuple[str, ...] = ()
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -86,9 +89,25 @@ class CalibrationStatistics:
         """SHA-256 over the languages and the chunks behind their sums."""
         return hashlib.sha256(json.dumps(self.fingerprints, sort_keys=True).encode()).hexdigest()
 
+    @property
+    def expert_tokens(self) -> dict[str, Tensor]:
+        """Expert to the tokens of every language that were routed to it, shape `(languages,)`."""
+        known = set(self.experts)
+        found: dict[str, Tensor] = {}
+        for name, entry in self.weights.items():
+            parts = name.split(".")
+            for end in range(len(parts) - 1, 0, -1):
+                if (path := ".".join(parts[:end])) in known:
+                    found.setdefault(path, entry.tokens)
+                    break
+        return found
+
     def __str__(self) -> str:
         everything = sorted((*self.coverage, *self.left_out), key=lambda entry: entry.language)
-        return f"{coverage_table(everything)}\n{len(self.weights)} matrices"
+        lines = [coverage_table(everything), f"{len(self.weights)} matrices"]
+        if self.experts:
+            lines.append(str(ExpertCoverage(self.expert_tokens, self.languages)))
+        return "\n".join(lines)
 
     def select(self, languages: Sequence[str]) -> "CalibrationStatistics":
         """The statistics of some of the languages.
@@ -112,7 +131,7 @@ class CalibrationStatistics:
         }
         coverage = tuple(self.coverage[row] for row in rows)
         fingerprints = {entry.language: self.fingerprints[entry.language] for entry in coverage}
-        return CalibrationStatistics(weights, coverage, fingerprints, self.model, self.model_fingerprint)
+        return dataclasses.replace(self, weights=weights, coverage=coverage, fingerprints=fingerprints, left_out=())
 
     def merge(self, other: "CalibrationStatistics") -> "CalibrationStatistics":
         """Adds up two calibrations of the same model, as if it had seen both texts in one.
@@ -159,7 +178,7 @@ class CalibrationStatistics:
             language: tuple(sorted(self.fingerprints.get(language, ()) + other.fingerprints.get(language, ())))
             for language in languages
         }
-        return CalibrationStatistics(weights, coverage, fingerprints, self.model, self.model_fingerprint)
+        return dataclasses.replace(self, weights=weights, coverage=coverage, fingerprints=fingerprints, left_out=())
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes one safetensors file; an existing file is replaced only once the new one is complete."""
@@ -176,6 +195,7 @@ class CalibrationStatistics:
             "left_out": [dataclasses.asdict(entry) for entry in self.left_out],
             "fingerprints": self.fingerprints,
             "coverage": [dataclasses.asdict(entry) for entry in self.coverage],
+            "experts": self.experts,
         }
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -211,6 +231,7 @@ class CalibrationStatistics:
                 header["model"],
                 header["model_fingerprint"],
                 tuple(LanguageCoverage(**entry) for entry in header["left_out"]),
+                tuple(header.get("experts", ())),
             )
         except (SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(

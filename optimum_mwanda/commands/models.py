@@ -114,7 +114,7 @@ def pruning_errors() -> Iterator[None]:
     """Inside the block a model that fits the settings meets data, whose errors are named as such."""
     import torch
 
-    from ..modeling.weights import PartiallyPrunedError
+    from ..modeling.editor import PartiallyPrunedError
 
     no_fault_of_the_data = (FloatingPointError, MemoryError, torch.cuda.OutOfMemoryError)
     with errors_as(ModelError, *no_fault_of_the_data), errors_as(DataError, ValueError, TypeError):

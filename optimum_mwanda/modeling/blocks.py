@@ -1,6 +1,6 @@
 """Finding the blocks of a model and running it through them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,36 +11,53 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .interrupts import deferred_interrupts, interruptible
 
 
-def find_blocks(model: nn.Module, path: str | None = None) -> dict[str, nn.Module]:
-    """Finds the decoder blocks of a model.
+def find_blocks(model: nn.Module, path: str | Sequence[str] | None = None) -> dict[str, nn.Module]:
+    """Finds the blocks of a model: of its decoder, its encoder, or both.
 
-    They are the one `nn.ModuleList` whose members all derive from transformers' `GradientCheckpointingLayer`.
+    They are the members of every `nn.ModuleList` that holds nothing but transformers' `GradientCheckpointingLayer`. Of
+    a model that reads text and other things (its config has a text config) only the text stack counts.
 
     Args:
         model: Any transformers model.
-        path: Module path of the list, where the rule does not find it.
+        path: Module path of the list, or of several in the order in which they run, where the rule does not find them.
 
     Returns:
         Module path to block, in the order in which they run.
 
     Raises:
-        ValueError: If `path` is no list of modules, or none or several lists are found without it.
+        ValueError: If `path` is no list of modules, or none is found without it.
     """
+    return {name: block for stack in find_stacks(model, path) for name, block in stack.items()}
+
+
+def find_stacks(model: nn.Module, path: str | Sequence[str] | None = None) -> list[dict[str, nn.Module]]:
+    """Finds the blocks of a model as `find_blocks` does, list by list: an encoder apart from its decoder."""
     lists = {name: m for name, m in model.named_modules() if isinstance(m, (nn.ModuleList, nn.Sequential)) and len(m)}
     if path is not None:
-        if path not in lists:
-            raise ValueError(f"blocks={path!r} is no list of modules of this model. {_candidates(lists)}")
-        found = [path]
+        found = [path] if isinstance(path, str) else list(path)
+        for name in found:
+            if name not in lists:
+                raise ValueError(f"blocks={name!r} is no list of modules of this model. {_candidates(lists)}")
     else:
-        found = [n for n, m in lists.items() if all(isinstance(block, GradientCheckpointingLayer) for block in m)]
+        text = _text_modules(model)
+        found = []
+        for name, members in lists.items():
+            is_inside = any(name.startswith(f"{outer}.") for outer in found)
+            if text(name) and not is_inside and all(isinstance(block, GradientCheckpointingLayer) for block in members):
+                found.append(name)
         if not found:
             raise ValueError(f"No list of blocks was found in {type(model).__name__}. {_candidates(lists)}")
-        if len(found) > 1:
-            raise ValueError(
-                f"{type(model).__name__} has several lists of blocks, and one is pruned at a time: name it with "
-                f"blocks=, one of {', '.join(map(repr, found))}."
-            )
-    return {f"{found[0]}.{index}": block for index, block in lists[found[0]].named_children()}
+    return [{f"{name}.{index}": block for index, block in lists[name].named_children()} for name in found]
+
+
+def _text_modules(model: nn.Module) -> Callable[[str], bool]:
+    """Tells whether a module path lies in the part of a model that reads text."""
+    config: Any = getattr(model, "config", None)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    if text is config:
+        return lambda _: True
+    parts = [name for name, module in model.named_modules() if getattr(module, "config", None) is text and name]
+    return lambda name: any(name.startswith(f"{part}.") for part in parts)
 
 
 def _candidates(lists: Mapping[str, nn.Module]) -> str:
@@ -59,13 +76,13 @@ class _BlocksDone(Exception):
     """Ends a forward pass after the last block."""
 
 
-def run_blocks(model: nn.Module, blocks: dict[str, nn.Module], input_ids: Tensor) -> None:
-    """Runs a model up to and including its last block; the final norm and the head are never computed.
+def run_blocks(model: nn.Module, blocks: Mapping[str, nn.Module], inputs: Mapping[str, Tensor]) -> None:
+    """Runs a model up to and including the last of some blocks; the final norm and the head are never computed.
 
     Args:
         model: The model.
-        blocks: Its blocks.
-        input_ids: Shape `(batch, sequence)`; moved to the device of the embeddings.
+        blocks: Blocks, in the order in which they run.
+        inputs: Keyword arguments of the model, of shape `(batch, sequence)`; moved to the device of the embeddings.
     """
 
     def stop(*_: Any) -> None:
@@ -73,9 +90,10 @@ def run_blocks(model: nn.Module, blocks: dict[str, nn.Module], input_ids: Tensor
 
     *_, last = blocks.values()
     handle = last.register_forward_hook(stop)
+    device = input_device(model)
     try:
         with interruptible():
-            model(input_ids=input_ids.to(input_device(model)), use_cache=False)
+            model(**{key: tensor.to(device) for key, tensor in inputs.items()}, use_cache=False)
     except _BlocksDone:
         return
     finally:

@@ -1,6 +1,6 @@
 """Recording what each block is called with, and calling it again without the rest of the model."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -13,16 +13,28 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class BlockCalls:
-    """The calls of every block over a list of batches, hidden states apart.
+    """The calls of every block of a stack over a list of batches, hidden states apart.
 
     The arguments of a block are kept as they are: whatever a model passes to its blocks (position embeddings, masks,
-    layer-wise options) is passed again, and none of it is named here.
+    layer-wise options, what blocks hand to later ones) is passed again, and none of it is named here.
+
+    Args:
+        model: The model.
+        blocks: Blocks to record, in the order in which they run.
+        batches: Keyword arguments of the model, batch by batch.
+        through: Blocks to run the model through; those that are recorded if None.
 
     Attributes:
         hidden: Hidden states that enter the next block, one tensor `(batch, sequence, hidden)` per batch.
     """
 
-    def __init__(self, model: nn.Module, blocks: dict[str, nn.Module], batches: Iterable[Tensor]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        blocks: Mapping[str, nn.Module],
+        batches: Iterable[Mapping[str, Tensor]],
+        through: Mapping[str, nn.Module] | None = None,
+    ) -> None:
         self.hidden: list[Tensor] = []
         self._calls: dict[str, list[Call]] = {name: [] for name in blocks}
         first = next(iter(blocks))
@@ -38,8 +50,8 @@ class BlockCalls:
 
             handles.append(block.register_forward_pre_hook(keep, with_kwargs=True))
         try:
-            for input_ids in batches:
-                run_blocks(model, blocks, input_ids)
+            for inputs in batches:
+                run_blocks(model, through or blocks, inputs)
         finally:
             for handle in handles:
                 handle.remove()

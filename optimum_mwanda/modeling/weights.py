@@ -1,17 +1,21 @@
-"""Every prunable matrix as one `(out, in)` view, and pruning that can be taken back."""
+"""Every prunable matrix as one `(out, in)` view."""
 
 import dataclasses
 import fnmatch
-import logging
-from collections.abc import Sequence
-from types import TracebackType
+import re
+from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ..pruning.masks import pack_bits, unpack_bits
+from .experts import find_experts
 
-logger = logging.getLogger(__name__)
+# Module names, anywhere in a path, that choose experts: pruning them reroutes tokens and saves next to nothing.
+ROUTERS = ("router", "gate", "shared_expert_gate")
+# Subclasses of nn.Linear with a forward pass of their own that is nevertheless `x @ W.T + b`.
+LINEAR_SUBCLASSES = ("FalconLinear",)
+# Linear layers, by path inside the block, whose weight is used without calling them: what enters cannot be seen.
+UNCALLED = ("mamba.dt_proj", "mixer.dt_proj")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -19,20 +23,46 @@ class PrunableWeight:
     """One matrix that can be pruned.
 
     Attributes:
-        name: Module path.
+        name: Module path; for a fused expert the module path, the number of the expert and the name of its parameter.
         block: Module path of its block.
-        module: `nn.Linear`, or `Conv1D`, which stores the matrix as `(in, out)`.
+        module: Module whose call shows what enters the matrix.
+        parameter: Path of the parameter in the module.
+        transposed: Whether the parameter holds the matrix as `(in, out)`.
+        expert: Number of the expert, if the parameter holds the matrices of several.
+        experts: How many.
     """
 
     name: str
     block: str
     module: nn.Module
+    parameter: str = "weight"
+    transposed: bool = False
+    expert: int | None = None
+    experts: int = 1
 
     @property
     def matrix(self) -> Tensor:
         """The weight as a view of shape `(out, in)`, detached: writing to it changes the model."""
-        weight = self.module.weight.detach()  # type: ignore[operator]
-        return weight.T if isinstance(self.module, Conv1D) else weight
+        weight = self.module.get_parameter(self.parameter).detach()
+        if self.expert is not None:
+            weight = weight.view(self.experts, -1, weight.shape[-1])[self.expert]
+        return weight.T if self.transposed else weight
+
+    @property
+    def stored(self) -> str:
+        """Name of what is stored: the module path, or for a fused expert the path of the parameter of all experts."""
+        if self.expert is None:
+            return self.name
+        path, _, parameter = self.name.rpartition(f".{self.expert}.")
+        return f"{path}.{parameter}"
+
+    @property
+    def expert_name(self) -> str | None:
+        """Name of the expert that the matrix belongs to, if it belongs to one."""
+        if self.expert is not None:
+            return self.name.rpartition(".")[0]
+        unfused = re.match(r".*\.experts\.(expert_)?\d+(?=\.)", self.name)
+        return unfused[0] if unfused else None
 
     @property
     def out_features(self) -> int:
@@ -65,28 +95,32 @@ def find_weights(
 
     Raises:
         ValueError: If a pattern matches nothing, nothing is left, or a block holds weights that cannot be pruned:
-            quantized, offloaded, or fused experts.
+            quantized, offloaded, or fused experts in an unknown layout.
     """
     found: dict[str, list[PrunableWeight]] = {}
     names: list[str] = []
-    seen: set[int] = set()
+    seen: set[tuple[int, int | None]] = set()
     for block_name, block in blocks.items():
+        for weight in _candidates(block_name, block):
+            parameter = weight.module.get_parameter(weight.parameter)
+            key = (id(parameter), weight.expert)
+            if key in seen:
+                continue
+            names.append(weight.name)
+            if not _matches(weight.name, include, exclude):
+                continue
+            _check_weight(weight.name, parameter)
+            seen.add(key)
+            found.setdefault(block_name, []).append(weight)
         for name, module in block.named_modules(prefix=block_name):
-            fused = _fused_experts(name, module)
-            prunable = _is_linear(module) and id(module.weight) not in seen
-            if not prunable and not fused:
-                continue
-            names.append(name)
-            if not _matches(name, include, exclude):
-                continue
-            if fused:
-                raise ValueError(
-                    f"{name!r} holds fused experts ({', '.join(fused)}), which cannot be pruned yet. Leave them dense "
-                    f"with exclude=['*.{name.rpartition('.')[2]}']."
-                )
-            _check_weight(name, module.weight)
-            seen.add(id(module.weight))
-            found.setdefault(block_name, []).append(PrunableWeight(name, block_name, module))
+            if fused := _unknown_experts(module):
+                names.append(name)
+                if _matches(name, include, exclude):
+                    raise ValueError(
+                        f"{name!r} ({type(module).__name__}) holds several matrices in one parameter "
+                        f"({', '.join(fused)}), in a layout that is not known. Leave it dense with "
+                        f"exclude=['*.{name.rpartition('.')[2]}']."
+                    )
     for setting, patterns in (("include", include or ()), ("exclude", exclude)):
         for pattern in patterns:
             if not fnmatch.filter(names, pattern):
@@ -113,18 +147,37 @@ def _matches(name: str, include: Sequence[str] | None, exclude: Sequence[str]) -
     return included and not any(fnmatch.fnmatchcase(name, pattern) for pattern in exclude)
 
 
+def _candidates(block_name: str, block: nn.Module) -> Iterator[PrunableWeight]:
+    """Every matrix of a block that could be pruned."""
+    for name, module in block.named_modules(prefix=block_name):
+        path = name[len(block_name) + 1 :]
+        layout = find_experts(module)
+        if layout is not None:
+            for expert in range(layout.count):
+                for parameter, transposed in layout.parameters.items():
+                    owner, _, leaf = f"{name}.{parameter}".rpartition(".")
+                    yield PrunableWeight(
+                        f"{owner}.{expert}.{leaf}", block_name, module, parameter, transposed, expert, layout.count
+                    )
+        elif _is_linear(module) and path not in UNCALLED and not set(path.split(".")).intersection(ROUTERS):
+            yield PrunableWeight(name, block_name, module, transposed=type(module) is Conv1D)
+
+
 def _is_linear(module: nn.Module) -> bool:
-    """Plain linear layers. Subclasses may route or gate; quantized ones count, to be refused and not passed over."""
-    if type(module) in (nn.Linear, Conv1D):
+    """Layers that compute `x @ W.T + b` and nothing else; quantized ones count, to be refused and not passed over."""
+    if type(module) is Conv1D or type(module).__name__ in LINEAR_SUBCLASSES:
         return True
-    return isinstance(module, nn.Linear) and not module.weight.is_floating_point()
+    if not isinstance(module, nn.Linear):
+        return False
+    return type(module).forward is nn.Linear.forward or not module.weight.is_floating_point()
 
 
-def _fused_experts(name: str, module: nn.Module) -> list[str]:
-    """Three-dimensional parameters, one matrix per expert; convolution kernels are no matrices."""
-    if isinstance(module, (nn.Conv1d, nn.Conv2d)):
+def _unknown_experts(module: nn.Module) -> list[str]:
+    """Parameters of three dimensions that no rule explains; convolution kernels and scales are no matrices."""
+    if isinstance(module, (nn.Conv1d, nn.Conv2d)) or find_experts(module) is not None:
         return []
-    return [key for key, parameter in module.named_parameters(recurse=False) if parameter.dim() == 3]
+    parameters = module.named_parameters(recurse=False)
+    return [key for key, parameter in parameters if parameter.dim() == 3 and min(parameter.shape) > 1]
 
 
 def _check_weight(name: str, weight: Tensor) -> None:
@@ -136,54 +189,3 @@ def _check_weight(name: str, weight: Tensor) -> None:
 
 def _abridged(names: Sequence[str], most: int = 8) -> str:
     return ", ".join(map(repr, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-class PartiallyPrunedError(RuntimeError):
-    """Pruning ended early on a model that could not be put back; the message says which weights are pruned."""
-
-
-class WeightEditor:
-    """Sets weights to zero inside a `with` block, and puts them all back if the block fails or is interrupted.
-
-    What was removed is kept on the CPU, packed: one bit per weight plus the removed values.
-
-    Args:
-        reversible: Whether to keep what was removed. Without it a failure raises `PartiallyPrunedError`.
-    """
-
-    def __init__(self, reversible: bool = True) -> None:
-        self._reversible = reversible
-        self._removed: list[tuple[PrunableWeight, Tensor, Tensor]] = []
-        self._edited: list[PrunableWeight] = []
-
-    def zero(self, weight: PrunableWeight, pruned: Tensor) -> None:
-        """Sets the marked entries to zero.
-
-        Args:
-            weight: The weight to change.
-            pruned: Boolean, shape `(out, in)`, True where a weight goes.
-        """
-        if self._reversible:
-            self._removed.append((weight, pack_bits(pruned).cpu(), weight.matrix[pruned].cpu()))
-        self._edited.append(weight)
-        weight.matrix.masked_fill_(pruned, 0)
-
-    def __enter__(self) -> "WeightEditor":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None or not self._edited:
-            return
-        if not self._reversible:
-            raise PartiallyPrunedError(
-                f"Pruning stopped ({type(error).__name__}: {error}) and nothing was kept to undo it: "
-                f"{len(self._edited)} weights are pruned already, the last of them, {self._edited[-1].name!r}, perhaps "
-                "only in part; the rest is dense. Load the model again."
-            ) from error
-        for weight, packed, values in reversed(self._removed):
-            matrix = weight.matrix
-            pruned = unpack_bits(packed, matrix.shape).to(matrix.device)
-            matrix[pruned] = values.to(matrix.device)
-        logger.warning("Pruning stopped; the model's weights are as they were before.")

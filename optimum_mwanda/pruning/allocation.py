@@ -98,10 +98,92 @@ def allocate(
     """
     scores = torch.tensor(importance, dtype=torch.float64)
     sizes = torch.tensor(parameters, dtype=torch.float64)
-    spread = (scores.max() - scores.min()).item()
-    relative = (scores - scores.min()) / spread if spread > 0 else torch.zeros_like(scores)
-    sparsities = _shift_to_target(-2 * strength * relative, sizes, target, bounds).tolist()
+    sparsities = _shift_to_target(-2 * strength * _relative(scores), sizes, target, bounds).tolist()
     return [round(sparsity, 12) for sparsity in sparsities]
+
+
+def allocate_ratios(
+    importance: Sequence[float],
+    parameters: Sequence[int],
+    target: float,
+    spread: float,
+    bounds: tuple[float, float] = (0.0, 1.0),
+) -> list[float]:
+    """Maps block importances to block sparsities the way of AlphaPruning (arXiv 2410.10912, eq. 3, official code).
+
+    `s_b = c·(1 + ε − 2ε·(D_b − min D) / (max D − min D))`, so that the sparsities of the most and the least important
+    block are in the ratio `(1 − ε) : (1 + ε)` whatever the target; `c` meets the target. In `allocate` it is the range
+    that is fixed.
+
+    Args:
+        importance: `D`, one per block; higher keeps more. In the paper minus the mean exponent of the block's weights.
+        parameters: `P`, prunable weights per block.
+        target: `S`.
+        spread: `ε`, in [0, 1].
+        bounds: Lowest and highest sparsity of a block, with the target between them.
+
+    Returns:
+        One sparsity per block, rounded to 12 decimals.
+    """
+    scores = torch.tensor(importance, dtype=torch.float64)
+    sizes = torch.tensor(parameters, dtype=torch.float64)
+    ratios = 1 + spread - 2 * spread * _relative(scores)
+    scale = target * sizes.sum() / (ratios * sizes).sum()
+    return allocate(importance, parameters, target, spread * scale.item(), bounds)
+
+
+def allocate_sensitivities(
+    sensitivity: Sequence[float],
+    parameters: Sequence[int],
+    target: float,
+    rate: float,
+    bounds: tuple[float, float] = (0.0, 1.0),
+) -> list[float]:
+    """Maps the harm that pruning does in each matrix (or block) to sparsities that spread it evenly.
+
+    If harm grows with sparsity as `exp(s / κ)`, the next weight harms equally everywhere, and the total is least, when
+    `s_m = c − κ·ln(D_m / P_m)`, with `D_m` measured at one sparsity for all; `c` meets the target.
+
+    Args:
+        sensitivity: `D`, not negative, one per matrix, such as `loss_increase`.
+        parameters: `P`, weights per matrix.
+        target: `S`.
+        rate: `κ`, not negative: a matrix `e` times as sensitive per weight keeps a share `κ` more. 0 is uniform.
+        bounds: Lowest and highest sparsity of a matrix, with the target between them.
+
+    Returns:
+        One sparsity per matrix, rounded to 12 decimals.
+    """
+    sizes = torch.tensor(parameters, dtype=torch.float64)
+    harm = torch.tensor(sensitivity, dtype=torch.float64) / sizes
+    # A matrix that does no harm at all is as one that does next to none: the logarithm stays finite.
+    start = -rate * harm.clamp(min=max(1e-9 * harm.max().item(), torch.finfo(harm.dtype).tiny)).log()
+    return [round(sparsity, 12) for sparsity in _shift_to_target(start, sizes, target, bounds).tolist()]
+
+
+def loss_increase(weight: Tensor, pruned: Tensor, gram: Tensor, output_gradient: Tensor) -> float:
+    """Second-order estimate of what pruning one matrix costs, `½ Σ_i f_i · dᵢᵀ G dᵢ` (K-FAC, arXiv 1503.05671).
+
+    `dᵢ` holds the pruned weights of row `i`, so that `dᵢᵀGdᵢ` is the mean square change of output `i`; `f_i` says how
+    much the loss minds. The cost of two matrices is comparable, as it is in units of the loss.
+
+    Args:
+        weight: `W`, shape `(out, in)`.
+        pruned: Boolean, shape `(out, in)`, True where pruned.
+        gram: `G`, mean over tokens of `xᵀx`, shape `(in, in)`.
+        output_gradient: `f`, mean over tokens of the squared gradient of the summed loss by an output, shape `(out,)`.
+
+    Returns:
+        Increase of the loss per token, in nats if that is the loss's unit; not negative.
+    """
+    removed = (weight * pruned).to(gram)
+    return 0.5 * float(((removed @ gram * removed).sum(1) * output_gradient.to(gram)).sum())
+
+
+def _relative(scores: Tensor) -> Tensor:
+    """Scores scaled to [0, 1], all 0 if they are equal."""
+    spread = scores.max() - scores.min()
+    return (scores - scores.min()) / spread if spread > 0 else torch.zeros_like(scores)
 
 
 def _shift_to_target(start: Tensor, sizes: Tensor, target: float, bounds: tuple[float, float]) -> Tensor:
@@ -138,6 +220,21 @@ def outlier_share(scores: Iterable[Tensor], multiplier: float) -> float:
     mean = sum(a.sum(dtype=sum_dtype(a.device)).item() for a in matrices) / count
     threshold = torch.tensor(multiplier * mean, dtype=torch.float32)
     return 100 * sum(int((a > threshold.to(a.device)).sum()) for a in matrices) / count
+
+
+def median_score(scores: Iterable[Tensor]) -> float:
+    """DLP's measure of how *un*important a block is, the median of its scores (arXiv 2505.23807, official code).
+
+    DLP's importance `1 − median_b / Σ median` becomes a sparsity by the mapping of `allocate`, with λ = 0.15 in the
+    paper; there only order and spacing matter, so that minus the median is the same importance.
+
+    Args:
+        scores: `A = |W|·n` of every matrix of one block, float32.
+
+    Returns:
+        The median over all entries of the block, the lower one of two middle entries.
+    """
+    return torch.cat([a.flatten() for a in scores]).median().item()
 
 
 def cross_lingual_correlation(mean_square: Tensor) -> float:

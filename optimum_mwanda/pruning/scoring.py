@@ -5,6 +5,7 @@ To add a criterion or an allocation: write the maths in `criteria.py` or `alloca
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from .masks import n_of_m_mask, unstructured_mask
 Score = Callable[[Tensor, WeightStatistics, Tensor, MWandaConfig], Tensor]
 
 
-def _magnitude(weight: Tensor, _: WeightStatistics | None, __: Tensor | None, ___: MWandaConfig) -> Tensor:
+def _magnitude(weight: Tensor, *_: Any) -> Tensor:
     return weight.float().abs()
 
 
@@ -54,19 +55,28 @@ def _owl(
 ) -> float:
     for weight in weights:
         check_finite(weight)
-    scores = (wanda_scores(w.matrix, pooled_norm(statistics.weights[w.name].mean_square, languages)) for w in weights)
+    entries = statistics.weights
+    scores = (
+        wanda_scores(w.matrix, pooled_norm(entries[w.name].mean_square, _reached(languages, entries[w.name])))
+        for w in weights
+    )
     return outlier_share(scores, config.owl_multiplier)
 
 
 def _cwl(
     weights: Sequence[PrunableWeight], statistics: CalibrationStatistics, _: Tensor, config: MWandaConfig
-) -> float:
-    correlations = [cross_lingual_correlation(statistics.weights[w.name].mean_square) for w in weights]
+) -> float | None:
+    profiles = [statistics.weights[w.name].mean_square[statistics.weights[w.name].tokens > 0] for w in weights]
+    correlations = [cross_lingual_correlation(profile) for profile in profiles if len(profile) > 1]
+    if not correlations:
+        return None
     mean = sum(correlations) / len(correlations)
     return mean if config.cwl_direction == "shared" else -mean
 
 
-IMPORTANCE: dict[str, Callable[[Sequence[PrunableWeight], CalibrationStatistics, Tensor, MWandaConfig], float]] = {
+Importance = Callable[[Sequence[PrunableWeight], CalibrationStatistics, Tensor, MWandaConfig], float | None]
+
+IMPORTANCE: dict[str, Importance] = {
     "owl": _owl,
     "cwl": _cwl,
 }
@@ -107,7 +117,7 @@ def language_weights(config: MWandaConfig, tokens: dict[str, int]) -> Tensor:
 
 def needs_statistics(config: MWandaConfig) -> bool:
     """Whether masks depend on calibration data at all."""
-    return config.criterion != "magnitude" or config.allocation != "uniform"
+    return config.criterion != "magnitude" or config.allocation != "uniform" or config.needs_grams
 
 
 def compute_mask(
@@ -119,6 +129,13 @@ def compute_mask(
 ) -> Tensor:
     """Marks the entries of one weight that are to go.
 
+    Args:
+        weight: The weight.
+        entry: Its statistics; without them it is pruned by magnitude.
+        languages: Weight of every language.
+        sparsity: Share to prune.
+        config: The settings.
+
     Returns:
         Boolean, shape `(out, in)`, True where pruned.
 
@@ -126,10 +143,39 @@ def compute_mask(
         FloatingPointError: If the weight holds NaN or infinite values.
     """
     check_finite(weight)
-    scores = CRITERIA[config.criterion](weight.matrix, entry, languages, config)  # type: ignore[arg-type]
+    if entry is None or languages is None:
+        scores = _magnitude(weight.matrix)
+    else:
+        scores = CRITERIA[config.criterion](weight.matrix, entry, _reached(languages, entry), config)
+    return select(scores, sparsity, config)
+
+
+def select(scores: Tensor, sparsity: float, config: MWandaConfig) -> Tensor:
+    """Marks the lowest scores as the pattern and the group of the settings ask; boolean, True where pruned."""
     if config.kept_of is not None:
         return n_of_m_mask(scores, *config.kept_of)
     return unstructured_mask(scores, sparsity, config.group)
+
+
+def _reached(languages: Tensor, entry: WeightStatistics) -> Tensor:
+    """The language weights that count for a matrix: those of languages whose tokens reached it, summing to 1."""
+    present = entry.tokens > 0
+    if present.all():
+        return languages
+    weights = torch.where(present, languages, 0.0)
+    return weights / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
+
+
+def _importance(
+    rule: str,
+    weights: Sequence[PrunableWeight],
+    statistics: CalibrationStatistics,
+    languages: Tensor,
+    config: MWandaConfig,
+) -> float | None:
+    """Importance of a block; None if calibration did not reach it, in which case it is taken for average."""
+    reached = [weight for weight in weights if weight.name in statistics.weights]
+    return IMPORTANCE[rule](reached, statistics, languages, config) if reached else None
 
 
 def make_plan(
@@ -152,8 +198,11 @@ def make_plan(
                 f"{', '.join(map(repr, statistics.languages))}: calibrate on two or more, or choose 'owl' or 'uniform'."
             )
         shares = language_weights(config, statistics.tokens)
-        measured = [IMPORTANCE[rule](weights, statistics, shares, config) for weights in blocks.values()]
-        bounds = (config.min_block_sparsity, config.max_block_sparsity)
-        sparsities = allocate(measured, sizes, target, config.allocation_strength, bounds)
-        importance = list(measured)
+        importance = [_importance(rule, weights, statistics, shares, config) for weights in blocks.values()]
+        known = [value for value in importance if value is not None]
+        if known:
+            bounds = (config.min_block_sparsity, config.max_block_sparsity)
+            middle = sum(known) / len(known)
+            measured = [middle if value is None else value for value in importance]
+            sparsities = allocate(measured, sizes, target, config.allocation_strength, bounds)
     return SparsityPlan(target, rule, tuple(map(BlockPlan, blocks, sizes, importance, sparsities)))

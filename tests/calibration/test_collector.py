@@ -24,7 +24,7 @@ def calibrate(model: PreTrainedModel, rows: Any = None, **settings: Any) -> Cali
 def captured_inputs(model: PreTrainedModel, names: list[str], config: MWandaConfig, rows: Any) -> Inputs:
     """What enters each module in a plain forward pass over the chunks, as float32 arrays `(tokens, in)`."""
     inputs: dict[str, dict[str, list[np.ndarray]]] = {name: defaultdict(list) for name in names}
-    for language, ids in build_chunks(rows, config, model).batches(config.batch_size):
+    for language, batch in build_chunks(rows, config, model).batches(config.batch_size):
         handles = [
             model.get_submodule(name).register_forward_pre_hook(
                 lambda _, args, kept=inputs[name][language]: kept.append(args[0].flatten(0, -2).numpy().copy())
@@ -32,7 +32,7 @@ def captured_inputs(model: PreTrainedModel, names: list[str], config: MWandaConf
             for name in names
         ]
         with torch.no_grad():
-            model.eval()(ids)
+            model.eval()(**batch)
         for handle in handles:
             handle.remove()
     return {

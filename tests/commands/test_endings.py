@@ -14,7 +14,7 @@ from optimum_mwanda.commands.base import _termination_as_exit
 from optimum_mwanda.commands.errors import UsageError
 from optimum_mwanda.commands.models import pruning_errors
 from optimum_mwanda.commands.output import new_folder
-from optimum_mwanda.modeling.weights import PartiallyPrunedError
+from optimum_mwanda.modeling.editor import PartiallyPrunedError
 
 from ..hub_server import TOKEN, HubServer
 from .conftest import SMALL, Run, as_jsonl, command, environment, make_texts, run_process

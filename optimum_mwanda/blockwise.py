@@ -1,0 +1,118 @@
+"""Pruning block by block, with what each block's calls give: sequential calibration, refinement and reconstruction."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from .calibration.collector import StatisticsCollector
+from .calibration.dataset import CalibrationChunks
+from .calibration.gram import GramCollector
+from .calibration.statistics import WeightStatistics
+from .configuration import MWandaConfig
+from .modeling.blocks import find_stacks
+from .modeling.editor import WeightEditor
+from .modeling.inputs import group_by_input
+from .modeling.interrupts import check_interrupts
+from .modeling.replay import BlockCalls
+from .modeling.weights import PrunableWeight
+from .pruning.allocation import SparsityPlan
+from .pruning.experts import lacking_experts, settle
+from .pruning.scoring import language_weights
+from .pruning.update import mask_and_values
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Weights = dict[str, list[PrunableWeight]]
+
+
+class BlockwisePruning:
+    """Walks through a model block by block and prunes each with what enters its weights.
+
+    With `calibration="sequential"` a block sees what its pruned predecessors give. With Gram matrices so do the weights
+    inside it: those that read the same input (query, key and value; the output projection; ...) are done
+    together, one such group after the other. With `"dense"` everything sees what the unpruned model gives. Memory is
+    needed for the hidden states of all batches and the Gram matrices of one group (of one block, if dense).
+
+    Args:
+        model: The model, in inference mode. It is run once, over `batches`, to record the calls of its blocks.
+        config: Settings.
+        chunks: Calibration data.
+        batches: The batches of `chunks`.
+    """
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        config: MWandaConfig,
+        chunks: CalibrationChunks,
+        batches: Iterable[dict[str, Tensor]],
+    ) -> None:
+        self._model = model
+        self._config = config
+        self._languages, self._batches = zip(*chunks.batches(config.batch_size), strict=True)
+        self._stacks = find_stacks(model, config.blocks)
+        self._shares = language_weights(config, chunks.tokens)
+        self._names = list(chunks.tokens)
+        everything = {name: block for stack in self._stacks for name, block in stack.items()}
+        self._calls = BlockCalls(model, self._stacks[0], batches, through=everything)
+
+    def run(self, weights: Weights, plan: SparsityPlan, editor: WeightEditor) -> Iterator[PrunableWeight]:
+        """Prunes the weights; yields each when it is done.
+
+        Args:
+            weights: Module path of a block to its weights.
+            plan: Sparsity per block.
+            editor: Changes the weights, and takes that back if it must.
+        """
+        for stack in self._stacks:
+            if stack is not self._stacks[0]:  # it reads what the stacks before it give, now that they are pruned
+                self._calls = BlockCalls(self._model, stack, self._batches)
+            for name, block in stack.items():
+                yield from self._prune_block(name, block, weights.get(name, []), plan, editor)
+
+    def _prune_block(
+        self, name: str, block: nn.Module, weights: list[PrunableWeight], plan: SparsityPlan, editor: WeightEditor
+    ) -> Iterator[PrunableWeight]:
+        """Prunes the weights of one block and hands its outputs on to the next one."""
+        is_dense = self._config.calibration == "dense"
+        groups = [weights] if weights else []
+        if weights and self._config.needs_grams:
+            groups = group_by_input(weights, lambda: next(iter(self._calls.outputs(name, block))))
+        steps = [groups] if is_dense else [[group] for group in groups]
+        for step in steps:
+            entries, grams = self._look(name, block, step)
+            if is_dense:
+                self._calls.advance(name, block)
+            for weight in (weight for group in step for weight in group):
+                entry, gram = entries.get(weight.name), grams.get(weight.name)
+                pruned, values = mask_and_values(weight, entry, gram, self._shares, plan[name], self._config)
+                if values is None:
+                    editor.zero(weight, pruned)
+                else:
+                    editor.replace(weight, values)
+                check_interrupts()
+                yield weight
+        if not is_dense:
+            self._calls.advance(name, block)
+
+    def _look(
+        self, name: str, block: nn.Module, groups: Sequence[list[PrunableWeight]]
+    ) -> tuple[dict[str, WeightStatistics], dict[str, Tensor]]:
+        """Runs one block over all batches for the statistics of weights and, if need be, their Gram matrices."""
+        weights = [weight for group in groups for weight in group]
+        statistics = StatisticsCollector(weights, self._names, [self._config.activity] if self._config.activity else [])
+        shares = dict(zip(self._names, self._shares.tolist(), strict=True))
+        grams = GramCollector(groups if self._config.needs_grams else [], shares)
+        with statistics, grams:
+            outputs = iter(self._calls.outputs(name, block))
+            for language in self._languages:
+                statistics.start(language)
+                grams.start(language)
+                next(outputs)
+        entries = statistics.finish()
+        lacking = lacking_experts(weights, entries, self._config)
+        known = {weight.name for weight in weights if weight.expert_name not in lacking}
+        found = {name: gram for name, gram in grams.finish().items() if name in known}
+        return settle(weights, entries, lacking, self._config), found

@@ -1,0 +1,57 @@
+"""Which experts of a mixture calibration reached, and with how many tokens of which language."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpertCoverage:
+    """Calibration tokens that were routed to each expert; `print` shows the gaps.
+
+    Attributes:
+        tokens: Expert to its tokens of every language, shape `(languages,)`.
+        languages: Languages, in the order of the counts.
+        wanted: Tokens below which an expert counts as not calibrated.
+    """
+
+    tokens: Mapping[str, Tensor]
+    languages: Sequence[str]
+    wanted: int = 1
+
+    @property
+    def lacking(self) -> tuple[str, ...]:
+        """Experts that fewer than the wanted tokens reached, all languages together."""
+        return tuple(name for name, tokens in self.tokens.items() if tokens.sum() < self.wanted)
+
+    @property
+    def fewest(self) -> int:
+        """Fewest tokens of any language in any expert."""
+        return min((int(tokens.min()) for tokens in self.tokens.values()), default=0)
+
+    @property
+    def unreached(self) -> dict[str, tuple[str, ...]]:
+        """Language to the experts that none of its tokens reached; languages that reach all are left out."""
+        gaps = {
+            language: tuple(name for name, tokens in self.tokens.items() if tokens[row] == 0)
+            for row, language in enumerate(self.languages)
+        }
+        return {language: names for language, names in gaps.items() if names}
+
+    def __str__(self) -> str:
+        everything = torch.stack(list(self.tokens.values())).sum(1)
+        lines = [
+            f"{len(self.tokens)} experts, reached by {int(everything.min()):,} to {int(everything.max()):,} tokens "
+            f"each; fewest of one language in one expert: {self.fewest:,}"
+        ]
+        if self.lacking:
+            lines.append(f"{len(self.lacking)} experts with fewer than {self.wanted:,} tokens: {_some(self.lacking)}")
+        for language, names in self.unreached.items():
+            lines.append(f"{language!r} does not reach {len(names)} of {len(self.tokens)} experts: {_some(names)}")
+        return "\n".join(lines)
+
+
+def _some(names: Sequence[str], most: int = 4) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

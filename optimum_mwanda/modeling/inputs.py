@@ -1,0 +1,82 @@
+"""Seeing what enters each weight while a model runs."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from .experts import find_experts
+from .weights import PrunableWeight
+
+See = Callable[[str, Tensor], None]
+
+
+@contextmanager
+def watch_inputs(weights: Sequence[PrunableWeight], see: See) -> Iterator[None]:
+    """Calls `see(name, X)` with what enters each weight, `X` of shape `(..., in)`, for as long as it is open.
+
+    The model's own forward pass goes on untouched, that of fused experts too: what enters them is worked out from the
+    tokens that were routed to them.
+    """
+    handles = []
+    experts: dict[nn.Module, dict[tuple[int, str], str]] = {}
+    try:
+        for weight in weights:
+            if weight.expert is None:
+                hook = _hook(weight.name, see)
+                handles.append(weight.module.register_forward_pre_hook(hook, with_kwargs=True))
+            else:
+                experts.setdefault(weight.module, {})[weight.expert, weight.parameter] = weight.name
+        for module, names in experts.items():
+            handles.append(module.register_forward_pre_hook(_experts_hook(names, see), with_kwargs=True))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _hook(name: str, see: See) -> Any:
+    def look(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        see(name, args[0] if args else next(iter(kwargs.values())))
+
+    return look
+
+
+def _experts_hook(names: dict[tuple[int, str], str], see: See) -> Any:
+    def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        layout = find_experts(module)
+        for expert, parameter, x in layout.inputs(module, args, kwargs):  # type: ignore[union-attr]
+            if (expert, parameter) in names and x.numel():
+                see(names[expert, parameter], x)
+
+    return look
+
+
+def group_by_input(weights: Sequence[PrunableWeight], run: Callable[[], Any]) -> list[list[PrunableWeight]]:
+    """Groups weights that read the same tensor, in the order in which they do.
+
+    The matrices that the fused experts of a layer have in one parameter are a group; a weight that nothing enters is
+    one by itself.
+
+    Args:
+        weights: Weights of one block.
+        run: Runs the block once.
+    """
+    known = {weight.name: weight for weight in weights}
+    seen: dict[str, tuple[Any, ...]] = {}
+    kept = []  # as long as a tensor is held its id is no other's
+
+    def see(name: str, x: Tensor) -> None:
+        kept.append(x)
+        seen.setdefault(name, (id(x), None if x.is_inference() else x._version))
+
+    with watch_inputs(weights, see):
+        run()
+    order = [*seen, *(name for name in known if name not in seen)]
+    groups: dict[tuple[Any, ...], list[PrunableWeight]] = {}
+    for name in order:
+        weight = known[name]
+        experts = (weight.module, weight.parameter)
+        groups.setdefault(experts if weight.expert is not None else seen.get(name, (name,)), []).append(weight)
+    return list(groups.values())

@@ -1,0 +1,257 @@
+"""Reconstruction: new values for the weights that survive, as pure functions; equations as in `docs/method.md`.
+
+Every function works on one matrix `W`, `(out, in)`, and the Gram matrix `H = Xᵀ X`, `(in, in)`, of what enters it. The
+error of a layer is `‖(W − W') Xᵀ‖² = tr((W − W') H (W − W')ᵀ)`. Everything is computed in the type of the Gram matrix
+and on its device; float64 is best where the device has it. A mask is True where a weight is pruned.
+"""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+Select = Callable[[Tensor], Tensor]
+
+
+def pool_grams(grams: Iterable[tuple[Tensor, float]]) -> Tensor:
+    """Pools the Gram matrices of languages so that a language counts by its weight, whatever its text and its scale.
+
+    `H = Σ_l w_l G^l / tr G^l`. A language whose activations are all zero adds nothing.
+
+    Args:
+        grams: `(G^l, w_l)` per language, shape `(in, in)`; at least one. An iterator that makes them one by one keeps
+            the memory at two of them.
+
+    Returns:
+        `H`, shape `(in, in)`.
+    """
+    pooled: Tensor | None = None
+    for gram, weight in grams:
+        trace = gram.trace()
+        share = gram * torch.where(trace > 0, weight / trace, 0.0)
+        pooled = share if pooled is None else pooled.add_(share)
+    if pooled is None:
+        raise ValueError("There is no Gram matrix to pool.")
+    return pooled
+
+
+def reconstruct(
+    weight: Tensor,
+    pruned: Tensor,
+    gram: Tensor,
+    *,
+    target: Tensor | None = None,
+    start: Tensor | None = None,
+    damping: float = 0.01,
+    iterations: int = 100,
+    tolerance: float = 1e-5,
+) -> Tensor:
+    """Updates the surviving weights to the least squares of the layer error: the OBS solve for a given mask.
+
+    Each row solves `(H + δI)_SS w_S = (B + δW)_S` on its support `S`, with `B = W H` and `δ = λ · median(diag H)`:
+    damping pulls towards the dense weights, most of all where the calibrated languages say little. A channel that is
+    never active is not damped and keeps its weights. All rows are solved at once by conjugate gradients,
+    preconditioned with the diagonal, at one matrix product per iteration.
+
+    The solution lowers the layer error without damping too, as the masked weights are the nearest to the dense ones
+    that the mask allows. Should rounding spoil that in a row, the row keeps its masked weights.
+
+    Args:
+        weight: `W`, shape `(out, in)`.
+        pruned: Mask, shape `(out, in)`.
+        gram: `H`, shape `(in, in)`, positive semi-definite.
+        target: `B`, shape `(out, in)`, for outputs other than `W X`: `Yᵀ X` with the wanted outputs `Y`, pooled as `H`
+            is. None: `W H`.
+        start: Where to start, shape `(out, in)`, as given by `admm`; None: at the masked weights.
+        damping: `λ`.
+        iterations: Most iterations.
+        tolerance: A row is done once its squared preconditioned residual has fallen by this factor.
+
+    Returns:
+        `W'`, shape and type of `W`, exactly zero where pruned.
+
+    Raises:
+        FloatingPointError: If the Gram matrix or the target is not finite.
+    """
+    dense = weight.to(gram.dtype)
+    wanted = dense @ gram if target is None else target
+    _check_finite(gram, wanted)
+    masked = dense.masked_fill(pruned, 0)
+    ridge = _ridge(gram, damping)
+    damped = gram + torch.diag(ridge)
+    solution = masked if start is None else start.to(gram.dtype).masked_fill(pruned, 0)
+    solution = _conjugate_gradients(damped, wanted + ridge * dense, solution, pruned, iterations, tolerance)
+    solution = solution.to(weight.dtype).to(gram.dtype)  # judged as it will be stored
+    change = solution - masked
+    gained = (change * (change @ gram + 2 * (masked @ gram - wanted))).sum(1, keepdim=True)
+    return torch.where(gained < 0, solution, masked).to(weight.dtype)
+
+
+def _conjugate_gradients(
+    gram: Tensor, target: Tensor, start: Tensor, pruned: Tensor, iterations: int, tolerance: float
+) -> Tensor:
+    """Minimises `w H wᵀ / 2 − w b` for every row on its support; each step lowers it."""
+    solution = start
+    inverse = torch.where(gram.diagonal() > 0, 1 / gram.diagonal(), 0.0)
+    residual = (target - solution @ gram).masked_fill_(pruned, 0)
+    direction = residual * inverse
+    size = (residual * direction).sum(1, keepdim=True)
+    enough = tolerance * size
+    for _ in range(iterations):
+        active = size > enough
+        if not active.any():
+            break
+        image = (direction @ gram).masked_fill_(pruned, 0)
+        curvature = (direction * image).sum(1, keepdim=True)
+        step = torch.where(active & (curvature > 0), size / curvature, 0.0)
+        solution = solution + step * direction
+        residual = residual - step * image
+        scaled = residual * inverse
+        before, size = size, (residual * scaled).sum(1, keepdim=True)
+        direction = scaled + torch.where(active, size / before, 0.0) * direction
+    return solution
+
+
+def admm(
+    weight: Tensor,
+    gram: Tensor,
+    select: Select,
+    *,
+    target: Tensor | None = None,
+    damping: float = 0.01,
+    iterations: int = 200,
+) -> tuple[Tensor, Tensor]:
+    """Chooses a mask together with the weights, by the alternating direction method of multipliers of ALPS.
+
+    Minimises the layer error over sparse weights by splitting `W' = D` (arXiv 2406.07831): `W'` fits the outputs, `D`
+    is sparse, and a penalty `ρ` that grows as the mask calms down brings them together until it stands still. Channels
+    are first scaled to a unit diagonal of `H`, so that what `select` compares is Wanda's score of the weights as they
+    are by then. Follow it with `reconstruct`.
+
+    Args:
+        weight: `W`, shape `(out, in)`.
+        gram: `H`, shape `(in, in)`, positive semi-definite.
+        select: Gives the mask for scores of shape `(out, in)`; the number pruned must not depend on the scores.
+        target: `B`, as for `reconstruct`.
+        damping: `λ`, as for `reconstruct`.
+        iterations: Most iterations, each of two matrix products; it usually ends after 30 to 60.
+
+    Returns:
+        `D`, shape `(out, in)`, zero where pruned, and the mask.
+
+    Raises:
+        FloatingPointError: If the Gram matrix or the target is not finite.
+    """
+    dense = weight.to(gram.dtype)
+    wanted = dense @ gram if target is None else target
+    _check_finite(gram, wanted)
+    ridge = _ridge(gram, damping)
+    norm = (gram.diagonal() + ridge).sqrt()
+    scale = torch.where(norm > 0, norm, 1.0)
+    values, vectors = torch.linalg.eigh((gram + torch.diag(ridge)) / scale / scale[:, None])
+    values = values.clamp_min(0)
+    aim = (wanted + ridge * dense) / scale @ vectors
+    pruned = select((dense * norm).abs())
+    sparse = (dense * norm).masked_fill(pruned, 0)
+    dual = torch.zeros_like(sparse)
+    kept = int((~pruned).sum())
+    penalty, earlier = 0.1, pruned
+    for iteration in range(1, iterations + 1):
+        fitted = (aim + (penalty * sparse - dual) @ vectors) / (values + penalty) @ vectors.T
+        free = fitted + dual / penalty
+        pruned = select(free.abs())
+        sparse = free.masked_fill(pruned, 0)
+        dual = dual + penalty * (fitted - sparse)
+        if iteration % 3 == 0:
+            moved = int((pruned & ~earlier).sum())
+            if not moved:
+                break
+            penalty *= 1.3 if moved > 0.1 * kept else 1.2 if moved > 0.005 * kept else 1.1
+            earlier = pruned
+    return sparse / scale, pruned
+
+
+def sparsegpt(
+    weight: Tensor,
+    gram: Tensor,
+    select: Select,
+    *,
+    every: int | None = None,
+    block_size: int = 128,
+    damping: float = 0.01,
+) -> tuple[Tensor, Tensor]:
+    """SparseGPT (arXiv 2301.00774, algorithm 1): masks and updates from left to right in one sweep over the columns.
+
+    With the upper Cholesky factor `U` of `(H + δI)⁻¹`, weight `j` of a row scores `w_j² / U_jj²`, and pruning it moves
+    the columns right of it by `−w_j / U_jj · U_j`. What is moved further right than a block is put off to its end.
+
+    Args:
+        weight: `W`, shape `(out, in)`.
+        gram: `H`, shape `(in, in)`.
+        select: Gives the mask for scores of shape `(out, columns)`.
+        every: Columns for which `select` is asked at once, when the sweep reaches them: M for an N:M pattern. None:
+            those of a block.
+        block_size: Columns of a block, lowered to a multiple of `every`.
+        damping: `λ` in `δ = λ · mean(diag H)`; raised tenfold up to three times while `H + δI` is not
+            positive definite.
+
+    Returns:
+        `W'`, shape and type of `W`, exactly zero where pruned, and the mask.
+
+    Raises:
+        FloatingPointError: If the Gram matrix is not finite, or not positive definite whatever the damping.
+    """
+    _check_finite(gram, weight)
+    upper = _inverse_factor(gram, damping)
+    free = weight.to(gram.dtype).masked_fill(gram.diagonal() == 0, 0)  # dead channels go first
+    pruned = torch.zeros_like(weight, dtype=torch.bool)
+    every = every or block_size
+    block_size = max(block_size // every, 1) * every
+    for start in range(0, len(gram), block_size):
+        block = slice(start, min(start + block_size, len(gram)))
+        errors = torch.zeros_like(free[:, block])
+        for column in range(block.start, block.stop):
+            if (column - start) % every == 0:
+                ahead = slice(column, min(column + every, block.stop))
+                pruned[:, ahead] = select((free[:, ahead] / upper.diagonal()[ahead]).square())
+            gone = pruned[:, column]
+            error = torch.where(gone, free[:, column], 0.0) / upper[column, column]
+            free[:, column : block.stop] -= torch.outer(error, upper[column, column : block.stop])
+            errors[:, column - start] = error
+        free[:, block.stop :] -= errors @ upper[block, block.stop :]
+    return free.masked_fill_(pruned, 0).to(weight.dtype), pruned
+
+
+def _ridge(gram: Tensor, damping: float) -> Tensor:
+    """`δ = λ · median(diag H)` for every channel that is ever active, 0 for the others; shape `(in,)`.
+
+    The median, as a few channels of huge activations would lift the mean, and with it the damping, above all others.
+    """
+    diagonal = gram.diagonal()
+    active = diagonal > 0
+    return torch.where(active, damping * diagonal[active].median(), 0.0) if active.any() else diagonal
+
+
+def _inverse_factor(gram: Tensor, damping: float) -> Tensor:
+    """Upper triangular `U` with `Uᵀ U = (H + δI)⁻¹`."""
+    dead = gram.diagonal() == 0
+    identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    alive = gram + torch.diag(dead.to(gram.dtype))
+    ridge = gram.diagonal().mean()
+    tried = [damping, *(max(damping, 1e-3) * 10**power for power in (1, 2, 3))]
+    for share in tried:
+        factor, failed = torch.linalg.cholesky_ex(alive + share * ridge * identity)
+        if not failed:
+            upper: Tensor
+            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(factor), upper=True)
+            if not failed:
+                return upper
+    raise FloatingPointError(
+        f"The Gram matrix is not positive definite, even with a damping of {tried[-1]:g}: accumulate it in "
+        "float64, calibrate on more tokens, or raise the damping."
+    )
+
+
+def _check_finite(gram: Tensor, other: Tensor) -> None:
+    if not (gram.isfinite().all() and other.isfinite().all()):
+        raise FloatingPointError("The Gram matrix, the weights or the target hold NaN or infinite values.")
