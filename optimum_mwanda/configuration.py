@@ -74,7 +74,14 @@ class MWandaConfig:
     min_block_sparsity: float = _setting(0.0, "Lower bound of a block's sparsity.")
     max_block_sparsity: float = _setting(0.95, "Upper bound of a block's sparsity.")
     language_column: str = _setting("language", "Column of the dataset that names the language of a row.")
-    text_column: str = _setting("text", "Column with the text; not needed where the dataset has 'input_ids'.")
+    text_column: str = _setting(
+        "text",
+        "Column with the text, the conversation, or the source for an encoder-decoder; not needed where the dataset has "
+        "'input_ids'.",
+    )
+    target_column: str = _setting(
+        "target", "Column with the target for an encoder-decoder; not needed where the dataset has 'labels'."
+    )
     languages: tuple[str, ...] | None = _setting(None, "Languages to calibrate on. None: all that the dataset holds.")
     language_weights: str | Mapping[str, float] = _setting(
         "equal",
@@ -133,7 +140,7 @@ class MWandaConfig:
                     raise ValueError(f"{name}={value!r} is not allowed: give a list of strings, or leave it out.")
         if self.exclude is None:
             object.__setattr__(self, "exclude", ())
-        for name in ("language_column", "text_column"):
+        for name in ("language_column", "text_column", "target_column"):
             value = getattr(self, name)
             if not isinstance(value, str):
                 raise ValueError(f"{name}={value!r} is not allowed: give a string.")

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optimum_mwanda import MWandaConfig
-from optimum_mwanda.configuration import CHOICES, CONFIG_NAME, WEIGHTINGS
+from optimum_mwanda.configuration import CHOICES, UPDATING, CONFIG_NAME, WEIGHTINGS
 
 CODES = st.sampled_from(["en", "zh-Hant", "eng_Latn", "sw", "język"])
 POSITIVE = st.floats(0, 1e6, exclude_min=True)
@@ -37,7 +37,10 @@ LEGAL = {
     "batch_size": COUNTS,
     "include": st.none() | PATTERNS.filter(bool),
     "exclude": PATTERNS,
-    "blocks": st.none() | st.just("model.layers"),
+    "target_column": st.text(min_size=1),
+    "blocks": st.none() | st.just(["model.layers"]) | st.just(["encoder.block", "decoder.block"]),
+    "min_expert_tokens": COUNTS,
+    "damping": st.none() | NOT_NEGATIVE,
     "seed": st.integers(0, 2**63),
 }
 
@@ -45,6 +48,8 @@ LEGAL = {
 @st.composite
 def legal_settings(draw: st.DrawFn) -> dict[str, Any]:
     chosen = draw(st.fixed_dictionaries({}, optional=LEGAL))
+    if chosen.get("criterion") in UPDATING:
+        chosen |= {"refinement": "none", "reconstruction": draw(st.none() | st.just("obs"))}
     if draw(st.booleans()):
         kept, run = sorted(draw(st.lists(st.integers(1, 64), min_size=2, max_size=2, unique=True)))
         return chosen | {"pattern": f"{kept}:{run}"}
@@ -135,7 +140,7 @@ ILLEGAL: list[tuple[str, list[Any], str]] = [
     ("language_weights", [{"en": -1}, {"en": NAN}, {"en": "1"}, {1: 1.0}], "not negative"),
     ("language_column", [None, 5], "string"),
     ("text_column", [None, 5], "string"),
-    ("blocks", [5, ["model.layers"]], "string"),
+    ("blocks", [5, [5], []], "string"),
 ]
 
 

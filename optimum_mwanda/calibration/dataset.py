@@ -1,7 +1,8 @@
-"""Calibration data: rows with a language become fixed-length token chunks per language."""
+"""Calibration data: rows with a language become token chunks per language, ready for the model."""
 
 import dataclasses
 import hashlib
+import inspect
 import logging
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -12,12 +13,16 @@ from datasets import IterableDataset
 from ..configuration import MWandaConfig
 from ..utils import markdown_table
 from .encoding import RowEncoder, resolve_sequence_length
-from .rows import Row, feed
+from .packing import Batch, PairPacker, TextPacker
+from .rows import feed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
+
+TOKENS = ("input_ids", "labels")
+"""Inputs whose entries are tokens that pass through the model."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,8 +32,8 @@ class LanguageCoverage:
     Attributes:
         language: Code, as the dataset gives it.
         rows: Rows that were read, empty ones left out.
-        tokens: Tokens that enter the statistics.
-        chunks: Chunks of `sequence_length` tokens.
+        tokens: Tokens that enter the statistics; for an encoder-decoder those of sources and targets.
+        chunks: Chunks of `sequence_length` tokens; for an encoder-decoder pairs of source and target.
         empty: Rows that were read and found null or empty.
     """
 
@@ -49,71 +54,57 @@ def coverage_table(coverage: Iterable[LanguageCoverage]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class CalibrationChunks:
-    """Packed token ids.
+    """Token chunks without any padding.
 
     Attributes:
-        chunks: Language to token ids of shape `(chunks, sequence_length)`, languages in sorted order.
+        chunks: Language, in sorted order, to its chunks as keyword arguments of the model. Each dict holds chunks of
+            one shape: `input_ids` `(chunks, tokens)` and, where the rows bring them, `position_ids` of the same shape;
+            for an encoder-decoder `input_ids` `(chunks, source tokens)` and `labels` `(chunks, target tokens)`.
         coverage: One entry per language that was read, also those without a single chunk.
     """
 
-    chunks: dict[str, torch.Tensor]
+    chunks: dict[str, tuple[Batch, ...]]
     coverage: tuple[LanguageCoverage, ...]
 
     @property
-    def fingerprints(self) -> dict[str, str]:
-        """Language to the SHA-256 of its token ids."""
-        return {
-            language: hashlib.sha256(f"{tuple(ids.shape)}\0".encode() + ids.numpy().astype("<i8").tobytes()).hexdigest()
-            for language, ids in self.chunks.items()
-        }
+    def tokens(self) -> dict[str, int]:
+        """Tokens per language, those of sources and targets added up."""
+        return {language: _count_tokens(parts) for language, parts in self.chunks.items()}
 
     @property
-    def tokens(self) -> dict[str, int]:
-        return {language: ids.numel() for language, ids in self.chunks.items()}
+    def fingerprints(self) -> dict[str, str]:
+        """Language to the SHA-256 of all that the model is given of it."""
+        return {language: _digest(parts) for language, parts in self.chunks.items()}
 
-    def batches(self, batch_size: int) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
-        """Yields `(language, token ids of shape (≤ batch_size, sequence_length))`; no batch mixes languages."""
-        for language, ids in self.chunks.items():
-            for batch in torch.split(ids, batch_size):
-                yield language, {"input_ids": batch}
+    def batches(self, batch_size: int) -> Iterator[tuple[str, Batch]]:
+        """Yields `(language, keyword arguments of the model)` with at most `batch_size` chunks of one language."""
+        for language, parts in self.chunks.items():
+            for part in parts:
+                names, splits = part.keys(), (torch.split(values, batch_size) for values in part.values())
+                for tensors in zip(*splits, strict=True):
+                    yield language, dict(zip(names, tensors, strict=True))
 
     def number_of_batches(self, batch_size: int) -> int:
         """How many batches `batches` yields."""
-        return sum(-(-len(ids) // batch_size) for ids in self.chunks.values())
+        return sum(-(-_count_chunks([part]) // batch_size) for parts in self.chunks.values() for part in parts)
 
 
-class _Packer:
-    """Concatenates the token ids of each language until there are enough of them.
+def _count_tokens(parts: Iterable[Batch]) -> int:
+    return sum(part[name].numel() for part in parts for name in TOKENS if name in part)
 
-    No row gives more than `most_per_row` tokens while others are left, so that one long document does not stand for a
-    language.
-    """
 
-    def __init__(self, encoder: RowEncoder, capacity: int, most_per_row: int) -> None:
-        self.encoder = encoder
-        self.capacity = capacity
-        self.most_per_row = most_per_row
-        self.tokens: dict[str, list[int]] = {}
-        self.leftover: dict[str, list[int]] = {}
-        self.rows: dict[str, int] = {}
-        self.empty: dict[str, int] = {}
+def _count_chunks(parts: Iterable[Batch]) -> int:
+    return sum(len(part["input_ids"]) for part in parts)
 
-    def add(self, language: str, row: Row) -> None:
-        ids = self.encoder.encode(row, language)
-        self.tokens.setdefault(language, []).extend(ids[: self.most_per_row])
-        self.leftover.setdefault(language, []).extend(ids[self.most_per_row :])
-        counter = self.rows if ids else self.empty
-        counter[language] = counter.get(language, 0) + 1
 
-    def is_full(self, language: str) -> bool:
-        return len(self.tokens.get(language, ())) >= self.capacity
-
-    def finish(self) -> dict[str, list[int]]:
-        """Token ids per language, at most `capacity`, languages in sorted order."""
-        return {
-            language: (self.tokens[language] + self.leftover[language])[: self.capacity]
-            for language in sorted(self.tokens)
-        }
+def _digest(parts: Iterable[Batch]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        for name, values in part.items():
+            # Token ids go without a name, as they did before there were other inputs.
+            digest.update(f"{'' if name == 'input_ids' else name}{tuple(values.shape)}\0".encode())
+            digest.update(values.numpy().astype("<i8").tobytes())
+    return digest.hexdigest()
 
 
 def build_chunks(
@@ -122,15 +113,17 @@ def build_chunks(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase | str | None" = None,
 ) -> CalibrationChunks:
-    """Packs a multilingual dataset into chunks of one length, each in one language, without padding.
+    """Makes chunks of a multilingual dataset, each in one language, without padding.
 
     The texts of a language are tokenised as the tokenizer does by default, special tokens included, and concatenated;
     tokens beyond `samples_per_language` chunks, and an incomplete last chunk, are left out. A row gives at most one
     chunk while the language has others to give, except in a stream, which is read no further than it must be.
 
+    For an encoder-decoder every row is a chunk of its own: a source and a target of at most `sequence_length` tokens.
+
     Args:
         dataset: `datasets.Dataset`, `datasets.IterableDataset`, a dict of language to texts, or a list of rows; the
-            rows hold a text or `input_ids`.
+            rows hold a text, a conversation or `input_ids`, and for an encoder-decoder a target or `labels` as well.
         config: Columns, languages, samples per language, sequence length and seed.
         model: Model to calibrate.
         tokenizer: Tokenizer, its name or path, or None for the model's own. Tokenised rows need none.
@@ -138,51 +131,64 @@ def build_chunks(
     Raises:
         TypeError: If the dataset or its columns have a type that cannot be read.
         ValueError: If a column or a language is missing, no language fills a chunk, a language that was asked for does
-            not, or token ids or the sequence length do not fit the model.
+            not, or token ids, positions or the sequence length do not fit the model.
     """
     length = resolve_sequence_length(config.sequence_length, model)
-    capacity = config.samples_per_language * length
-    streaming = isinstance(dataset, IterableDataset)
-    packer = _Packer(RowEncoder(tokenizer, model, config.text_column), capacity, capacity if streaming else length)
+    samples = config.samples_per_language
+    columns = {"text_column": config.text_column}
+    packer: TextPacker | PairPacker
+    if model.config.is_encoder_decoder:
+        columns["target_column"] = config.target_column
+        packer = PairPacker(RowEncoder(tokenizer, model, **columns), length, samples)
+    else:
+        most_per_row = length * samples if isinstance(dataset, IterableDataset) else length
+        packer = TextPacker(RowEncoder(tokenizer, model, **columns), length, samples, most_per_row)
     feed(
         dataset,
         packer,
         language_column=config.language_column,
-        text_column=config.text_column,
         languages=config.languages,
         seed=config.seed,
+        **columns,
     )
-    tokens = packer.finish()
-    chunks = {
-        language: torch.tensor(ids[: len(ids) // length * length]).view(-1, length)
-        for language, ids in tokens.items()
-        if len(ids) >= length
-    }
+    batches = {language: packer.batches(language) for language in packer.languages}
     coverage = tuple(
         LanguageCoverage(
             language=language,
-            rows=packer.rows.get(language, 0),
-            tokens=chunks[language].numel() if language in chunks else 0,
-            chunks=len(chunks.get(language, ())),
-            empty=packer.empty.get(language, 0),
+            rows=packer.rows[language],
+            tokens=_count_tokens(parts),
+            chunks=_count_chunks(parts),
+            empty=packer.empty[language],
         )
-        for language in tokens
+        for language, parts in batches.items()
     )
-    _check_coverage(chunks, tokens, length, config)
+    chunks = {language: parts for language, parts in batches.items() if parts}
+    _check_coverage(packer, chunks, asked_for=config.languages is not None)
+    _check_accepted(model, chunks)
     if empty := sum(packer.empty.values()):
-        logger.warning("%d rows with a null or empty text were skipped.", empty)
+        logger.warning("%d rows with a null or empty %s were skipped.", empty, packer.kind)
     return CalibrationChunks(chunks, coverage)
 
 
-def _check_coverage(
-    chunks: dict[str, torch.Tensor], tokens: dict[str, list[int]], length: int, config: MWandaConfig
-) -> None:
-    short = {language: len(ids) for language, ids in tokens.items() if language not in chunks}
-    counts = ", ".join(f"{language!r} {count}" for language, count in sorted(short.items()))
-    advice = f"fewer than the {length} of one chunk (tokens: {counts}). Lower sequence_length, or add text."
+def _check_coverage(packer: TextPacker | PairPacker, chunks: dict[str, tuple[Batch, ...]], asked_for: bool) -> None:
+    short = [language for language in packer.languages if language not in chunks]
     if not chunks:
-        raise ValueError(f"No language has enough tokens: {'all have ' + advice if short else 'the dataset is empty.'}")
-    if short and config.languages is not None:
-        raise ValueError(f"Languages that were asked for have {advice}")
+        reason = f"all have {packer.shortage(short)}" if short else "the dataset is empty."
+        raise ValueError(f"No language has enough tokens: {reason}")
+    if short and asked_for:
+        raise ValueError(f"Languages that were asked for have {packer.shortage(short)}")
     if short:
-        logger.warning("Languages are left out of calibration: they have %s", advice)
+        logger.warning("Languages are left out of calibration: they have %s", packer.shortage(short))
+
+
+def _check_accepted(model: "PreTrainedModel", chunks: dict[str, tuple[Batch, ...]]) -> None:
+    """Checks that the model takes the inputs that not every model takes."""
+    parameters = inspect.signature(model.forward).parameters
+    for name in next(iter(chunks.values()))[0]:
+        if name == "labels" and name not in parameters:
+            raise ValueError(
+                f"{type(model).__name__} takes no labels, of which an encoder-decoder makes the inputs of its decoder: "
+                "load the model with a language-model head, AutoModelForSeq2SeqLM for example."
+            )
+        if name == "position_ids" and name not in parameters:
+            raise ValueError(f"{type(model).__name__} takes no position_ids: leave that column out of the dataset.")

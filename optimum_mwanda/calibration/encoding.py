@@ -3,32 +3,41 @@
 import os
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from .chat import is_blank, is_conversation, render, without_special_tokens
 from .rows import Row
+from .tokenised import check_vocabulary, tokenised_inputs, tokenised_labels
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class RowEncoder:
-    """Turns rows into token ids: those of `input_ids`, or those of the text.
+    """Turns rows into token ids: those that they hold, or those of the text or the conversation.
 
     The tokenizer is looked up when the first text is met, so tokenised rows need none.
 
     Args:
         tokenizer: A tokenizer, the name or path of one, or None for the model's own.
-        model: Model that the ids are for; its name or path locates a tokenizer, its embedding bounds the ids.
-        text_column: Column with the text.
+        model: Model that the ids are for; its name or path locates a tokenizer, its embeddings bound the ids.
+        text_column: Column with the text or the conversation; for an encoder-decoder, with the source.
+        target_column: Column with the target for an encoder-decoder.
     """
 
     def __init__(
-        self, tokenizer: "PreTrainedTokenizerBase | str | None", model: "PreTrainedModel", text_column: str
+        self,
+        tokenizer: "PreTrainedTokenizerBase | str | None",
+        model: "PreTrainedModel",
+        text_column: str,
+        target_column: str = "target",
     ) -> None:
         self._tokenizer = tokenizer
         self._model = model
         self._text_column = text_column
+        self._target_column = target_column
+        self._positions = max_positions(model)
         self._vocabulary = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[index]
+        head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        self._labels = self._vocabulary if head is None else int(head.weight.shape[0])
 
     @property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
@@ -47,54 +56,103 @@ class RowEncoder:
         return self._tokenizer is not None
 
     def has_text(self, row: Row) -> bool:
-        """Whether the row's ids come from a text."""
+        """Whether the row's ids come from a text or a conversation."""
         return row.get("input_ids") is None and self._text_column in row
 
     def text(self, row: Row) -> str:
-        """The text of a row that has one."""
-        return str(row[self._text_column])
+        """The text of a row that has one: what its tokens spell, special tokens left out.
+
+        A conversation is rendered by the chat template, with all that this adds to the messages save special tokens.
+        """
+        content = row[self._text_column]
+        if isinstance(content, str):
+            return content
+        return without_special_tokens(self.tokenizer, render(self.tokenizer, content, self._text_column))
 
     def encode(self, row: Row, language: str) -> list[int]:
         """Returns the token ids of a row without any padding; an empty list for a null or an empty text.
 
         Raises:
-            TypeError: If the text is not a string.
-            ValueError: If an id lies outside the model's vocabulary.
+            TypeError: If the text is neither a string nor a conversation, or ids are no whole numbers.
+            ValueError: If an id lies outside the model's vocabulary, the attention mask does not fit the ids, or a
+                conversation cannot be rendered.
+        """
+        return self.inputs(row, language).get("input_ids", [])
+
+    def inputs(self, row: Row, language: str) -> dict[str, list[int]]:
+        """Returns `input_ids` and, if the row brings its own, `position_ids`; nothing for a null or an empty text.
+
+        Raises:
+            TypeError: As `encode`.
+            ValueError: As `encode`, or if a position is not one that the model has.
         """
         if self.has_text(row):
-            text = row[self._text_column]
-            if text is None:
-                return []
-            if not isinstance(text, str):
-                raise TypeError(
-                    f"Column {self._text_column!r} holds a {type(text).__name__} for language {language!r}: "
-                    "texts are strings, and token ids go into a column 'input_ids'."
+            ids = self._text_ids(row[self._text_column], language)
+            check_vocabulary(ids, self._vocabulary, language)
+            return {"input_ids": ids} if ids else {}
+        if row.get("input_ids") is None:
+            return {}
+        inputs = tokenised_inputs(row, language, self._vocabulary, self._positions)
+        return inputs if inputs["input_ids"] else {}
+
+    def pair(self, row: Row, language: str, length: int) -> dict[str, list[int]]:
+        """Returns `input_ids` and `labels` for an encoder-decoder; nothing if either side is null or empty.
+
+        Args:
+            row: Holds a source and a target as texts, or `input_ids` and `labels`.
+            language: Its language, for messages.
+            length: Most tokens per side; what goes beyond is cut off.
+
+        Raises:
+            TypeError: If a text is no string, or ids are no whole numbers.
+            ValueError: If an id lies outside the model's vocabulary, the attention mask does not fit the ids, or the
+                row holds `position_ids`.
+        """
+        if row.get("input_ids") is not None and row.get("labels") is not None:
+            if row.get("position_ids") is not None:
+                raise ValueError(
+                    "An encoder-decoder counts its positions itself, and every row is a sequence of its own: leave "
+                    "the column 'position_ids' out."
                 )
-            if not text.strip():
-                return []
-            ids = self.tokenizer(text, verbose=False)["input_ids"]
+            source = tokenised_inputs(row, language, self._vocabulary, self._positions)["input_ids"]
+            target = tokenised_labels(row, language, self._labels)
         else:
-            ids = row.get("input_ids")
-            if ids is None:
-                return []
-            mask = row.get("attention_mask")
-            if mask is not None:
-                if len(mask) != len(ids):
-                    raise ValueError(
-                        f"A row of language {language!r} has {len(ids)} input_ids and {len(mask)} entries in "
-                        "attention_mask: both must have one entry per token."
-                    )
-                ids = [token for token, kept in zip(ids, mask, strict=True) if kept]
-        ids = np.asarray(ids).reshape(-1)
-        if ids.size and ids.dtype.kind not in "iu":
-            raise TypeError(f"The input_ids of language {language!r} are {ids.dtype}: token ids are whole numbers.")
-        if ids.size and not 0 <= ids.min() <= ids.max() < self._vocabulary:
-            wrong = ids[(ids < 0) | (ids >= self._vocabulary)][0]
-            raise ValueError(
-                f"Token id {wrong} of language {language!r} lies outside the model's vocabulary of {self._vocabulary}: "
-                "the dataset was tokenised for, or the tokenizer belongs to, another model."
+            texts = [self._checked_text(row, column, language) for column in (self._text_column, self._target_column)]
+            if not all(texts):
+                return {}
+            encoded = self.tokenizer(texts[0], text_target=texts[1], truncation=True, max_length=length)
+            source, target = encoded["input_ids"], encoded["labels"]
+            check_vocabulary(source, self._vocabulary, language)
+            check_vocabulary(target, self._labels, language)
+        return {"input_ids": source[:length], "labels": target[:length]} if source and target else {}
+
+    def _text_ids(self, content: Any, language: str) -> list[int]:
+        if content is None or (isinstance(content, str) and not content.strip()):
+            return []
+        if isinstance(content, str):
+            return list(self.tokenizer(content, verbose=False)["input_ids"])
+        if not is_conversation(content):
+            raise TypeError(
+                f"Column {self._text_column!r} holds a {type(content).__name__} for language {language!r}: texts are "
+                "strings, conversations are lists of messages with 'role' and 'content', and token ids go into a "
+                "column 'input_ids'."
             )
-        return [int(token) for token in ids]
+        if is_blank(content):
+            return []
+        # The template has written the special tokens that belong there.
+        text = render(self.tokenizer, content, self._text_column)
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def _checked_text(self, row: Row, column: str, language: str) -> str:
+        text = row.get(column)
+        if text is None:
+            return ""
+        if not isinstance(text, str):
+            raise TypeError(
+                f"Column {column!r} holds a {type(text).__name__} for language {language!r}: sources and targets are "
+                "strings, and token ids go into the columns 'input_ids' and 'labels'."
+            )
+        return text if text.strip() else ""
 
 
 def load_tokenizer(name: "str | os.PathLike[str] | None", model: "PreTrainedModel") -> "PreTrainedTokenizerBase":
@@ -117,14 +175,19 @@ def load_tokenizer(name: "str | os.PathLike[str] | None", model: "PreTrainedMode
     return tokenizer
 
 
+def max_positions(model: Any) -> int | None:
+    """Number of positions that the model's config states; None if it states none."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return positions if isinstance(positions, int) and positions > 0 else None
+
+
 def resolve_sequence_length(requested: int | None, model: Any, default: int = 512) -> int:
     """Checks a sequence length against the model's positions, or picks `default` within them.
 
     Raises:
         ValueError: If `requested` exceeds the model's positions.
     """
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    limit = positions if isinstance(positions, int) and positions > 0 else None
+    limit = max_positions(model)
     if requested is None:
         return min(default, limit or default)
     if limit is not None and requested > limit:

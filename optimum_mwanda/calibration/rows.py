@@ -1,5 +1,6 @@
 """Rows with a language, whatever a user keeps them in."""
 
+import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
@@ -10,6 +11,53 @@ from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset, Iterable
 logger = logging.getLogger(__name__)
 
 Row = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Columns:
+    """Names of the columns that are read.
+
+    Attributes:
+        language: Names the language of a row.
+        text: Holds the text; not needed where there are `input_ids`.
+        target: Holds the target of an encoder-decoder; not needed where there are `input_ids` and `labels`. None for
+            every other model.
+    """
+
+    language: str
+    text: str
+    target: str | None = None
+
+    def hold_ids(self, present: Iterable[str]) -> bool:
+        """Whether rows with these columns are tokenised."""
+        return {"input_ids", "labels"} <= {*present} if self.target else "input_ids" in present
+
+    def check(self, present: Sequence[str] | None, where: str = "", language: bool = True) -> None:
+        """Checks that a dataset or a row has what is needed.
+
+        Args:
+            present: Its columns.
+            where: Which row it is, for messages.
+            language: Whether it has to name its language.
+
+        Raises:
+            ValueError: If a column is missing.
+        """
+        present = present or ()
+        needed = {"language_column": self.language} if language else {}
+        if not self.hold_ids(present):
+            needed |= {"text_column": self.text} | ({"target_column": self.target} if self.target else {})
+        for setting, column in needed.items():
+            if column not in present:
+                advice = f"Name the right one with {setting}."
+                if self.target and setting != "language_column":
+                    advice = (
+                        "An encoder-decoder needs a source and a target: name their columns with text_column and "
+                        "target_column, or give 'input_ids' and 'labels'."
+                    )
+                raise ValueError(
+                    f"Column {column!r} is missing{where}. The dataset has: {', '.join(map(repr, present))}. {advice}"
+                )
 
 
 class Sink(Protocol):
@@ -26,6 +74,7 @@ def feed(
     *,
     language_column: str,
     text_column: str,
+    target_column: str | None = None,
     languages: Sequence[str] | None = None,
     seed: int = 0,
 ) -> None:
@@ -39,6 +88,8 @@ def feed(
         sink: What takes the rows.
         language_column: Column that names the language.
         text_column: Column with the text; not needed where there is an `input_ids` column.
+        target_column: Column with the target of an encoder-decoder, which may have `input_ids` and `labels` instead;
+            None for every other model.
         languages: Languages to read; None for all.
         seed: Seed of the order of the rows.
 
@@ -46,7 +97,7 @@ def feed(
         TypeError: If `dataset` is none of these, or languages are not strings.
         ValueError: If a column is missing, or a language in `languages` is absent.
     """
-    columns = (language_column, text_column)
+    columns = Columns(language_column, text_column, target_column)
     if isinstance(dataset, (DatasetDict, IterableDatasetDict)):
         splits = ", ".join(map(repr, dataset))
         raise ValueError(
@@ -76,16 +127,16 @@ def feed(
             sink.add(language, row_at(groups[language][position]))
 
 
-def _open_table(dataset: Dataset, columns: tuple[str, str]) -> tuple[Callable[[int], Row], list[Any]]:
-    _check_columns(dataset.column_names, columns)
+def _open_table(dataset: Dataset, columns: Columns) -> tuple[Callable[[int], Row], list[Any]]:
+    columns.check(dataset.column_names)
     table = dataset.with_format(None)
-    labels = table.select_columns([columns[0]])[:][columns[0]]
-    decode = _label_decoder(dataset.features, columns[0])
+    labels = table.select_columns([columns.language])[:][columns.language]
+    decode = _label_decoder(dataset.features, columns.language)
     return table.__getitem__, [decode(label) for label in labels]
 
 
-def _open_dict(dataset: Mapping[str, Any], columns: tuple[str, str]) -> tuple[Callable[[int], Row], list[Any]]:
-    if columns[0] in dataset and (columns[1] in dataset or "input_ids" in dataset):
+def _open_dict(dataset: Mapping[str, Any], columns: Columns) -> tuple[Callable[[int], Row], list[Any]]:
+    if columns.language in dataset and (columns.text in dataset or "input_ids" in dataset):
         raise ValueError(
             f"The dict has the columns {', '.join(map(repr, dataset))}: pass Dataset.from_dict(...) of it. A "
             "plain dict maps each language to its texts."
@@ -98,36 +149,34 @@ def _open_dict(dataset: Mapping[str, Any], columns: tuple[str, str]) -> tuple[Ca
                 f"The dict of texts holds a {type(texts).__name__} for language {language!r}: give a list of texts."
             )
         for text in texts:
-            rows.append(text if isinstance(text, Mapping) else {columns[1]: text})
+            rows.append(text if isinstance(text, Mapping) else {columns.text: text})
             labels.append(language)
     if silent := [language for language in dataset if language not in labels]:
         logger.warning("No texts are given for: %s.", ", ".join(map(repr, silent)))
     for row in rows:
-        _check_columns(list(row), columns[1:])
+        columns.check(list(row), language=False)
     return rows.__getitem__, labels
 
 
-def _open_list(dataset: Sequence[Any], columns: tuple[str, str]) -> tuple[Callable[[int], Row], list[Any]]:
+def _open_list(dataset: Sequence[Any], columns: Columns) -> tuple[Callable[[int], Row], list[Any]]:
     for index, row in enumerate(dataset):
         if not isinstance(row, Mapping):
             raise TypeError(f"Row {index} of the list is a {type(row).__name__}: rows are dicts of column to value.")
-        _check_columns(list(row), columns, f" in row {index}")
-    return dataset.__getitem__, [row[columns[0]] for row in dataset]
+        columns.check(list(row), f" in row {index}")
+    return dataset.__getitem__, [row[columns.language] for row in dataset]
 
 
-def _feed_stream(
-    dataset: IterableDataset, sink: Sink, columns: tuple[str, str], languages: Sequence[str] | None
-) -> None:
+def _feed_stream(dataset: IterableDataset, sink: Sink, columns: Columns, languages: Sequence[str] | None) -> None:
     if languages is None:
         logger.warning(
             "Without `languages` a streaming dataset is read to its end, as any row may bring a new language: name the "
             "languages, or pass dataset.take(n)."
         )
-    decode = _label_decoder(dataset.features, columns[0])
+    decode = _label_decoder(dataset.features, columns.language)
     seen: set[str] = set()
     for index, row in enumerate(dataset):
-        _check_columns(list(row), columns, f" in row {index}" if index else "")
-        language = _checked_language(decode(row[columns[0]]), columns[0], index)
+        columns.check(list(row), f" in row {index}" if index else "")
+        language = _checked_language(decode(row[columns.language]), columns.language, index)
         if language is None:
             continue
         seen.add(language)
@@ -171,17 +220,6 @@ def _checked_language(language: Any, language_column: str, index: int) -> str | 
         f"Column {language_column!r} must hold language codes as strings, but row {index} holds "
         f"{language!r} ({type(language).__name__}): convert the column to strings."
     )
-
-
-def _check_columns(present: Sequence[str] | None, columns: Sequence[str], where: str = "") -> None:
-    """A text column may be missing where the rows are tokenised."""
-    for column in columns:
-        if column not in (present or ()) and not (column == columns[-1] and "input_ids" in (present or ())):
-            setting = "text_column" if column == columns[-1] else "language_column"
-            raise ValueError(
-                f"Column {column!r} is missing{where}. The dataset has: {', '.join(map(repr, present or ()))}. "
-                f"Name the right one with {setting}."
-            )
 
 
 def _absent(language: str, present: Iterable[str]) -> ValueError:

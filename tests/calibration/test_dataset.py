@@ -28,9 +28,16 @@ def constant_rows(**tokens: int) -> list[Row]:
     return [{"language": language, "input_ids": [9] * count} for language, count in tokens.items()]
 
 
+def packed(chunks: CalibrationChunks) -> dict[str, torch.Tensor]:
+    """Language to its token ids, `(chunks, LENGTH)`; they are all that the model gets."""
+    parts = {language: part for language, (part,) in chunks.chunks.items()}
+    assert all(part.keys() == {"input_ids"} for part in parts.values())
+    return {language: part["input_ids"] for language, part in parts.items()}
+
+
 def contents(chunks: CalibrationChunks) -> dict[str, list[list[int]]]:
     """Chunks without their order."""
-    return {language: sorted(ids.tolist()) for language, ids in chunks.chunks.items()}
+    return {language: sorted(ids.tolist()) for language, ids in packed(chunks).items()}
 
 
 def counted_stream(rows: list[Row], read: list[Row]) -> IterableDataset:
@@ -69,8 +76,8 @@ def test_every_container_gives_the_same_chunks(model: PreTrainedModel, container
     assert contents(chunks) == {
         code: sorted(row["input_ids"] for row in rows if row["language"] == code) for code in sorted(CODES.split())
     }
-    assert chunks.chunks["en"].shape == (4, LENGTH)
-    assert chunks.chunks["en"].dtype == torch.int64
+    assert packed(chunks)["en"].shape == (4, LENGTH)
+    assert packed(chunks)["en"].dtype == torch.int64
 
 
 @pytest.mark.parametrize("container", ["list", "Dataset", "IterableDataset", "ClassLabel stream"])
@@ -87,9 +94,9 @@ def test_texts_are_tokenised_and_packed_end_to_end(model: PreTrainedModel, token
     chunks = pack(texts, model, tokenizer)
     for language, (text, *_) in texts.items():
         ids = tokenizer(text)["input_ids"] * 6
-        packed = chunks.chunks[language].flatten().tolist()
-        assert packed == ids[: len(packed)]
-        assert len(packed) == min(4, len(ids) // LENGTH) * LENGTH
+        found = packed(chunks)[language].flatten().tolist()
+        assert found == ids[: len(found)]
+        assert len(found) == min(4, len(ids) // LENGTH) * LENGTH
 
 
 def test_columns_may_have_any_name(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -101,14 +108,14 @@ def test_columns_may_have_any_name(model: PreTrainedModel, tokenizer: PreTrained
 
 def test_every_language_gets_the_same_number_of_tokens(model: PreTrainedModel) -> None:
     chunks = pack(constant_rows(de=500, en=4 * LENGTH, sw=33), model)
-    assert {language: ids.shape for language, ids in chunks.chunks.items()} == dict.fromkeys(
+    assert {language: ids.shape for language, ids in packed(chunks).items()} == dict.fromkeys(
         ("de", "en", "sw"), (4, LENGTH)
     )
 
 
 def test_short_rows_are_packed_and_an_incomplete_chunk_is_left_out(model: PreTrainedModel) -> None:
     rows = [{"language": "en", "input_ids": [index] * 3} for index in range(7)]
-    ids = pack(rows, model).chunks["en"]
+    ids = packed(pack(rows, model))["en"]
     assert ids.shape == (2, LENGTH)
     assert [len(list(run)) for _, run in groupby(ids.flatten().tolist())] == [3, 3, 3, 3, 3, 1]
 
@@ -146,8 +153,8 @@ def test_seed_chooses_the_rows(model: PreTrainedModel) -> None:
 
 def test_languages_read_the_same_rows_of_a_parallel_text(model: PreTrainedModel) -> None:
     rows = [{"language": code, "input_ids": [k] * LENGTH} for code in ("en", "sw") for k in range(40)]
-    chunks = pack(rows, model).chunks
-    assert torch.equal(chunks["en"], chunks["sw"])
+    ids = packed(pack(rows, model))
+    assert torch.equal(ids["en"], ids["sw"])
 
 
 def test_order_of_the_languages_does_not_matter(model: PreTrainedModel) -> None:
@@ -165,13 +172,13 @@ def test_long_document_does_not_crowd_out_the_others(
 ) -> None:
     rows = [{"language": "en", "input_ids": [index] * (1000 if index == 0 else LENGTH)} for index in range(4)]
     for seed in range(4):
-        ids = pack(container(rows), model, seed=seed).chunks["en"]
+        ids = packed(pack(container(rows), model, seed=seed))["en"]
         assert ids.flatten().bincount().tolist() == [LENGTH] * 4
 
 
 def test_long_document_fills_in_where_there_is_nothing_else(model: PreTrainedModel) -> None:
     rows = [{"language": "en", "input_ids": [index] * (1000 if index == 0 else LENGTH)} for index in range(2)]
-    assert pack(rows, model).chunks["en"].flatten().bincount().tolist() == [3 * LENGTH, LENGTH]
+    assert packed(pack(rows, model))["en"].flatten().bincount().tolist() == [3 * LENGTH, LENGTH]
 
 
 @pytest.mark.parametrize(("languages", "needed"), [(["en"], 11), (["en", "fr"], 12)])
@@ -209,15 +216,22 @@ def test_requested_languages_are_the_only_ones(model: PreTrainedModel) -> None:
 def test_language_that_is_requested_twice_is_read_once(model: PreTrainedModel, stream: bool) -> None:
     rows = make_rows("en", rows=3, length=LENGTH)
     chunks = pack(counted_stream(rows, []) if stream else rows, model, languages=["en", "en"])
-    assert len(chunks.chunks["en"]) == chunks.coverage[0].rows == 3
+    assert len(packed(chunks)["en"]) == chunks.coverage[0].rows == 3
 
 
 def test_batches_cover_every_chunk_and_never_mix_languages(model: PreTrainedModel) -> None:
     chunks = pack(make_rows("en fr", length=LENGTH), model)
     batches = list(chunks.batches(3))
-    assert [(language, len(ids)) for language, ids in batches] == [("en", 3), ("en", 1), ("fr", 3), ("fr", 1)]
+    assert [(language, len(inputs["input_ids"])) for language, inputs in batches] == [
+        ("en", 3),
+        ("en", 1),
+        ("fr", 3),
+        ("fr", 1),
+    ]
     assert chunks.number_of_batches(3) == 4
-    assert torch.equal(torch.cat([ids for language, ids in batches if language == "fr"]), chunks.chunks["fr"])
+    assert torch.equal(
+        torch.cat([inputs["input_ids"] for language, inputs in batches if language == "fr"]), packed(chunks)["fr"]
+    )
 
 
 def test_fingerprint_depends_on_language_ids_and_shape(model: PreTrainedModel) -> None:

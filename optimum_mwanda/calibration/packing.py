@@ -1,0 +1,154 @@
+"""Rows become chunks: text packed to one length, or pairs of source and target."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from itertools import groupby
+
+import torch
+
+from .encoding import RowEncoder
+from .rows import Row
+
+Ids = dict[str, list[int]]
+Batch = dict[str, torch.Tensor]
+
+
+class _Counted:
+    """Counts the rows of each language.
+
+    Attributes:
+        rows: Language to the number of rows that were used.
+        empty: Language to the number of rows without text.
+    """
+
+    def __init__(self, encoder: RowEncoder) -> None:
+        self.encoder = encoder
+        self.rows: defaultdict[str, int] = defaultdict(int)
+        self.empty: defaultdict[str, int] = defaultdict(int)
+
+    @property
+    def languages(self) -> list[str]:
+        """Languages of which a row was read, in sorted order."""
+        return sorted({*self.rows, *self.empty})
+
+    def _count(self, language: str, inputs: Ids) -> None:
+        counter = self.rows if inputs else self.empty
+        counter[language] += 1
+
+
+class TextPacker(_Counted):
+    """Concatenates the tokens of each language until there are enough of them for its chunks.
+
+    No row gives more than `most_per_row` tokens while others are left, so that one long document does not stand for a
+    language.
+
+    Args:
+        encoder: Encodes the rows.
+        length: Tokens of a chunk.
+        chunks: Most chunks per language.
+        most_per_row: Tokens that a row gives at first.
+    """
+
+    kind = "text"
+
+    def __init__(self, encoder: RowEncoder, length: int, chunks: int, most_per_row: int) -> None:
+        super().__init__(encoder)
+        self.length = length
+        self.capacity = length * chunks
+        self.most_per_row = most_per_row
+        self._tokens: defaultdict[str, Ids] = defaultdict(dict)
+        self._leftover: defaultdict[str, Ids] = defaultdict(dict)
+        self._names: frozenset[str] | None = None
+
+    def add(self, language: str, row: Row) -> None:
+        """Takes a row.
+
+        Raises:
+            ValueError: If it has `position_ids` and another row has none, or the reverse.
+        """
+        inputs = self.encoder.inputs(row, language)
+        self._count(language, inputs)
+        if not inputs:
+            return
+        self._names = self._names or frozenset(inputs)
+        if self._names != inputs.keys():
+            raise ValueError(
+                f"Of the rows some have position_ids and some, as one of language {language!r}, "
+                f"{'do' if 'position_ids' in inputs else 'do not'}: give them in all rows or in none."
+            )
+        for name, values in inputs.items():
+            self._tokens[language].setdefault(name, []).extend(values[: self.most_per_row])
+            self._leftover[language].setdefault(name, []).extend(values[self.most_per_row :])
+
+    def is_full(self, language: str) -> bool:
+        """Whether a language needs no more rows."""
+        return language in self._tokens and len(self._tokens[language]["input_ids"]) >= self.capacity
+
+    def batches(self, language: str) -> tuple[Batch, ...]:
+        """All chunks of a language as one batch; none if its tokens fill no chunk."""
+        count = min(self._tokens_of(language), self.capacity) // self.length
+        if not count:
+            return ()
+        packed = {
+            name: torch.tensor((tokens + self._leftover[language][name])[: count * self.length]).view(count, -1)
+            for name, tokens in self._tokens[language].items()
+        }
+        return (packed,)
+
+    def shortage(self, languages: Iterable[str]) -> str:
+        """What languages without a chunk have, as the object of "they have"."""
+        counts = ", ".join(f"{language!r} {self._tokens_of(language)}" for language in languages)
+        return f"fewer than the {self.length} of one chunk (tokens: {counts}). Lower sequence_length, or add text."
+
+    def _tokens_of(self, language: str) -> int:
+        if language not in self._tokens:
+            return 0
+        return len(self._tokens[language]["input_ids"]) + len(self._leftover[language]["input_ids"])
+
+
+class PairPacker(_Counted):
+    """Keeps pairs of source and target for an encoder-decoder; each is a chunk.
+
+    Args:
+        encoder: Encodes the rows.
+        length: Most tokens of a source, and of a target.
+        chunks: Most pairs per language.
+    """
+
+    kind = "source or target"
+
+    def __init__(self, encoder: RowEncoder, length: int, chunks: int) -> None:
+        super().__init__(encoder)
+        self.length = length
+        self.capacity = chunks
+        self._pairs: defaultdict[str, list[Ids]] = defaultdict(list)
+
+    def add(self, language: str, row: Row) -> None:
+        """Takes a row."""
+        pair = self.encoder.pair(row, language, self.length)
+        self._count(language, pair)
+        if pair:
+            self._pairs[language].append(pair)
+
+    def is_full(self, language: str) -> bool:
+        """Whether a language needs no more rows."""
+        return language in self._pairs and len(self._pairs[language]) >= self.capacity
+
+    def batches(self, language: str) -> tuple[Batch, ...]:
+        """The pairs of a language, one batch for every combination of source and target length.
+
+        Pairs of one shape need no padding, which would enter the statistics.
+        """
+
+        def shape(pair: Ids) -> tuple[int, int]:
+            return len(pair["input_ids"]), len(pair["labels"])
+
+        groups = [list(group) for _, group in groupby(sorted(self._pairs[language], key=shape), shape)]
+        return tuple({name: torch.tensor([pair[name] for pair in group]) for name in group[0]} for group in groups)
+
+    def shortage(self, languages: Iterable[str]) -> str:
+        """What languages without a chunk have, as the object of "they have"."""
+        return (
+            f"no row in which neither source nor target is empty ({', '.join(map(repr, languages))}): look at "
+            "text_column and target_column, or at 'input_ids' and 'labels'."
+        )
