@@ -1,11 +1,12 @@
 """`optimum-cli mwanda evaluate`."""
 
 import argparse
+import json
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .base import Result, Subcommand, add_common_options
-from .checkpoint import to_json
 from .data import add_dataset_options, open_dataset
 from .errors import DataError, UsageError, errors_as
 from .models import add_model_options, load_model, load_tokenizer, pruning_errors
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 class EvaluateCommand(Subcommand):
     """Measure perplexity and bits per byte in every language, also against the dense model.
 
-    With --dense both models read the same text, and the table shows what pruning cost in every language.
+    With --dense both models read the same text, and the tables show what pruning cost in every language, with paired
+    confidence intervals. --dense-report spares the evaluation of a dense model that was evaluated before.
     """
 
     @staticmethod
@@ -26,8 +28,25 @@ class EvaluateCommand(Subcommand):
         """Declares the flags."""
         parser.description = EvaluateCommand.__doc__
         parser.add_argument("model", metavar="MODEL", help="Folder or repository of the model")
-        parser.add_argument("--dense", metavar="MODEL", help="The dense model to compare with (default: none)")
-        parser.add_argument("--output", metavar="FILE", help="JSON file to write the report to (default: none)")
+        dense = parser.add_mutually_exclusive_group()
+        dense.add_argument("--dense", metavar="MODEL", help="The dense model to compare with (default: none)")
+        dense.add_argument(
+            "--dense-report",
+            metavar="FILE",
+            help="JSON report of the dense model, or of a comparison with it, on the same text (default: none)",
+        )
+        parser.add_argument(
+            "--confidence",
+            type=float,
+            metavar="P",
+            default=0.95,
+            help="Probability with which an interval shall cover the true value (default: 0.95)",
+        )
+        parser.add_argument(
+            "--output",
+            metavar="FILE",
+            help="File to write the report to: Markdown if it ends in .md, a table in .csv, else JSON (default: none)",
+        )
         add_overwrite(parser)
         add_dataset_options(parser, required=True, purpose="Held-out text")
         group = parser.add_argument_group("evaluation")
@@ -40,7 +59,7 @@ class EvaluateCommand(Subcommand):
             "--sequence-length",
             type=int,
             metavar="N",
-            help="Tokens per window (default: 512, or the model's positions where those are fewer)",
+            help="Tokens per window (default: that of --dense-report, or 512, or the model's positions if fewer)",
         )
         group.add_argument(
             "--tokens-per-language",
@@ -63,15 +82,20 @@ class EvaluateCommand(Subcommand):
         for name in ("batch_size", "tokens_per_language"):
             if getattr(args, name) < 1:
                 raise UsageError(f"--{name.replace('_', '-')} {getattr(args, name)}: give at least 1.")
+        if not 0 < args.confidence < 1:
+            raise UsageError(f"--confidence {args.confidence}: give a number between 0 and 1.")
+        dense = None if args.dense_report is None else read_dense_report(Path(args.dense_report))
+        if dense is not None and args.sequence_length is None:
+            args.sequence_length = dense.sequence_length
         with open_dataset(args.dataset, args.dataset_config, args.split, args.streaming) as dataset:
             report, seen = self._evaluate(args.model, dataset, args.revision)
-            result: PerplexityReport | PerplexityComparison = report
             if args.dense is not None:
-                result = compare(self._evaluate(args.dense, dataset)[0], report, seen)
-        lines = [result.to_markdown()]
+                dense = self._evaluate(args.dense, dataset)[0]
+        result = report if dense is None else compare(dense, report, seen, args.confidence)
+        lines = tables(result)
         if target is not None:
             with errors_as(DataError, OSError):
-                write_text(target, to_json(result.to_dict()))
+                write_text(target, in_format_of(target, result))
             lines.append(f"Wrote {target}.")
         return Result("\n\n".join(lines), result.to_dict())
 
@@ -99,12 +123,53 @@ class EvaluateCommand(Subcommand):
 
 
 def compare(
-    dense: "PerplexityReport", pruned: "PerplexityReport", seen: Iterable[str] | None
+    dense: "PerplexityReport", pruned: "PerplexityReport", seen: Iterable[str] | None, confidence: float = 0.95
 ) -> "PerplexityComparison":
-    """Sets a pruned model beside its dense original; `seen` are the languages of its calibration, if any are known."""
+    """Sets a pruned model beside its dense original; `seen` are the languages of its calibration, if any are known.
+
+    Raises:
+        DataError: If they were not evaluated on the same text.
+    """
     from ..evaluation.report import PerplexityComparison
 
-    return PerplexityComparison(dense, {"pruned": pruned}, list(seen or ()) or None)
+    with errors_as(DataError, ValueError):
+        return PerplexityComparison(dense, {"pruned": pruned}, list(seen or ()) or None, confidence)
+
+
+def read_dense_report(path: Path) -> "PerplexityReport":
+    """Reads the report of a dense model, from a file about it alone or from a comparison.
+
+    Raises:
+        DataError: If it is neither.
+    """
+    from ..evaluation.report import PerplexityReport
+
+    with errors_as(DataError, OSError):
+        text = path.read_text(encoding="utf-8")
+    try:
+        values = json.loads(text)
+        return PerplexityReport.from_dict(values.get("dense", values))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{path} holds no report of a dense model ({error!r}): write one with `optimum-cli mwanda evaluate "
+            "DENSE_MODEL --dataset ... --output FILE`."
+        ) from error
+
+
+def tables(result: "PerplexityReport | PerplexityComparison") -> list[str]:
+    """Markdown: scores, or what pruning changed in perplexity and in bits per byte."""
+    from ..evaluation.report import PerplexityReport
+
+    if isinstance(result, PerplexityReport):
+        return [result.to_markdown()]
+    return [result.to_markdown(), result.to_markdown("bits_per_byte")]
+
+
+def in_format_of(path: Path, result: "PerplexityReport | PerplexityComparison") -> str:
+    """The content of a report file, in the format that its name asks for."""
+    if path.suffix == ".md":
+        return "\n\n".join(tables(result)) + "\n"
+    return str(result.to_pandas().to_csv(index=False)) if path.suffix == ".csv" else result.to_json()
 
 
 def measure(model: Any, tokenizer: Any, dataset: Any, **options: Any) -> "PerplexityReport":

@@ -1,39 +1,18 @@
 """Results per language, and what pruning changed in them."""
 
 import dataclasses
-import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..utils import markdown_table
+from . import tables
+from .bootstrap import check_confidence
+from .changes import METRICS, Change, Metric, measure_change
+from .scores import LanguageScore
 
-
-@dataclasses.dataclass(frozen=True)
-class LanguageScore:
-    """How well a model predicts the text of one language.
-
-    Attributes:
-        language: Code, as the dataset gives it.
-        tokens: Predicted tokens; special tokens are not counted.
-        nll: Mean negative log-likelihood per token, in nats.
-        bytes: UTF-8 length of the text; None if only token ids were given.
-    """
-
-    language: str
-    tokens: int
-    nll: float
-    bytes: int | None = None
-
-    @property
-    def perplexity(self) -> float:
-        """`exp(nll)`, per token: comparable between models with one tokenizer, not between languages."""
-        return math.exp(min(self.nll, 700.0))
-
-    @property
-    def bits_per_byte(self) -> float | None:
-        """`nll · tokens / (ln 2 · bytes)`: comparable between tokenizers; None without a text."""
-        return None if not self.bytes else self.nll * self.tokens / (math.log(2) * self.bytes)
+if TYPE_CHECKING:
+    import pandas
+    from datasets import Dataset
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,38 +34,48 @@ class PerplexityReport:
         return {
             "model": self.model,
             "sequence_length": self.sequence_length,
-            "languages": [
-                {
-                    **dataclasses.asdict(score),
-                    "perplexity": score.perplexity,
-                    "bits_per_byte": score.bits_per_byte,
-                }
-                for score in self.scores.values()
-            ],
+            "languages": [score.to_dict() for score in self.scores.values()],
         }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "PerplexityReport":
         """Inverse of `to_dict`."""
-        scores = [
-            LanguageScore(entry["language"], entry["tokens"], entry["nll"], entry["bytes"])
-            for entry in values["languages"]
-        ]
+        scores = [LanguageScore.from_dict(entry) for entry in values["languages"]]
         return cls({score.language: score for score in scores}, values["model"], values["sequence_length"])
 
     def to_json(self) -> str:
         """The report as JSON."""
-        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
+        return tables.to_json(self.to_dict())
 
     def to_markdown(self) -> str:
-        """A table with one row per language."""
+        """A table with one row per language; standard errors follow `±`, where they are known."""
         return markdown_table(
             ["language", "tokens", "nll", "perplexity", "bits per byte"],
             [
-                [s.language, s.tokens, f"{s.nll:.4f}", f"{s.perplexity:.2f}", _decimal(s.bits_per_byte, 4)]
-                for s in self.scores.values()
+                [
+                    score.language,
+                    score.tokens,
+                    tables.with_error(score.nll, score.standard_errors["nll"], 4),
+                    tables.with_error(score.perplexity, score.standard_errors["perplexity"], 2),
+                    tables.with_error(score.bits_per_byte, score.standard_errors["bits_per_byte"], 4),
+                ]
+                for score in self.scores.values()
             ],
         )
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """A table with one row per language; standard errors are in columns of their own."""
+        return tables.to_pandas(self._rows())
+
+    def to_dataset(self) -> "Dataset":
+        """The same rows as a `datasets.Dataset`."""
+        return tables.to_dataset(self._rows())
+
+    def _rows(self) -> list[dict[str, Any]]:
+        return [
+            {"language": score.language, "tokens": score.tokens, "bytes": score.bytes, **tables.score_row(score)}
+            for score in self.scores.values()
+        ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,22 +86,34 @@ class PerplexityComparison:
         dense: Report of the dense model.
         pruned: Name to report of each pruned model, in the order of the columns.
         seen: Languages that were calibrated on; None if that is not known.
+        confidence: Probability with which an interval shall cover the true value. It holds for each interval by
+            itself, not for all of a table together.
 
     Raises:
-        ValueError: If the reports do not cover the same languages.
+        ValueError: If the reports do not cover the same languages, or were measured on different text, or `confidence`
+            does not lie between 0 and 1.
     """
 
     dense: PerplexityReport
     pruned: Mapping[str, PerplexityReport]
     seen: Sequence[str] | None = None
+    confidence: float = 0.95
 
     def __post_init__(self) -> None:
+        check_confidence(self.confidence)
         for name, report in self.pruned.items():
             if report.scores.keys() != self.dense.scores.keys():
                 raise ValueError(
                     f"The report of {name!r} covers {', '.join(report.scores)}, that of the dense model "
                     f"{', '.join(self.dense.scores)}: evaluate both on the same dataset."
                 )
+            for language, score in report.scores.items():
+                if not score.is_on_the_text_of(self.dense.scores[language]):
+                    raise ValueError(
+                        f"The reports of {name!r} and of the dense model are on different text or windows in "
+                        f"{language!r}: evaluate both with the same dataset, tokenizer, sequence_length, "
+                        "tokens_per_language and seed."
+                    )
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -127,6 +128,13 @@ class PerplexityComparison:
     def log_ratio(self, name: str, language: str) -> float:
         """Increase of the log-perplexity over dense, in nats per token."""
         return self.pruned[name].scores[language].nll - self.dense.scores[language].nll
+
+    def bits_per_byte_increase(self, name: str, language: str) -> float:
+        """Increase of bits per byte, as a fraction of the dense model's: 0.1 is 10 % more.
+
+        The text is the same, so its bytes cancel: this is known for tokenised datasets too.
+        """
+        return self.pruned[name].scores[language].nll / self.dense.scores[language].nll - 1
 
     def mean_log_ratio(self, name: str, languages: Iterable[str] | None = None) -> float | None:
         """Mean increase of the log-perplexity over some languages, by default all; None over no language."""
@@ -147,16 +155,37 @@ class PerplexityComparison:
             "worst": self.log_ratio(name, self.worst(name)),
         }
 
+    def change(self, name: str, against: str | None = None, metric: Metric = "log_perplexity") -> Change:
+        """Increases over dense with confidence intervals, per language and over languages.
+
+        Args:
+            name: A pruned model.
+            against: Another one. The figures are then how much larger the increases of `name` are than those of
+                `against`; where an interval lies below zero, `name` keeps more.
+            metric: `log_perplexity`, in nats per token, or `bits_per_byte`, as a fraction of the dense model's.
+
+        Raises:
+            KeyError: If a name is not that of a pruned model.
+            ValueError: If there is no such metric.
+        """
+        if metric not in METRICS:
+            raise ValueError(f"metric={metric!r} is none of {', '.join(METRICS)}.")
+        other = None if against is None else self.pruned[against].scores
+        pruned = self.pruned[name].scores
+        return measure_change(self.dense.scores, pruned, other, self.seen, metric, self.confidence)
+
     def to_dict(self) -> dict[str, Any]:
-        """Reports and summaries as plain JSON values."""
+        """Reports, summaries and changes as plain JSON values."""
         return {
             "seen": None if self.seen is None else list(self.seen),
+            "confidence": self.confidence,
             "dense": self.dense.to_dict(),
             "pruned": {
                 name: {
                     **report.to_dict(),
                     "log_perplexity_increase": self.summary(name),
                     "worst_language": self.worst(name),
+                    "change": {metric: self.change(name, metric=metric).to_dict() for metric in METRICS},
                 }
                 for name, report in self.pruned.items()
             },
@@ -166,38 +195,49 @@ class PerplexityComparison:
     def from_dict(cls, values: Mapping[str, Any]) -> "PerplexityComparison":
         """Inverse of `to_dict`."""
         pruned = {name: PerplexityReport.from_dict(report) for name, report in values["pruned"].items()}
-        return cls(PerplexityReport.from_dict(values["dense"]), pruned, values["seen"])
+        dense = PerplexityReport.from_dict(values["dense"])
+        return cls(dense, pruned, values["seen"], values.get("confidence", 0.95))
 
-    def to_markdown(self) -> str:
-        """Perplexity per language, dense and pruned, with the factor by which pruning raises it.
+    def to_json(self) -> str:
+        """The comparison as JSON."""
+        return tables.to_json(self.to_dict())
 
-        Means over languages are geometric. A row `worst` names the language that suffers most.
+    def to_markdown(self, metric: Metric = "log_perplexity") -> str:
+        """A table per language and over languages, dense and pruned models side by side.
+
+        Means over languages are of the logarithms for perplexities. Rows `worst` and `best` name the language that
+        suffers most and least, `spread` is the standard deviation over languages. Intervals are in brackets, where
+        they are known.
+
+        Args:
+            metric: `log_perplexity` shows perplexities and the factors by which pruning raises them, `bits_per_byte`
+                shows bits per byte and the increase in percent.
         """
-        known = self.seen is not None
-        header = ["language", *(["calibrated"] if known else []), "dense"]
-        for name in self.pruned:
-            header += [name, "×"]
+        changes = {name: self.change(name, metric=metric) for name in self.pruned}
+        reports = {name: report.scores for name, report in self.pruned.items()}
+        return tables.comparison_table(self.dense.scores, reports, changes, self.seen, metric)
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """A table with one row per pruned model and language: both scores, the increases and their intervals."""
+        return tables.to_pandas(self._rows())
+
+    def to_dataset(self) -> "Dataset":
+        """The same rows as a `datasets.Dataset`."""
+        return tables.to_dataset(self._rows())
+
+    def _rows(self) -> list[dict[str, Any]]:
         rows = []
-        for language in self.languages:
-            row = [language, *(["yes" if language in (self.seen or ()) else "no"] if known else [])]
-            row.append(f"{self.dense.scores[language].perplexity:.2f}")
-            for name, report in self.pruned.items():
-                row += [f"{report.scores[language].perplexity:.2f}", _factor(self.log_ratio(name, language))]
-            rows.append(row)
-        for label in ("mean", "seen", "unseen", "worst"):
-            factors = [self.summary(name)[label] for name in self.pruned]
-            if all(factor is None for factor in factors):
-                continue
-            row = [f"**{label}**", *([""] if known else []), ""]
-            for name, factor in zip(self.pruned, factors, strict=True):
-                row += [self.worst(name) if label == "worst" else "", _factor(factor)]
-            rows.append(row)
-        return markdown_table(header, rows)
-
-
-def _factor(log_ratio: float | None) -> str:
-    return "" if log_ratio is None else _decimal(math.exp(min(log_ratio, 700.0)), 3)
-
-
-def _decimal(value: float | None, digits: int) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
+        for name, report in self.pruned.items():
+            changes = {metric: self.change(name, metric=metric) for metric in METRICS}
+            rows += [
+                {
+                    "model": name,
+                    "language": language,
+                    "calibrated": None if self.seen is None else language in self.seen,
+                    **tables.score_row(self.dense.scores[language], "dense_"),
+                    **tables.score_row(score),
+                    **tables.change_row(changes, language),
+                }
+                for language, score in report.scores.items()
+            ]
+        return rows

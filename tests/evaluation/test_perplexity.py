@@ -4,9 +4,13 @@ import math
 
 import pytest
 import torch
+from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from optimum_mwanda import evaluate_languages
+from optimum_mwanda.evaluation.perplexity import _join_small
 from tests.conftest import assert_untouched, make_model, make_rows, state_of
 
 Rows = list[dict[str, object]]
@@ -85,6 +89,91 @@ def test_batch_size_and_order_of_languages_do_not_matter() -> None:
     for language in first.scores:
         assert first.scores[language].tokens == second.scores[language].tokens == 98
         assert first.scores[language].nll == pytest.approx(second.scores[language].nll, rel=1e-5)
+
+
+def test_windows_are_kept_and_a_short_rest_is_joined_to_its_neighbour() -> None:
+    model = make_model()
+    ids = make_rows("en", rows=1, length=7 * 4 + 1 + 3)[0]["input_ids"]
+    assert isinstance(ids, list)
+    report = evaluate_languages(model, None, [{"language": "en", "input_ids": ids}], sequence_length=8, progress=False)
+    windows = report.scores["en"].windows
+    assert windows is not None
+    losses = by_hand(model, ids, 8)
+    assert windows.tokens == (7, 7, 7, 10)
+    expected = [sum(losses[:7]), sum(losses[7:14]), sum(losses[14:21]), sum(losses[21:])]
+    assert windows.nll == pytest.approx(expected, rel=1e-5)
+    assert windows.bytes is None
+    assert report.scores["en"].nll == pytest.approx(sum(windows.nll) / sum(windows.tokens), rel=1e-12)
+
+
+def test_bytes_of_windows_are_those_of_their_text(
+    sample_model: PreTrainedModel, sample_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    texts = ["Функция возвращает список. " * 8, "A list holds values. " * 16]
+    score = evaluate_languages(
+        sample_model, sample_tokenizer, {"ru": texts}, sequence_length=32, progress=False
+    ).scores["ru"]
+    windows = score.windows
+    assert windows is not None
+    assert windows.bytes is not None
+    assert len(windows.bytes) >= 4
+    assert sum(windows.bytes) == score.bytes == sum(len(text.encode()) for text in texts)
+    assert sum(windows.tokens) == score.tokens
+    # Both texts repeat a sentence, so within a text a token has the same number of bytes everywhere.
+    rates = [size / count for size, count in zip(windows.bytes, windows.tokens, strict=True)]
+    per_text = [len(text.encode()) / (len(sample_tokenizer(text)["input_ids"]) - 1) for text in texts]
+    assert sorted((rates[0], rates[-1])) == pytest.approx(sorted(per_text), rel=0.1)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 8), st.integers(0, 30)), min_size=1, max_size=30),
+    st.floats(0.5, 8.0),
+)
+def test_joined_windows_are_all_windows_in_order_and_none_is_small(sizes: list[tuple[int, int]], least: float) -> None:
+    counts, bytes = zip(*sizes, strict=True)
+    parts = _join_small(counts, bytes, least)
+    assert [index for part in parts for index in range(part.start, part.stop)] == list(range(len(sizes)))
+    if len(parts) > 1:
+        assert all(sum(counts[part]) >= least and sum(bytes[part]) > 0 for part in parts)
+    if all(count >= least and size for count, size in sizes):
+        assert len(parts) == len(sizes)
+
+
+def test_language_of_which_some_rows_are_only_ids_has_no_bits_per_byte(
+    sample_model: PreTrainedModel, sample_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    rows: Rows = [
+        {"language": "en", "text": "The loop ends.", "input_ids": None},
+        {"language": "en", "text": None, "input_ids": [30, 31, 32]},
+    ]
+    score = evaluate_languages(sample_model, sample_tokenizer, rows, progress=False).scores["en"]
+    assert score.tokens == len(sample_tokenizer("The loop ends.")["input_ids"]) - 1 + 3
+    assert score.bits_per_byte is None
+
+
+def test_stream_gives_what_a_table_in_the_same_order_gives() -> None:
+    model = make_model()
+    rows = make_rows("en fr", rows=1, length=40)
+    stream = Dataset.from_list(rows).to_iterable_dataset()
+    streamed = evaluate_languages(model, None, stream, languages=["en", "fr"], sequence_length=8, progress=False)
+    assert streamed == evaluate_languages(model, None, rows, sequence_length=8, progress=False)
+
+
+def test_nan_is_an_error_that_names_the_language() -> None:
+    model = make_model()
+    with torch.no_grad():
+        model.get_input_embeddings().weight[90] = math.nan  # type: ignore[index]
+    rows: Rows = [{"language": "en", "input_ids": [5, 6, 7]}, {"language": "sw", "input_ids": [5, 90, 7]}]
+    with pytest.raises(FloatingPointError, match="loss of language 'sw' is nan"):
+        evaluate_languages(model, None, rows, progress=False)
+
+
+def test_text_of_special_tokens_alone_is_no_text(
+    sample_model: PreTrainedModel, sample_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    ids = [sample_tokenizer.bos_token_id] * 3
+    with pytest.raises(ValueError, match="no text to evaluate in 'en'"):
+        evaluate_languages(sample_model, sample_tokenizer, [{"language": "en", "input_ids": ids}], progress=False)
 
 
 def test_model_is_left_as_it_was() -> None:

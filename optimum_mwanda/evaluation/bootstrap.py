@@ -1,0 +1,69 @@
+"""Standard errors and confidence intervals by resampling evaluation windows."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+RESAMPLES = 2000
+MOST_COUNTS = 2**20  # of one block of resamples: 8 MiB
+
+Array = NDArray[np.float64]
+
+
+class Estimate(NamedTuple):
+    """A figure with its confidence interval.
+
+    Attributes:
+        value: The figure on all windows.
+        low: Lower end of the interval; None where there are fewer than two windows to resample.
+        high: Upper end.
+    """
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+def check_confidence(confidence: float) -> None:
+    """Checks what a user gives as confidence.
+
+    Raises:
+        ValueError: If it does not lie between 0 and 1.
+    """
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence={confidence} must lie between 0 and 1, such as 0.95.")
+
+
+def resampled_sums(sums: Array, name: str, resamples: int = RESAMPLES) -> Array:
+    """Draws windows with replacement and adds them up.
+
+    All columns are added over the same windows, so figures of several models stay paired. Of W windows W - 1 are drawn:
+    with W, each language's variance would come out too small by the factor (W - 1) / W, and so would that of every mean
+    over languages, however many there are (Rao and Wu 1988, "Resampling inference with complex survey data").
+
+    Args:
+        sums: Sums over each window, (windows, columns), at least two windows.
+        name: Seed of the draws. The same name draws the same windows, whatever else is resampled.
+        resamples: Number of draws.
+
+    Returns:
+        Sums over the drawn windows, (resamples, columns).
+    """
+    windows = len(sums)
+    random = np.random.default_rng(list(name.encode()))
+    blocks = []
+    for start in range(0, resamples, block := max(MOST_COUNTS // windows, 1)):
+        rows = min(block, resamples - start)
+        drawn = random.integers(windows, size=(rows, windows - 1)) + windows * np.arange(rows)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=rows * windows).reshape(rows, windows)
+        blocks.append(counts @ sums)
+    return np.concatenate(blocks)
+
+
+def estimate(value: float, resampled: Array, confidence: float) -> Estimate:
+    """The percentile interval of a figure, from its resampled values, (resamples,); without one if these hold NaN."""
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(resampled, [tail, 1 - tail]).tolist()
+    return Estimate(value) if math.isnan(low) else Estimate(value, low, high)

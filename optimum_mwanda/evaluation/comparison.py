@@ -1,0 +1,75 @@
+"""Evaluating and comparing models in one call."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from .bootstrap import check_confidence
+from .perplexity import evaluate_languages
+from .report import PerplexityComparison, PerplexityReport
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Measurable: TypeAlias = "PreTrainedModel | PerplexityReport"
+
+
+def compare(
+    dense: Measurable,
+    pruned: "Measurable | Mapping[str, Measurable]",
+    tokenizer: "PreTrainedTokenizerBase | str | None" = None,
+    dataset: Any = None,
+    *,
+    seen: Sequence[str] | None = None,
+    confidence: float = 0.95,
+    **evaluation: Any,
+) -> PerplexityComparison:
+    """Measures what pruning cost in every language, with paired confidence intervals.
+
+    Args:
+        dense: The dense model, or its report: one evaluation of it serves any number of comparisons.
+        pruned: A pruned model or its report, or a dict of name to model or report, to see them side by side. A single
+            one gets the name `pruned`.
+        tokenizer: As for `evaluate_languages`.
+        dataset: As for `evaluate_languages`; needed unless all are reports.
+        seen: Languages that were calibrated on. None: what the records of the pruned models say, if they agree.
+        confidence: Probability with which an interval shall cover the true value.
+        evaluation: Further arguments of `evaluate_languages`, the same for all models. `sequence_length` is by default
+            that of the reports.
+
+    Returns:
+        The comparison; `to_markdown()` shows it, `change(name, against=other)` compares two pruned models.
+
+    Raises:
+        TypeError: If something is neither a model nor a report.
+        ValueError: If a model is given without a dataset, reports are on other text, or as `evaluate_languages`.
+    """
+    check_confidence(confidence)
+    named = dict(pruned) if isinstance(pruned, Mapping) else {"pruned": pruned}
+    for name, subject in [("dense", dense), *named.items()]:
+        if not isinstance(subject, PerplexityReport):
+            _check_model(name, subject, dataset)
+    reports = [each for each in (dense, *named.values()) if isinstance(each, PerplexityReport)]
+    if reports:
+        evaluation = {"sequence_length": reports[0].sequence_length, **evaluation}
+
+    def report(subject: Any) -> PerplexityReport:
+        if isinstance(subject, PerplexityReport):
+            return subject
+        return evaluate_languages(subject, tokenizer, dataset, **evaluation)
+
+    seen = _calibrated(named.values()) if seen is None else seen
+    return PerplexityComparison(report(dense), {name: report(each) for name, each in named.items()}, seen, confidence)
+
+
+def _check_model(name: str, subject: Any, dataset: Any) -> None:
+    if not hasattr(subject, "get_input_embeddings"):
+        raise TypeError(f"{name!r} is a {type(subject).__name__}: give a model or a PerplexityReport.")
+    if dataset is None:
+        raise ValueError(f"{name!r} is a model, and there is no text to evaluate it on: pass dataset=.")
+
+
+def _calibrated(models: Any) -> list[str] | None:
+    """The languages in the records of the models that have one, if these agree on some."""
+    records = [getattr(getattr(model, "config", None), "mwanda_config", None) for model in models]
+    found = {tuple(record["languages"]) for record in records if record is not None}
+    return list(found.pop()) or None if len(found) == 1 else None

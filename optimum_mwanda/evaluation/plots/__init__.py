@@ -1,0 +1,20 @@
+"""Pictures of what pruning did, as PNG or SVG files; they need matplotlib (`pip install optimum-mwanda[plots]`).
+
+Each `plot_…` draws one file; the function of the same name that ends in `_figure`, in the module beside, gives the
+matplotlib figure behind it, to be changed or shown in a notebook.
+"""
+
+from .activations import plot_block_correlation, plot_language_activity, plot_language_correlation
+from .curves import CurvePoint, plot_sparsity_curves
+from .degradation import plot_degradation
+from .sparsity import plot_block_sparsity
+
+__all__ = [
+    "CurvePoint",
+    "plot_block_correlation",
+    "plot_block_sparsity",
+    "plot_degradation",
+    "plot_language_activity",
+    "plot_language_correlation",
+    "plot_sparsity_curves",
+]

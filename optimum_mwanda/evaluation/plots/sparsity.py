@@ -1,0 +1,51 @@
+"""Picture of the sparsity of every block."""
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from .drawing import COLORS, new_figure, save_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def block_sparsity_figure(record: Mapping[str, Any]) -> "Figure":
+    """Bars of the share of zeros in every pruned block, with the share in all of them.
+
+    Args:
+        record: The sparsity record of a pruned model.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+    """
+    figure = new_figure(8, 3.2)
+    from matplotlib.ticker import MaxNLocator
+
+    shares = [100 * share for share in record["blocks"]["sparsity"]]
+    everything = 100 * record["achieved_sparsity"]
+    axes = figure.subplots()
+    axes.bar(range(len(shares)), shares, width=0.8, color=COLORS[0])
+    axes.axhline(everything, color=COLORS[1], linewidth=1, linestyle="--", label=f"all blocks: {everything:.1f} %")
+    # Few blocks shall not fill the width with two slabs.
+    room = max(0.0, (8 - len(shares)) / 2)
+    axes.set(xlabel="block", ylabel="zeros (%)", ylim=(0, 100), xlim=(-0.6 - room, len(shares) - 0.4 + room))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if room:
+        axes.set_xticks(range(len(shares)))
+    figure.legend(loc="outside upper right", frameon=False)
+    return figure
+
+
+def plot_block_sparsity(record: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Draws the share of zeros in every pruned block.
+
+    Args:
+        record: The sparsity record of a pruned model.
+        path: File to write, `.png` or `.svg`.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+        ValueError: If the path has another suffix.
+    """
+    save_figure(block_sparsity_figure(record), path)

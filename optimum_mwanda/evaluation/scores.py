@@ -1,0 +1,117 @@
+"""How well a model predicts one language, and how sure that is."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from .bootstrap import Array, resampled_sums
+
+
+@dataclasses.dataclass(frozen=True)
+class Windows:
+    """What was measured on each window of a language's text, in the order of the text.
+
+    Attributes:
+        nll: Sums of the negative log-likelihood, in nats.
+        tokens: Predicted tokens.
+        bytes: UTF-8 length of the text, which sums to that of the language; None if only token ids were given.
+    """
+
+    nll: tuple[float, ...]
+    tokens: tuple[int, ...]
+    bytes: tuple[int, ...] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageScore:
+    """How well a model predicts the text of one language.
+
+    Attributes:
+        language: Code, as the dataset gives it.
+        tokens: Predicted tokens; special tokens are not counted.
+        nll: Mean negative log-likelihood per token, in nats.
+        bytes: UTF-8 length of the text; None if only token ids were given.
+        windows: The same per window, to resample; None if it was not kept.
+    """
+
+    language: str
+    tokens: int
+    nll: float
+    bytes: int | None = None
+    windows: Windows | None = None
+
+    @property
+    def perplexity(self) -> float:
+        """`exp(nll)`, per token: comparable between models with one tokenizer, not between languages."""
+        return math.exp(min(self.nll, 700.0))
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """`nll · tokens / (ln 2 · bytes)`: comparable between tokenizers; None without a text."""
+        return None if not self.bytes else self.nll * self.tokens / (math.log(2) * self.bytes)
+
+    def is_on_the_text_of(self, other: "LanguageScore") -> bool:
+        """Whether all that is known of the text of both scores, its lengths over all and per window, agrees."""
+        known: list[tuple[Any, Any]] = [(self.tokens, other.tokens), (self.bytes, other.bytes)]
+        if self.windows is not None and other.windows is not None:
+            known += [(self.windows.tokens, other.windows.tokens), (self.windows.bytes, other.windows.bytes)]
+        return all(mine == theirs or None in (mine, theirs) for mine, theirs in known)
+
+    @property
+    def can_be_resampled(self) -> bool:
+        """Whether there are two windows at least; of a single one nothing can be learned about its variation."""
+        return self.windows is not None and len(self.windows.nll) > 1
+
+    @functools.cached_property
+    def standard_errors(self) -> dict[str, float | None]:
+        """Standard errors of `nll`, `perplexity` and `bits_per_byte` by bootstrap over windows; None where unknown."""
+        windows = self.windows
+        if windows is None or not self.can_be_resampled:
+            return {"nll": None, "perplexity": None, "bits_per_byte": None}
+        nll, tokens, bytes = self.resample(windows.nll, windows.tokens, windows.bytes or windows.tokens)
+        return {
+            "nll": float(np.std(nll / tokens)),
+            # Relative to the estimate, so that the square of an enormous perplexity does not overflow.
+            "perplexity": self.perplexity * float(np.std(np.exp(nll / tokens - self.nll))),
+            "bits_per_byte": None if windows.bytes is None else float(np.std(nll / bytes)) / math.log(2),
+        }
+
+    def resample(self, *columns: tuple[float, ...]) -> Array:
+        """Sums over resampled windows, (columns, resamples), always over the same ones for a language.
+
+        Args:
+            columns: Sums per window, as in `windows`.
+        """
+        return resampled_sums(np.array(columns, dtype=np.float64).T, self.language).T
+
+    def to_dict(self) -> dict[str, Any]:
+        """The score as plain JSON values, derived figures included."""
+        return {
+            "language": self.language,
+            "tokens": self.tokens,
+            "nll": self.nll,
+            "bytes": self.bytes,
+            "perplexity": self.perplexity,
+            "bits_per_byte": self.bits_per_byte,
+            "standard_errors": self.standard_errors,
+            "windows": None if self.windows is None else dataclasses.asdict(self.windows, dict_factory=_lists),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "LanguageScore":
+        """Inverse of `to_dict`; `windows` may be missing, as in older reports."""
+        kept = values.get("windows")
+        windows = None
+        if kept is not None:
+            bytes = kept["bytes"]
+            windows = Windows(tuple(kept["nll"]), tuple(kept["tokens"]), None if bytes is None else tuple(bytes))
+        return cls(values["language"], values["tokens"], values["nll"], values["bytes"], windows)
+
+
+def _lists(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    """What JSON makes of tuples."""
+    return {name: None if value is None else list(value) for name, value in fields}

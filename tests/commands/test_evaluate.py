@@ -1,0 +1,118 @@
+"""`evaluate`: dense reports that are used again, intervals, and the formats of its output."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from .conftest import Pruned, Run
+
+Cli = Callable[..., Run]
+FAST = ("--sequence-length", "16", "--quiet")
+
+
+@pytest.fixture(scope="module")
+def dense_report(model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory, cli: Cli) -> Path:
+    path = tmp_path_factory.mktemp("reports") / "dense.json"
+    assert cli("evaluate", model, "--dataset", data, "--output", path, *FAST).code == 0
+    return path
+
+
+def test_standard_errors_are_shown(cli: Cli, model: Path, data: Path) -> None:
+    run = cli("evaluate", model, "--dataset", data, "--languages", "sw", *FAST)
+    (row,) = (line for line in run.out.splitlines() if line.startswith("| sw"))
+    assert row.count(" ± ") == 3
+
+
+def test_dense_report_replaces_the_dense_model(
+    cli: Cli, model: Path, data: Path, pruned: Pruned, dense_report: Path
+) -> None:
+    # The length of the windows is that of the report.
+    again = cli("evaluate", pruned.path, "--dataset", data, "--dense-report", dense_report, "--quiet", "--json")
+    assert again.code == 0, again.err
+    assert again.json == cli("evaluate", pruned.path, "--dataset", data, "--dense", model, *FAST, "--json").json
+
+
+def test_dense_half_of_a_comparison_is_a_dense_report(cli: Cli, data: Path, pruned: Pruned) -> None:
+    words = ("--dense-report", pruned.path / "evaluation.json", "--quiet", "--json")
+    run = cli("evaluate", pruned.path, "--dataset", data, *words)
+    assert run.code == 0, run.err
+    assert run.json["dense"] == json.loads((pruned.path / "evaluation.json").read_text())["dense"]
+
+
+def test_confidence_widens_the_intervals(cli: Cli, data: Path, pruned: Pruned, dense_report: Path) -> None:
+    def width(*words: str) -> float:
+        run = cli(
+            "evaluate", pruned.path, "--dataset", data, "--dense-report", dense_report, "--quiet", "--json", *words
+        )
+        mean = run.json["pruned"]["pruned"]["change"]["log_perplexity"]["summary"]["mean"]
+        return float(mean["high"] - mean["low"])
+
+    assert 0 < width("--confidence", "0.5") < width() < width("--confidence", "0.999")
+
+
+def test_tables_are_in_perplexity_and_in_bits_per_byte(
+    cli: Cli, data: Path, pruned: Pruned, dense_report: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "report.md"
+    run = cli("evaluate", pruned.path, "--dataset", data, "--dense-report", dense_report, "--quiet", "--output", out)
+    assert run.code == 0, run.err
+    assert run.out == f"{out.read_text()}\nWrote {out}.\n"
+    headers = [line for line in run.out.splitlines() if line.startswith("| language")]
+    assert [header.split("|")[-2].strip() for header in headers] == ["×", "%"]
+
+
+def test_csv_has_a_row_per_language(
+    cli: Cli, model: Path, data: Path, pruned: Pruned, dense_report: Path, tmp_path: Path
+) -> None:
+    words = ("--dataset", data, *FAST, "--output")
+    assert cli("evaluate", model, *words, tmp_path / "one.csv").code == 0
+    assert cli("evaluate", pruned.path, *words, tmp_path / "two.csv", "--dense-report", dense_report).code == 0
+    for name, column in (("one.csv", "bits_per_byte_standard_error"), ("two.csv", "log_perplexity_increase_high")):
+        with (tmp_path / name).open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert [row["language"] for row in rows] == ["en", "fr", "sw"]
+        assert all(float(row[column]) for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--sequence-length", "20"], "different text or windows in 'en'"),
+        (["--tokens-per-language", "40"], "different text or windows in 'en'"),
+        (["--languages", "sw"], "evaluate both on the same dataset"),
+    ],
+)
+def test_dense_report_on_other_text_is_a_data_error(
+    cli: Cli, data: Path, pruned: Pruned, dense_report: Path, words: list[str], message: str
+) -> None:
+    run = cli("evaluate", pruned.path, "--dataset", data, "--dense-report", dense_report, "--quiet", *words)
+    assert run.code == 3
+    assert message in run.error
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"dense": 3}', None])
+def test_dense_report_that_is_none_is_a_data_error(
+    cli: Cli, model: Path, data: Path, tmp_path: Path, content: str | None
+) -> None:
+    path = tmp_path / "report.json"
+    if content is not None:
+        path.write_text(content)
+    run = cli("evaluate", model, "--dataset", data, "--dense-report", path, "--quiet")
+    assert run.code == 3
+    assert "report.json" in run.error
+
+
+@pytest.mark.parametrize("confidence", ["0", "1", "95", "nan"])
+def test_impossible_confidence_is_a_usage_error(cli: Cli, model: Path, data: Path, confidence: str) -> None:
+    run = cli("evaluate", model, "--dataset", data, "--quiet", "--confidence", confidence)
+    assert run.code == 2
+    assert f"--confidence {float(confidence)}" in run.error
+
+
+def test_dense_model_and_dense_report_exclude_each_other(cli: Cli, model: Path, data: Path, dense_report: Path) -> None:
+    run = cli("evaluate", model, "--dataset", data, "--dense", model, "--dense-report", dense_report)
+    assert run.code == 2
+    assert "not allowed with" in run.err
