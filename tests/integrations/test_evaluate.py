@@ -1,25 +1,29 @@
-"""Integrations, run as their users run them."""
+"""The metric of the `evaluate` library, loaded as its users load it."""
 
 import math
+import shutil
 from pathlib import Path
 
 import evaluate
 import pytest
+from huggingface_hub import metadata_load
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from optimum_mwanda import evaluate_languages
 from tests.conftest import SAMPLE_MODEL
 
-INTEGRATIONS = Path(__file__).parents[1] / "integrations"
+METRIC = Path(__file__).parents[2] / "integrations" / "evaluate" / "multilingual_perplexity"
 
 
-def test_evaluate_metric_gives_what_the_library_gives(
+def test_metric_gives_what_the_library_gives(
     sample_tokenizer: PreTrainedTokenizerBase,
     sample_rows: dict[str, list[dict[str, str]]],
     tmp_path: Path,
 ) -> None:
     rows = [row for row in sample_rows["evaluation"] if row["language"] in ("en", "fr", "ta")]
-    metric = evaluate.load(str(INTEGRATIONS / "evaluate" / "multilingual_perplexity"), cache_dir=str(tmp_path))
+    # A copy elsewhere: the folder is pushed as it is, and has to be complete.
+    folder = Path(shutil.copytree(METRIC, tmp_path / "space" / METRIC.name))
+    metric = evaluate.load(str(folder), cache_dir=str(tmp_path))
     result = metric.compute(
         predictions=[row["text"] for row in rows],
         references=[row["language"] for row in rows],
@@ -33,3 +37,11 @@ def test_evaluate_metric_gives_what_the_library_gives(
         assert result["languages"][language]["nll"] == pytest.approx(score.nll, abs=1e-6)
     assert math.isclose(result["mean_nll"], sum(score.nll for score in expected.values()) / 3, rel_tol=1e-6)
     assert result["worst_language"] == max(expected, key=lambda name: expected[name].bits_per_byte or 0.0)
+
+
+def test_folder_is_a_space_that_the_hub_can_start() -> None:
+    settings = metadata_load(METRIC / "README.md")
+    assert settings is not None
+    assert (settings["sdk"], settings["tags"]) == ("gradio", ["evaluate", "metric"])
+    compile((METRIC / settings["app_file"]).read_text(encoding="utf-8"), settings["app_file"], "exec")
+    assert "optimum-mwanda" in (METRIC / "requirements.txt").read_text(encoding="utf-8")

@@ -1,0 +1,55 @@
+"""Writes tasks for lm-evaluation-harness; README.md beside this file says how to run them."""
+
+import argparse
+
+from optimum_mwanda.commands.data import add_dataset_options, open_dataset
+from optimum_mwanda.evaluation.harness_tasks import write_language_tasks, write_xcopa_tasks, write_xwinograd_tasks
+
+
+def main() -> None:
+    """Parses the command line and writes the tasks."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    language = commands.add_parser("bits-per-byte", help="bits per byte of each language of any dataset")
+    add_dataset_options(language, required=True, purpose="Held-out text")
+    language.add_argument("--group", default="mwanda_bits_per_byte", help="name of the group (default: %(default)s)")
+    language.add_argument("--languages", nargs="+", metavar="NAME", help="languages to take (default: all)")
+    language.add_argument("--language-column", metavar="NAME", default="language", help="default: %(default)s")
+    language.add_argument("--text-column", metavar="NAME", default="text", help="default: %(default)s")
+    language.add_argument(
+        "--documents", type=int, metavar="N", default=100, help="most documents per language (default: %(default)s)"
+    )
+    language.add_argument("--characters", type=int, metavar="N", help="where to cut documents (default: nowhere)")
+    language.add_argument("--seed", type=int, metavar="N", default=0, help="seed of the choice (default: %(default)s)")
+
+    for name, content in (("xcopa", "test.<language>.jsonl files"), ("xwinograd", "dataset.tsv")):
+        benchmark = commands.add_parser(name, help=f"{name} over local files")
+        benchmark.add_argument("folder", help=f"folder with the {content}")
+
+    for command in commands.choices.values():
+        command.add_argument("--output", required=True, metavar="FOLDER", help="folder for --include_path")
+    args = parser.parse_args()
+
+    if args.command == "xcopa":
+        names = write_xcopa_tasks(args.folder, args.output)
+    elif args.command == "xwinograd":
+        names = write_xwinograd_tasks(args.folder, args.output)
+    else:
+        with open_dataset(args.dataset, args.dataset_config, args.split, args.streaming) as dataset:
+            names = write_language_tasks(
+                dataset,
+                args.output,
+                group=args.group,
+                languages=args.languages,
+                language_column=args.language_column,
+                text_column=args.text_column,
+                documents_per_language=args.documents,
+                characters_per_document=args.characters,
+                seed=args.seed,
+            )
+    print(f"Wrote {names[0]}: {', '.join(names[1:])}.")
+
+
+if __name__ == "__main__":
+    main()
