@@ -19,6 +19,7 @@ _HOMES = {
     "PerplexityReport": "evaluation.report",
     "SparsityPlan": "pruning.allocation",
     "SparsityVerification": "checkpoint.verification",
+    "compare": "evaluation.comparison",
     "compress": "checkpoint.compressed",
     "create_card": "checkpoint.card",
     "decompress": "checkpoint.compressed",
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from .checkpoint.verification import sparsity_record as sparsity_record
     from .checkpoint.verification import verify_sparsity as verify_sparsity
     from .configuration import MWandaConfig as MWandaConfig
+    from .evaluation.comparison import compare as compare
     from .evaluation.perplexity import evaluate_languages as evaluate_languages
     from .evaluation.report import PerplexityComparison as PerplexityComparison
     from .evaluation.report import PerplexityReport as PerplexityReport

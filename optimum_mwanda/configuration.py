@@ -19,7 +19,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "variance": ("none", "std", "variance", "relative_variance"),
     "activation": ("none", "positive", "above_rms"),
     "group": ("row", "matrix"),
-    "allocation": ("uniform", "owl", "cwl"),
+    "allocation": ("uniform", "owl", "cwl", "dlp", "alpha"),
     "cwl_direction": ("shared", "specific"),
     "calibration": ("dense", "sequential"),
     "refinement": ("none", "swap"),
@@ -64,9 +64,15 @@ class MWandaConfig:
     activation_exponent: float = _setting(0.5, "Exponent of the activation probability.")
     group: str = _setting("matrix", "Weights that compete with each other: those of a 'row' or of the whole 'matrix'.")
     allocation: str | None = _setting(
-        None, "Sparsity per block: 'uniform', 'owl' or 'cwl'. None: 'owl', or 'uniform' for an N:M pattern."
+        None,
+        "Sparsity per block: 'uniform', 'owl', 'cwl', 'dlp' or 'alpha' (AlphaPruning). None: 'owl', or 'uniform' for "
+        "an N:M pattern.",
     )
-    allocation_strength: float = _setting(0.04, "Lambda: block sparsities spread over a range of 2 * lambda.")
+    allocation_strength: float = _setting(
+        0.04,
+        "Lambda: block sparsities spread over a range of 2 * lambda; with 'alpha' the least and the largest are in the "
+        "ratio (1 - lambda) to (1 + lambda).",
+    )
     cwl_direction: str = _setting(
         "shared", "Blocks that CWL protects: 'shared' (languages behave alike) or 'specific' (they differ)."
     )
@@ -76,8 +82,8 @@ class MWandaConfig:
     language_column: str = _setting("language", "Column of the dataset that names the language of a row.")
     text_column: str = _setting(
         "text",
-        "Column with the text, the conversation, or the source for an encoder-decoder; not needed where the dataset has "
-        "'input_ids'.",
+        "Column with the text, the conversation, or the source for an encoder-decoder; not needed where the dataset "
+        "has 'input_ids'.",
     )
     target_column: str = _setting(
         "target", "Column with the target for an encoder-decoder; not needed where the dataset has 'labels'."
@@ -98,6 +104,12 @@ class MWandaConfig:
         "none",
         "'swap' exchanges pruned and kept weights of a row as long as that lowers the error of the layer.",
     )
+    refinement_shrinkage: float = _setting(
+        0.3, "Share by which refinement weakens correlations between channels, against overfitting to the languages."
+    )
+    refinement_ridge: float = _setting(
+        2.0, "Energy that refinement gives every channel, as a multiple of the median channel's."
+    )
     reconstruction: str | None = _setting(
         None,
         "'obs' updates the weights that stay to the least error of the layer, 'none' leaves them. None: 'obs' for "
@@ -109,7 +121,7 @@ class MWandaConfig:
     calibration: str | None = _setting(
         None,
         "'dense' (the unpruned model) or 'sequential' (each block after its pruned predecessors). None: 'sequential' "
-        "with refinement or reconstruction, else 'dense'.",
+        "with reconstruction, else 'dense'.",
     )
     include: tuple[str, ...] | None = _setting(None, "Shell patterns of the weights to prune. None: all prunable ones.")
     exclude: tuple[str, ...] = _setting((), "Shell patterns of the weights to leave alone.")
@@ -187,7 +199,7 @@ class MWandaConfig:
         if self.damping is None:
             object.__setattr__(self, "damping", 0.01 if self.criterion == "sparsegpt" else 0.1)
         if self.calibration is None:
-            object.__setattr__(self, "calibration", "sequential" if self.needs_grams else "dense")
+            object.__setattr__(self, "calibration", "sequential" if self.reconstruction == "obs" else "dense")
 
     def _check_numbers(self) -> None:
         if not is_number(self.sparsity) or not 0 <= self.target_sparsity < 1:
@@ -200,6 +212,7 @@ class MWandaConfig:
             "activation_threshold",
             "activation_exponent",
             "allocation_strength",
+            "refinement_ridge",
             "damping",
         ):
             check_number(name, getattr(self, name), lambda value: value >= 0, "a number that is not negative")
@@ -216,7 +229,7 @@ class MWandaConfig:
         check_number(
             "seed", self.seed, lambda value: isinstance(value, int) and value >= 0, "a whole number of at least 0"
         )
-        for name in ("min_block_sparsity", "max_block_sparsity"):
+        for name in ("min_block_sparsity", "max_block_sparsity", "refinement_shrinkage"):
             check_number(name, getattr(self, name), lambda value: 0 <= value <= 1, "a share in [0, 1]")
         if self.allocation != "uniform" and not (
             self.min_block_sparsity <= self.target_sparsity <= self.max_block_sparsity

@@ -20,7 +20,8 @@ from .modeling.weights import PrunableWeight, find_weights
 from .pruning.allocation import SparsityPlan
 from .pruning.experts import apply_experts_policy
 from .pruning.masks import pack_bits, unpack_bits
-from .pruning.scoring import compute_mask, language_weights, make_plan, needs_statistics
+from .pruning.planning import make_plan
+from .pruning.scoring import compute_mask, language_weights, needs_statistics
 from .utils import progress_bar
 
 if TYPE_CHECKING:

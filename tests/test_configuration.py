@@ -41,6 +41,8 @@ LEGAL = {
     "blocks": st.none() | st.just(["model.layers"]) | st.just(["encoder.block", "decoder.block"]),
     "min_expert_tokens": COUNTS,
     "damping": st.none() | NOT_NEGATIVE,
+    "refinement_shrinkage": st.floats(0, 1),
+    "refinement_ridge": NOT_NEGATIVE,
     "seed": st.integers(0, 2**63),
 }
 
@@ -133,6 +135,9 @@ ILLEGAL: list[tuple[str, list[Any], str]] = [
     ("sequence_length", [0, -1, 1.5, "8", True], "at least 1"),
     ("seed", [-1, 0.5, "0", None], "at least 0"),
     *((name, [-0.1, 1.1, NAN, None], r"\[0, 1\]") for name in ("min_block_sparsity", "max_block_sparsity")),
+    ("refinement_shrinkage", [-0.1, 1.1, NAN, None], r"\[0, 1\]"),
+    ("damping", [-0.1, NAN, INFINITY, "1", True], "not negative"),
+    ("min_expert_tokens", [0, -1, 1.5, None], "at least 1"),
     ("languages", [[], [1], ["en", None], 5], "strings"),
     ("include", [[], [1], 5], "strings"),
     ("exclude", [[1], 5], "strings"),
@@ -140,6 +145,7 @@ ILLEGAL: list[tuple[str, list[Any], str]] = [
     ("language_weights", [{"en": -1}, {"en": NAN}, {"en": "1"}, {1: 1.0}], "not negative"),
     ("language_column", [None, 5], "string"),
     ("text_column", [None, 5], "string"),
+    ("target_column", [None, 5], "string"),
     ("blocks", [5, [5], []], "string"),
 ]
 
@@ -284,3 +290,30 @@ def test_activity_is_counted_only_where_the_score_uses_it(chosen: dict[str, Any]
 def test_importing_settings_loads_neither_torch_nor_transformers(statement: str) -> None:
     code = f"{statement}; import sys; print({{'torch', 'transformers', 'datasets'}} & set(sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
+
+
+@pytest.mark.parametrize("criterion", UPDATING)
+@pytest.mark.parametrize("contradiction", [{"reconstruction": "none"}, {"refinement": "swap"}])
+def test_a_criterion_that_updates_weights_refuses_what_contradicts_it(
+    criterion: str, contradiction: dict[str, str]
+) -> None:
+    with pytest.raises(ValueError, match=f"criterion='{criterion}'.*leave reconstruction and refinement out"):
+        MWandaConfig(criterion=criterion, **contradiction)
+
+
+@pytest.mark.parametrize(
+    ("given", "reconstruction", "damping", "calibration"),
+    [
+        ({}, "none", 0.1, "dense"),
+        ({"refinement": "swap"}, "none", 0.1, "dense"),
+        ({"reconstruction": "obs"}, "obs", 0.1, "sequential"),
+        ({"criterion": "alps"}, "obs", 0.1, "sequential"),
+        ({"criterion": "sparsegpt"}, "obs", 0.01, "sequential"),
+        ({"criterion": "sparsegpt", "calibration": "dense", "damping": 0.5}, "obs", 0.5, "dense"),
+    ],
+)
+def test_what_updates_imply_is_filled_in(
+    given: dict[str, Any], reconstruction: str, damping: float, calibration: str
+) -> None:
+    config = MWandaConfig(**given)
+    assert (config.reconstruction, config.damping, config.calibration) == (reconstruction, damping, calibration)

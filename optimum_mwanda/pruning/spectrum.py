@@ -11,9 +11,11 @@ _BINS = 100
 def power_law_exponent(weight: Tensor) -> float:
     """Exponent `α` of the tail `p(λ) ∝ λ^−α` of the eigenvalues of `WᵀW` (AlphaPruning, arXiv 2410.10912).
 
-    A tail of the `n` eigenvalues from `λ_min` on has Hill's estimate `α = 1 + n / Σ ln(λ / λ_min)`. As in the official
-    code, `λ_min` lies no higher than 1.5 times the peak of the spectrum, which is the most frequent of 100 bins of
-    `log10 λ`, and is the one whose tail is closest to its own power law by the Kolmogorov-Smirnov distance.
+    A tail of the `n` eigenvalues from `λ_min` on has Hill's estimate `α = 1 + n / Σ ln(λ / λ_min)`. `λ_min` lies at the
+    peak of the spectrum (the paper's fix-finger method): of the eigenvalues between 0.95 and 1.5 times the most
+    frequent of 100 bins of `log10 λ` it is the one whose tail is closest to its own power law by the
+    Kolmogorov-Smirnov distance. The official code means the same, but takes the logarithm of the lower bound and not
+    of the upper one, so that which eigenvalues it tries depends on the scale of the weights.
 
     Args:
         weight: `W`, shape `(out, in)`.
@@ -35,10 +37,8 @@ def power_law_exponent(weight: Tensor) -> float:
     logs = eigenvalues.log()
     distances: list[float] = []
     exponents: list[float] = []
-    for start in range(_last_start(eigenvalues) + 1):
+    for start in _tail_starts(eigenvalues):
         tail = logs[start:] - logs[start]
-        if tail[-1] <= 0:
-            break
         exponent = 1 + len(tail) / tail.sum().item()
         empirical = torch.arange(len(tail), dtype=torch.float64) / len(tail)
         fitted = 1 - (tail * (1 - exponent)).exp()
@@ -47,10 +47,11 @@ def power_law_exponent(weight: Tensor) -> float:
     return exponents[distances.index(min(distances))]
 
 
-def _last_start(eigenvalues: Tensor) -> int:
-    """Position of the last eigenvalue, of ascending ones, at which a tail may start."""
+def _tail_starts(eigenvalues: Tensor) -> list[int]:
+    """Positions, in ascending eigenvalues, near the peak; the first one where all above the peak are equal."""
     logs = eigenvalues.log10()
     low, high = logs[0].item(), logs[-1].item()
     counts = torch.histc(logs, _BINS, min=low, max=high)
     peak = 10 ** (low + (high - low) * int(counts.argmax()) / _BINS)
-    return min(int((eigenvalues <= 1.5 * peak).sum()), len(eigenvalues) - 1) - 1
+    near = (eigenvalues >= 0.95 * peak) & (eigenvalues <= 1.5 * peak) & (eigenvalues < eigenvalues[-1] * (1 - 1e-6))
+    return near.nonzero().flatten().tolist() or [0]

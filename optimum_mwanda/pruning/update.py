@@ -8,7 +8,7 @@ from ..calibration.statistics import WeightStatistics
 from ..configuration import MWandaConfig
 from ..modeling.weights import PrunableWeight, check_finite
 from .reconstruction import admm, reconstruct, sparsegpt
-from .refinement import refine_mask
+from .refinement import refine_mask, shrink_gram
 from .scoring import compute_mask, select
 
 
@@ -52,7 +52,8 @@ def mask_and_values(
         return pruned, reconstruct(matrix, pruned, gram, start=start, damping=damping)
     pruned = compute_mask(weight, entry, languages, sparsity, config)
     if config.refinement == "swap":
-        pruned = refine_mask(matrix, pruned, gram, run=None if config.kept_of is None else config.kept_of[1])
+        trusted = shrink_gram(gram, config.refinement_shrinkage, config.refinement_ridge)
+        pruned = refine_mask(matrix, pruned, trusted, run=None if config.kept_of is None else config.kept_of[1])
     if config.reconstruction == "none":
         return pruned, None
     return pruned, reconstruct(matrix, pruned, gram, damping=damping)

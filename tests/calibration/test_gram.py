@@ -1,0 +1,83 @@
+from collections import defaultdict
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from optimum_mwanda.calibration.gram import GramCollector
+from optimum_mwanda.modeling.blocks import find_blocks, inference_mode, run_blocks
+from optimum_mwanda.modeling.inputs import watch_inputs
+from optimum_mwanda.modeling.weights import PrunableWeight, find_weights
+from tests.families.matrix import FAMILIES
+
+LANGUAGES = {"en": 0.5, "fr": 0.3, "sw": 0.2}
+
+
+def ids(seed: int, length: int = 20) -> Tensor:
+    return torch.randint(3, 150, (2, length), generator=torch.Generator().manual_seed(seed))
+
+
+TEXT = {"en": [ids(0), ids(1)], "fr": [ids(2)], "sw": [ids(3, 7), ids(4, 30)]}
+
+
+def collect(model: PreTrainedModel, groups: list[list[PrunableWeight]], shares: dict[str, float]) -> dict[str, Tensor]:
+    blocks = find_blocks(model)
+    with inference_mode(model), GramCollector(groups, shares) as grams:
+        for language, batches in TEXT.items():
+            for batch in batches:
+                grams.start(language)
+                run_blocks(model, blocks, {"input_ids": batch})
+    return grams.finish()
+
+
+def expected(model: PreTrainedModel, weight: PrunableWeight, shares: dict[str, float]) -> np.ndarray:
+    """`Σ_l w_l XᵀX / tr XᵀX` in float64."""
+    inputs: dict[str, list[Tensor]] = defaultdict(list)
+    blocks = find_blocks(model)
+    for language, batches in TEXT.items():
+        with (
+            inference_mode(model),
+            watch_inputs([weight], lambda _, x, kept=inputs[language]: kept.append(x.flatten(0, -2))),
+        ):
+            for batch in batches:
+                run_blocks(model, blocks, {"input_ids": batch})
+    total = np.zeros((weight.in_features, weight.in_features))
+    for language, parts in inputs.items():
+        x = torch.cat(parts).double().numpy()
+        total += shares[language] * (x.T @ x) / np.square(x).sum()
+    return total
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_oss"])
+def test_languages_count_by_their_weight_whatever_their_text(family: str) -> None:
+    model = FAMILIES[family].make()
+    weights = find_weights(find_blocks(model))["transformer.h.1" if family == "gpt2" else "model.layers.1"]
+    grams = collect(model, [[weight] for weight in weights], LANGUAGES)
+    assert grams.keys() == {weight.name for weight in weights}
+    for weight in weights[:3] + weights[-3:]:
+        np.testing.assert_allclose(grams[weight.name], expected(model, weight, LANGUAGES), rtol=1e-4, atol=1e-6)
+        assert float(grams[weight.name].trace()) == pytest.approx(1, rel=1e-4)
+
+
+def test_a_group_is_summed_once_and_experts_each_by_itself() -> None:
+    model = FAMILIES["mixtral"].make()
+    weights = {w.name.removeprefix("model.layers.0."): w for w in find_weights(find_blocks(model))["model.layers.0"]}
+    attention = [weights[f"self_attn.{name}_proj"] for name in "qkv"]
+    experts = [weights[f"mlp.experts.{expert}.gate_up_proj"] for expert in range(4)]
+    grams = collect(model, [attention, experts], LANGUAGES)
+    query, key, value = (grams[weight.name] for weight in attention)
+    assert query is key is value
+    for weight in experts:
+        np.testing.assert_allclose(grams[weight.name], expected(model, weight, LANGUAGES), rtol=1e-4, atol=1e-6)
+
+
+def test_a_language_without_weight_leaves_no_trace() -> None:
+    model = FAMILIES["llama"].make()
+    weights = find_weights(find_blocks(model))["model.layers.0"][:1]
+    some = collect(model, [weights], {"en": 1.0, "fr": 0.0, "sw": 0.0})
+    (gram,) = some.values()
+    np.testing.assert_allclose(
+        gram, expected(model, weights[0], {"en": 1.0, "fr": 0.0, "sw": 0.0}), rtol=1e-4, atol=1e-6
+    )
