@@ -132,54 +132,6 @@ def allocate_ratios(
     return allocate(importance, parameters, target, spread * scale.item(), bounds)
 
 
-def allocate_sensitivities(
-    sensitivity: Sequence[float],
-    parameters: Sequence[int],
-    target: float,
-    rate: float,
-    bounds: tuple[float, float] = (0.0, 1.0),
-) -> list[float]:
-    """Maps the harm that pruning does in each matrix (or block) to sparsities that spread it evenly.
-
-    If harm grows with sparsity as `exp(s / κ)`, the next weight harms equally everywhere, and the total is least, when
-    `s_m = c − κ·ln(D_m / P_m)`, with `D_m` measured at one sparsity for all; `c` meets the target.
-
-    Args:
-        sensitivity: `D`, not negative, one per matrix, such as `loss_increase`.
-        parameters: `P`, weights per matrix.
-        target: `S`.
-        rate: `κ`, not negative: a matrix `e` times as sensitive per weight keeps a share `κ` more. 0 is uniform.
-        bounds: Lowest and highest sparsity of a matrix, with the target between them.
-
-    Returns:
-        One sparsity per matrix, rounded to 12 decimals.
-    """
-    sizes = torch.tensor(parameters, dtype=torch.float64)
-    harm = torch.tensor(sensitivity, dtype=torch.float64) / sizes
-    # A matrix that does no harm at all is as one that does next to none: the logarithm stays finite.
-    start = -rate * harm.clamp(min=max(1e-9 * harm.max().item(), torch.finfo(harm.dtype).tiny)).log()
-    return [round(sparsity, 12) for sparsity in _shift_to_target(start, sizes, target, bounds).tolist()]
-
-
-def loss_increase(weight: Tensor, pruned: Tensor, gram: Tensor, output_gradient: Tensor) -> float:
-    """Second-order estimate of what pruning one matrix costs, `½ Σ_i f_i · dᵢᵀ G dᵢ` (K-FAC, arXiv 1503.05671).
-
-    `dᵢ` holds the pruned weights of row `i`, so that `dᵢᵀGdᵢ` is the mean square change of output `i`; `f_i` says how
-    much the loss minds. The cost of two matrices is comparable, as it is in units of the loss.
-
-    Args:
-        weight: `W`, shape `(out, in)`.
-        pruned: Boolean, shape `(out, in)`, True where pruned.
-        gram: `G`, mean over tokens of `xᵀx`, shape `(in, in)`.
-        output_gradient: `f`, mean over tokens of the squared gradient of the summed loss by an output, shape `(out,)`.
-
-    Returns:
-        Increase of the loss per token, in nats if that is the loss's unit; not negative.
-    """
-    removed = (weight * pruned).to(gram)
-    return 0.5 * float(((removed @ gram * removed).sum(1) * output_gradient.to(gram)).sum())
-
-
 def _relative(scores: Tensor) -> Tensor:
     """Scores scaled to [0, 1], all 0 if they are equal."""
     spread = scores.max() - scores.min()

@@ -8,7 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optimum_mwanda import SparsityPlan
-from optimum_mwanda.pruning.allocation import BlockPlan, allocate, cross_lingual_correlation, outlier_share
+from optimum_mwanda.pruning.allocation import (
+    BlockPlan,
+    allocate,
+    allocate_ratios,
+    cross_lingual_correlation,
+    median_score,
+    outlier_share,
+)
+from tests.reference.allocations import reference_dlp, reference_ratios
 
 Problem = tuple[list[float], list[int], float, float, tuple[float, float]]
 
@@ -78,6 +86,62 @@ def test_only_the_order_and_spacing_of_importances_matter() -> None:
     importance = np.array([0.25, 0.5, 1.0, 0.0])
     expected = allocate(importance.tolist(), [1, 2, 3, 4], 0.6, 0.1)
     assert allocate((4 * importance - 8).tolist(), [1, 2, 3, 4], 0.6, 0.1) == expected
+
+
+@given(problems(), st.floats(0, 1))
+@settings(deadline=None, max_examples=200)
+def test_ratios_meet_target_bounds_and_order(problem: Problem, spread: float) -> None:
+    importance, sizes, target, _, (low, high) = problem
+    sparsities = allocate_ratios(importance, sizes, target, spread, (low, high))
+    assert np.average(sparsities, weights=sizes) == pytest.approx(target, abs=1e-9)
+    assert all(low - 1e-12 <= s <= high + 1e-12 for s in sparsities)
+    for (less, sparser), (more, denser) in pairwise(sorted(zip(importance, sparsities, strict=True))):
+        assert denser <= sparser if more > less else denser == sparser
+
+
+@given(problems(), st.floats(0, 0.9))
+@settings(deadline=None)
+def test_ratios_equal_the_reference(problem: Problem, spread: float) -> None:
+    importance, sizes, target, _, _ = problem
+    expected = reference_ratios(importance, sizes, target / 2, spread)
+    if max(expected) <= 1:
+        assert allocate_ratios(importance, sizes, target / 2, spread) == pytest.approx(expected, abs=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("importance", "sizes", "bounds", "expected"),
+    [
+        ([0, 1], [1, 1], (0, 1), [0.6, 0.4]),  # 1.2 : 0.8 around 0.5
+        ([0, 1], [1, 4], (0, 1), [0.681818181818, 0.454545454545]),  # c·(1.2 + 4 · 0.8) = 5 · 0.5
+        ([0, 2, 1], [1, 1, 2], (0, 1), [0.6, 0.4, 0.5]),
+        ([0, 2, 1], [1, 1, 2], (0, 0.55), [0.55, 0.416666666667, 0.516666666667]),  # 2 − 0.55 = d − 0.1 + 2d
+        ([3, 3], [1, 2], (0, 1), [0.5, 0.5]),
+    ],
+)
+def test_ratios_by_hand(
+    importance: list[float], sizes: list[int], bounds: tuple[float, float], expected: list[float]
+) -> None:
+    assert allocate_ratios(importance, sizes, 0.5, 0.2, bounds) == pytest.approx(expected, abs=2e-12)
+
+
+def test_the_ratio_of_the_extremes_does_not_depend_on_the_target() -> None:
+    for target in (0.3, 0.6):
+        low, high = sorted(allocate_ratios([0.3, 0.1, 0.2], [5, 7, 11], target, 0.3))[::2]
+        assert high / low == pytest.approx(1.3 / 0.7, rel=1e-9)
+
+
+def test_the_median_is_taken_over_all_matrices_of_the_block() -> None:
+    scores = [torch.tensor([[9.0, 1, 8]]), torch.tensor([[2.0], [3]])]
+    assert median_score(scores) == 3  # of 1 2 3 8 9
+    assert median_score(scores[:1]) == 8
+    assert median_score([torch.tensor([[4.0, 1], [7, 2]])]) == 2  # the lower of the two in the middle
+
+
+@given(st.lists(st.floats(0.01, 10), min_size=2, max_size=6).filter(lambda medians: max(medians) - min(medians) > 1e-3))
+@settings(deadline=None)
+def test_minus_the_median_allocates_as_the_steps_of_dlp(medians: list[float]) -> None:
+    sparsities = allocate([-median for median in medians], [10] * len(medians), 0.5, 0.15)
+    assert sparsities == pytest.approx(reference_dlp(medians, 0.5, 0.15), abs=1e-9)
 
 
 def test_outliers_are_counted_over_all_matrices_of_the_block() -> None:

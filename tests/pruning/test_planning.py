@@ -1,0 +1,62 @@
+"""DLP and AlphaPruning through the pruner, against their papers' formulas."""
+
+import numpy as np
+import pytest
+import torch
+
+from optimum_mwanda import MWandaConfig, MWandaPruner
+from optimum_mwanda.modeling.blocks import find_blocks
+from optimum_mwanda.modeling.weights import find_weights
+from tests.conftest import FAMILIES, make_model, make_rows
+from tests.reference.allocations import reference_dlp, reference_power_law_exponent, reference_ratios
+
+ROWS = make_rows(rows=3, length=32)
+
+
+def pruner(**values: object) -> MWandaPruner:
+    return MWandaPruner(MWandaConfig(sequence_length=32, **values), progress=False)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_dlp_gives_blocks_of_high_median_scores_less_sparsity(family: str) -> None:
+    model = make_model(family)
+    statistics = pruner().calibrate(model, ROWS)
+    plan = pruner(allocation="dlp", allocation_strength=0.15, sparsity=0.6).allocate(model, statistics)
+    medians = []
+    for found in find_weights(find_blocks(model)).values():
+        norms = [statistics.weights[w.name].mean_square.mean(0).sqrt().float() for w in found]
+        scores = torch.cat([(w.matrix.abs() * norm).flatten() for w, norm in zip(found, norms, strict=True)])
+        medians.append(scores.median().item())
+    expected = reference_dlp(medians, 0.6, 0.15)
+    assert [block.sparsity for block in plan.blocks] == pytest.approx(expected, abs=1e-6)
+    assert np.argmax(medians) == np.argmax([block.sparsity for block in plan.blocks])
+
+
+@pytest.mark.parametrize("criterion", ["magnitude", "wanda"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_alpha_prunes_heavy_tails_less_and_needs_no_data_for_it(family: str, criterion: str) -> None:
+    model = make_model(family)
+    with torch.no_grad():  # a heavier tail than random weights have
+        for name, parameter in model.named_parameters():
+            if ".1." in name and parameter.dim() == 2:
+                parameter.mul_(torch.linspace(0.1, 3, parameter.shape[1]).square())
+    settings = pruner(criterion=criterion, allocation="alpha", allocation_strength=0.3, sparsity=0.6)
+    if criterion == "magnitude":
+        plan = settings.allocate(model)
+        settings.prune(model)
+    else:
+        plan = settings.allocate(model, settings.calibrate(model, ROWS))
+    blocks = find_weights(find_blocks(make_model(family))).values()
+    sizes = [sum(w.numel for w in found) for found in blocks]
+    importance = [block.importance for block in plan.blocks]
+    assert [b.sparsity for b in plan.blocks] == pytest.approx(reference_ratios(importance, sizes, 0.6, 0.3), abs=1e-9)
+    assert plan.planned == pytest.approx(0.6, abs=1e-9)
+    assert min(plan.blocks, key=lambda block: block.sparsity).name.endswith(".1")
+
+
+def test_the_importance_of_alpha_is_minus_the_mean_exponent_of_a_block() -> None:
+    model = make_model()
+    plan = pruner(criterion="magnitude", allocation="alpha").allocate(model)
+    for block, found in zip(plan.blocks, find_weights(find_blocks(model)).values(), strict=True):
+        exponents = [reference_power_law_exponent(w.matrix.double().numpy()) for w in found]
+        assert block.importance == pytest.approx(-np.mean(exponents), rel=1e-4)

@@ -1,0 +1,259 @@
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from optimum_mwanda.pruning.masks import n_of_m_mask, unstructured_mask
+from optimum_mwanda.pruning.reconstruction import admm, pool_grams, reconstruct, sparsegpt
+
+from ..reference import obs
+
+Select = Callable[[Tensor], Tensor]
+matrix_half = partial(unstructured_mask, sparsity=0.5, group="matrix")
+row_half = partial(unstructured_mask, sparsity=0.5, group="row")
+two_of_four = partial(n_of_m_mask, kept=2, run=4)
+
+
+def correlated(seed: int, tokens: int = 200, width: int = 12, rank: int = 4) -> Tensor:
+    """Activations whose channels explain one another, on very different scales."""
+    generator = torch.Generator().manual_seed(seed)
+    draw = partial(torch.randn, generator=generator, dtype=torch.float64)
+    shared = draw(tokens, rank) @ draw(rank, width)
+    return (shared + 0.3 * draw(tokens, width)) * torch.logspace(-1, 1, width, dtype=torch.float64)
+
+
+def dense_weight(seed: int, rows: int = 6, width: int = 12) -> Tensor:
+    return torch.randn(rows, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def damped(x: Tensor) -> obs.Array:
+    return (x.T @ x).numpy() + obs.ridge(x.numpy(), 0.01) * np.eye(x.shape[1])
+
+
+def errors(weight: Tensor, update: Tensor, x: Tensor) -> Tensor:
+    return torch.tensor(obs.layer_error(weight.double().numpy(), update.double().numpy(), x.numpy()))
+
+
+@st.composite
+def layers(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor]:
+    """Weight, mask and activations: few or many tokens, dead and doubled channels, rows without or full of zeros."""
+    rows, width, tokens = draw(st.integers(1, 4)), draw(st.integers(1, 8)), draw(st.integers(1, 20))
+    seed = draw(st.integers(0, 2**16))
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(tokens, width, generator=generator, dtype=torch.float64)
+    x = x * 10.0 ** torch.randint(-3, 3, (width,), generator=generator)
+    x[:, draw(st.lists(st.integers(0, width - 1), max_size=width))] = 0
+    if width > 1 and draw(st.booleans()):
+        x[:, 0] = x[:, 1]
+    weight = torch.randn(rows, width, generator=generator, dtype=torch.float64)
+    share = draw(st.sampled_from([0.0, 0.3, 0.7, 1.0]))
+    return weight, torch.rand(rows, width, generator=generator) < share, x
+
+
+class TestPooling:
+    def test_every_language_counts_by_its_weight_whatever_its_tokens_and_its_scale(self) -> None:
+        english, swahili = correlated(0, tokens=500), 7 * correlated(1, tokens=20)
+        pooled = pool_grams([(english.T @ english, 0.25), (swahili.T @ swahili, 0.75)])
+        assert pooled.trace().item() == pytest.approx(1)
+        expected = obs.pooled_gram([english.numpy(), swahili.numpy()], [0.25, 0.75])
+        np.testing.assert_allclose(pooled.numpy(), expected, rtol=1e-10)
+        assert torch.allclose(pooled, pool_grams([(4 * english.T @ english, 0.25), (swahili.T @ swahili, 0.75)]))
+
+    def test_a_silent_language_adds_nothing_and_no_gram_is_changed(self) -> None:
+        x = correlated(0)
+        gram, silent = x.T @ x, torch.zeros(12, 12, dtype=torch.float64)
+        before = gram.clone()
+        assert torch.allclose(pool_grams(iter([(gram, 1.0), (silent, 1.0)])), gram / gram.trace())
+        assert torch.equal(gram, before)
+
+    def test_nothing_to_pool_is_an_error(self) -> None:
+        with pytest.raises(ValueError, match="no Gram matrix"):
+            pool_grams([])
+
+
+class TestReconstruct:
+    def test_the_lost_output_moves_to_a_channel_that_says_the_same(self) -> None:
+        x = torch.tensor([[1.0, 2.0, 0.0], [2.0, 4.0, 0.0], [0.0, 0.0, 5.0]])  # channel 1 is twice channel 0
+        update = reconstruct(
+            torch.tensor([[1.0, 1.0, 1.0]]), torch.tensor([[False, True, False]]), x.T @ x, damping=0.0
+        )
+        assert torch.allclose(update, torch.tensor([[3.0, 0.0, 1.0]]))
+
+    def test_one_pruned_weight_gives_the_surgeons_step(self) -> None:
+        weight, x = dense_weight(0), correlated(0)
+        pruned = torch.zeros_like(weight, dtype=torch.bool)
+        pruned[range(6), [0, 3, 5, 7, 9, 11]] = True
+        update = reconstruct(weight, pruned, x.T @ x, damping=0.01, iterations=500, tolerance=1e-24)
+        hessian = damped(x)
+        for row, column in pruned.nonzero().tolist():
+            expected = obs.remove_one(weight[row].numpy(), column, hessian)
+            np.testing.assert_allclose(update[row].numpy(), expected, rtol=1e-8, atol=1e-10)
+
+    @pytest.mark.parametrize("damping", [0.001, 0.1])
+    @pytest.mark.parametrize("select", [matrix_half, row_half, two_of_four])
+    def test_it_is_the_least_squares_solution(self, select: Select, damping: float) -> None:
+        weight, x = dense_weight(1), correlated(1)
+        wanted = correlated(2, width=6)  # outputs that are not those of the weights on these inputs
+        pruned = select(weight.abs())
+        options = {"damping": damping, "iterations": 1000, "tolerance": 1e-24}
+        for outputs, target in ((x @ weight.T, None), (wanted, wanted.T @ x)):
+            update = reconstruct(weight, pruned, x.T @ x, target=target, **options)
+            expected = obs.least_squares(weight.numpy(), pruned.numpy(), x.numpy(), damping, outputs.numpy())
+            np.testing.assert_allclose(update.numpy(), expected, rtol=1e-6, atol=1e-8)
+
+    @given(layers(), st.sampled_from([torch.float64, torch.float32, torch.bfloat16]), st.sampled_from([0.0, 0.01, 1.0]))
+    def test_no_row_is_ever_worse_than_its_masked_weights(
+        self, layer: tuple[Tensor, Tensor, Tensor], dtype: torch.dtype, damping: float
+    ) -> None:
+        weight, pruned, x = layer
+        weight = weight.to(dtype)
+        update = reconstruct(weight, pruned, x.T @ x, damping=damping)
+        assert update.dtype == dtype
+        assert (update[pruned] == 0).all()
+        before, after = errors(weight, weight.masked_fill(pruned, 0), x), errors(weight, update, x)
+        assert (after <= before * (1 + 1e-9) + 1e-12 * float(x.square().sum())).all()
+
+    @given(layers(), st.sampled_from([0.0, 0.01, 1.0]))
+    def test_a_gram_in_float32_is_enough(self, layer: tuple[Tensor, Tensor, Tensor], damping: float) -> None:
+        weight, pruned, x = layer
+        update = reconstruct(weight, pruned, (x.T @ x).float(), damping=damping)
+        before, after = errors(weight, weight.masked_fill(pruned, 0), x), errors(weight, update, x)
+        assert (after <= before + 1e-5 * (x @ weight.T).square().sum() + 1e-5 * x.square().sum()).all()
+
+    @given(layers(), st.integers(0, 2**16))
+    def test_no_row_is_ever_further_from_the_wanted_outputs(
+        self, layer: tuple[Tensor, Tensor, Tensor], seed: int
+    ) -> None:
+        weight, pruned, x = layer
+        generator = torch.Generator().manual_seed(seed)
+        wanted = torch.randn(len(x), len(weight), generator=generator, dtype=torch.float64)
+        update = reconstruct(weight, pruned, x.T @ x, target=wanted.T @ x)
+        before = (wanted - x @ weight.masked_fill(pruned, 0).T).square().sum(0)
+        after = (wanted - x @ update.T).square().sum(0)
+        assert (after <= before * (1 + 1e-9) + 1e-12 * x.square().sum()).all()
+
+    def test_rows_without_a_loss_and_channels_that_are_never_active_keep_their_weights(self) -> None:
+        weight, x = dense_weight(3), correlated(3)
+        x[:, 4] = 0
+        pruned = torch.zeros_like(weight, dtype=torch.bool)
+        pruned[0, :3] = True
+        update = reconstruct(weight, pruned, x.T @ x)
+        assert torch.equal(update[1:], weight[1:])
+        assert update[0, 4] == weight[0, 4]
+        assert not torch.allclose(update[0, 5:], weight[0, 5:])
+
+    def test_a_start_is_only_a_start(self) -> None:
+        weight, x = dense_weight(4), correlated(4)
+        pruned = matrix_half(weight.abs())
+        options = {"iterations": 1000, "tolerance": 1e-24}
+        elsewhere = reconstruct(weight, pruned, x.T @ x, start=dense_weight(5), **options)
+        assert torch.allclose(elsewhere, reconstruct(weight, pruned, x.T @ x, **options), rtol=1e-6, atol=1e-8)
+
+    def test_a_gram_that_is_not_finite_is_an_error(self) -> None:
+        gram = torch.eye(12, dtype=torch.float64)
+        gram[0, 0] = float("inf")
+        weight = dense_weight(0)
+        for solve in (lambda: reconstruct(weight, weight < 0, gram), lambda: admm(weight, gram, matrix_half)):
+            with pytest.raises(FloatingPointError, match="NaN or infinite"):
+                solve()
+
+
+class TestAdmm:
+    def test_it_follows_the_paper_step_by_step(self) -> None:
+        weight, x, wanted = dense_weight(6), correlated(6), correlated(7, width=6)
+        gram = x.T @ x
+        for outputs, target in ((x @ weight.T, None), (wanted, wanted.T @ x)):
+            aim = (outputs.T @ x).numpy() + obs.ridge(x.numpy(), 0.01) * weight.numpy()
+            for iterations in (1, 7, 60):
+                expected, gone = obs.admm(weight.numpy(), damped(x), aim, 36, iterations)
+                sparse, pruned = admm(weight, gram, matrix_half, target=target, damping=0.01, iterations=iterations)
+                np.testing.assert_array_equal(pruned.numpy(), gone)
+                np.testing.assert_allclose(sparse.numpy(), expected, rtol=1e-6, atol=1e-9)
+
+    @pytest.mark.parametrize("select", [matrix_half, row_half, two_of_four])
+    def test_the_mask_is_one_that_may_be_chosen(self, select: Select) -> None:
+        weight, x = dense_weight(8), correlated(8)
+        sparse, pruned = admm(weight, x.T @ x, select)
+        assert torch.equal(pruned, select((~pruned).double()))
+        assert (sparse[pruned] == 0).all()
+
+    @pytest.mark.parametrize("select", [matrix_half, row_half, two_of_four])
+    def test_it_loses_much_less_than_the_masks_of_wanda_and_sparsegpt_with_the_same_update(
+        self, select: Select
+    ) -> None:
+        weight, x = dense_weight(9, rows=32, width=32), correlated(9, tokens=400, width=32, rank=16)
+        gram = x.T @ x
+        start, refined = admm(weight, gram, select)
+        others = [select(weight.abs() * gram.diagonal().sqrt()), sparsegpt(weight, gram, select, every=4)[1]]
+        loss, *losses = (
+            errors(weight, reconstruct(weight, pruned, gram, start=start), x).sum() for pruned in (refined, *others)
+        )
+        assert loss < 0.6 * min(losses)
+
+    def test_dead_channels_go_first(self) -> None:
+        weight, x = dense_weight(10), correlated(10)
+        x[:, :6] = 0
+        _, pruned = admm(weight, x.T @ x, matrix_half)
+        assert pruned[:, :6].all()
+        _, pruned = admm(weight, torch.zeros(12, 12, dtype=torch.float64), matrix_half)
+        assert pruned.sum() == 36
+
+
+class TestSparseGpt:
+    def test_it_prunes_and_updates_as_the_surgeon_would_one_by_one(self) -> None:
+        weight, x = dense_weight(11), correlated(11)
+        hessian = (x.T @ x).numpy() + 0.01 * np.mean((x**2).sum(0).numpy()) * np.eye(12)
+        update, pruned = sparsegpt(weight, x.T @ x, matrix_half, block_size=5)
+        counts = {0: (5, 15), 5: (5, 15), 10: (2, 6)}
+        expected, gone = obs.sparsegpt(weight.numpy(), hessian, counts, per_row=False)
+        np.testing.assert_array_equal(pruned.numpy(), gone)
+        np.testing.assert_allclose(update.numpy(), expected, rtol=1e-8, atol=1e-10)
+
+    def test_an_n_of_m_mask_is_chosen_when_the_sweep_reaches_it(self) -> None:
+        weight, x = dense_weight(12), correlated(12)
+        hessian = (x.T @ x).numpy() + 0.01 * np.mean((x**2).sum(0).numpy()) * np.eye(12)
+        counts = {0: (4, 2), 4: (4, 2), 8: (4, 2)}
+        expected, gone = obs.sparsegpt(weight.numpy(), hessian, counts, per_row=True)
+        for block_size in (1, 4, 7, 128):
+            update, pruned = sparsegpt(weight, x.T @ x, two_of_four, every=4, block_size=block_size)
+            np.testing.assert_array_equal(pruned.numpy(), gone)
+            np.testing.assert_allclose(update.numpy(), expected, rtol=1e-8, atol=1e-10)
+
+    def test_dead_channels_go_first_and_nothing_else_changes_with_them(self) -> None:
+        weight, x = dense_weight(13), correlated(13)
+        x[:, [2, 7, 8]] = 0
+        update, pruned = sparsegpt(weight, x.T @ x, partial(unstructured_mask, sparsity=0.25, group="matrix"))
+        assert pruned[:, [2, 7, 8]].all()
+        assert torch.equal(update != 0, ~pruned)
+        assert torch.allclose(update[~pruned], weight[~pruned])
+
+    def test_more_damping_helps_a_gram_that_rounding_made_indefinite(self) -> None:
+        weight, x = dense_weight(14), correlated(14)
+        gram = x.T @ x
+        values, vectors = torch.linalg.eigh(gram)
+        values[0] = -0.05 * gram.diagonal().mean()
+        indefinite = vectors @ torch.diag(values) @ vectors.T
+        expected, _ = sparsegpt(weight, indefinite, matrix_half, damping=0.1)
+        update, _ = sparsegpt(weight, indefinite, matrix_half, damping=0.01)
+        assert torch.allclose(update, expected)
+
+    def test_a_hopeless_gram_is_an_error_that_says_what_to_do(self) -> None:
+        gram = torch.ones(12, 12, dtype=torch.float64)
+        gram[0, 1] = gram[1, 0] = -1e6
+        with pytest.raises(FloatingPointError, match="not positive definite, even with a damping of 10: accumulate"):
+            sparsegpt(dense_weight(0), gram, matrix_half)
+
+    def test_the_weights_of_the_model_are_not_touched_and_their_type_is_kept(self) -> None:
+        weight, x = dense_weight(15).bfloat16(), correlated(15).float()
+        before = weight.clone()
+        for update in (
+            sparsegpt(weight, x.T @ x, matrix_half)[0],
+            reconstruct(weight, matrix_half(weight.abs()), x.T @ x),
+        ):
+            assert update.dtype == torch.bfloat16
+        assert torch.equal(weight, before)
