@@ -56,7 +56,10 @@ class BlockwisePruning:
         self._shares = language_weights(config, chunks.tokens)
         self._names = list(chunks.tokens)
         everything = {name: block for stack in self._stacks for name, block in stack.items()}
-        self._calls = BlockCalls(model, self._stacks[0], batches, through=everything)
+        self._recorded = {0: BlockCalls(model, self._stacks[0], batches, through=everything)}
+        if config.calibration == "dense":  # later stacks are to read what the unpruned ones before them give
+            for number, stack in enumerate(self._stacks[1:], 1):
+                self._recorded[number] = BlockCalls(model, stack, self._batches)
 
     def run(self, weights: Weights, plan: SparsityPlan, editor: WeightEditor) -> Iterator[PrunableWeight]:
         """Prunes the weights; yields each when it is done.
@@ -66,25 +69,32 @@ class BlockwisePruning:
             plan: Sparsity per block.
             editor: Changes the weights, and takes that back if it must.
         """
-        for stack in self._stacks:
-            if stack is not self._stacks[0]:  # it reads what the stacks before it give, now that they are pruned
-                self._calls = BlockCalls(self._model, stack, self._batches)
+        for number, stack in enumerate(self._stacks):
+            calls = self._recorded.pop(number, None)
+            if calls is None:  # it reads what the stacks before it give, now that they are pruned
+                calls = BlockCalls(self._model, stack, self._batches)
             for name, block in stack.items():
-                yield from self._prune_block(name, block, weights.get(name, []), plan, editor)
+                yield from self._prune_block(calls, name, block, weights.get(name, []), plan, editor)
 
     def _prune_block(
-        self, name: str, block: nn.Module, weights: list[PrunableWeight], plan: SparsityPlan, editor: WeightEditor
+        self,
+        calls: BlockCalls,
+        name: str,
+        block: nn.Module,
+        weights: list[PrunableWeight],
+        plan: SparsityPlan,
+        editor: WeightEditor,
     ) -> Iterator[PrunableWeight]:
         """Prunes the weights of one block and hands its outputs on to the next one."""
         is_dense = self._config.calibration == "dense"
         groups = [weights] if weights else []
         if weights and self._config.needs_grams:
-            groups = group_by_input(weights, lambda: next(iter(self._calls.outputs(name, block))))
-        steps = [groups] if is_dense else [[group] for group in groups]
+            groups = group_by_input(weights, lambda: next(iter(calls.outputs(name, block))))
+        steps = ([groups] if groups else []) if is_dense else [[group] for group in groups]
         for step in steps:
-            entries, grams = self._look(name, block, step)
+            entries, grams = self._look(calls, name, block, step)
             if is_dense:
-                self._calls.advance(name, block)
+                calls.advance(name, block)
             for weight in (weight for group in step for weight in group):
                 entry, gram = entries.get(weight.name), grams.get(weight.name)
                 pruned, values = mask_and_values(weight, entry, gram, self._shares, plan[name], self._config)
@@ -94,11 +104,11 @@ class BlockwisePruning:
                     editor.replace(weight, values)
                 check_interrupts()
                 yield weight
-        if not is_dense:
-            self._calls.advance(name, block)
+        if not (is_dense and steps):
+            calls.advance(name, block)
 
     def _look(
-        self, name: str, block: nn.Module, groups: Sequence[list[PrunableWeight]]
+        self, calls: BlockCalls, name: str, block: nn.Module, groups: Sequence[list[PrunableWeight]]
     ) -> tuple[dict[str, WeightStatistics], dict[str, Tensor]]:
         """Runs one block over all batches for the statistics of weights and, if need be, their Gram matrices."""
         weights = [weight for group in groups for weight in group]
@@ -106,7 +116,7 @@ class BlockwisePruning:
         shares = dict(zip(self._names, self._shares.tolist(), strict=True))
         grams = GramCollector(groups if self._config.needs_grams else [], shares)
         with statistics, grams:
-            outputs = iter(self._calls.outputs(name, block))
+            outputs = iter(calls.outputs(name, block))
             for language in self._languages:
                 statistics.start(language)
                 grams.start(language)

@@ -194,12 +194,17 @@ class MWandaConfig:
                 f"criterion={self.criterion!r} chooses masks while it updates weights: leave reconstruction and "
                 "refinement out, or choose another criterion."
             )
-        if self.reconstruction is None:
-            object.__setattr__(self, "reconstruction", "obs" if updates else "none")
-        if self.damping is None:
-            object.__setattr__(self, "damping", 0.01 if self.criterion == "sparsegpt" else 0.1)
-        if self.calibration is None:
-            object.__setattr__(self, "calibration", "sequential" if self.reconstruction == "obs" else "dense")
+        for name in ("reconstruction", "damping", "calibration"):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, self._implied()[name])
+
+    def _implied(self) -> dict[str, Any]:
+        """What the criterion and the reconstruction imply for settings that are left out."""
+        return {
+            "reconstruction": "obs" if self.criterion in UPDATING else "none",
+            "damping": 0.01 if self.criterion == "sparsegpt" else 0.1,
+            "calibration": "sequential" if self.reconstruction == "obs" else "dense",
+        }
 
     def _check_numbers(self) -> None:
         if not is_number(self.sparsity) or not 0 <= self.target_sparsity < 1:
@@ -313,14 +318,18 @@ class MWandaConfig:
         return cls(**values)
 
     def replace(self, **changes: Any) -> "MWandaConfig":
-        """A copy with some settings changed; another pattern brings its own sparsity and allocation, unless given.
+        """A copy with some settings changed; what follows from others follows from the new ones, unless given.
+
+        That is the sparsity and the allocation of another pattern, and `reconstruction`, `damping` and `calibration` as
+        far as they are what the criterion implies.
 
         Raises:
             ValueError: As the constructor.
         """
         if changes.get("pattern", self.pattern) != self.pattern:
             changes = {"sparsity": None, "allocation": None, **changes}
-        return MWandaConfig.from_dict({**self.to_dict(), **changes})
+        implied = {name: None for name, value in self._implied().items() if getattr(self, name) == value}
+        return MWandaConfig.from_dict({**self.to_dict(), **implied, **changes})
 
     def to_json_string(self) -> str:
         """The settings as indented JSON."""

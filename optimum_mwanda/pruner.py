@@ -182,13 +182,14 @@ class MWandaPruner:
         weights = self._find_weights(model)
         fingerprint = model_fingerprint(model)
         statistics = check_statistics(statistics, fingerprint, weights, self.config)
+        settled = statistics
         if statistics is not None:
-            weights, statistics = apply_experts_policy(weights, statistics, self.config)
-        plan = make_plan(weights, statistics, self.config) if plan is None else check_plan(plan, weights, self.config)
+            weights, settled = apply_experts_policy(weights, statistics, self.config)
+        plan = make_plan(weights, settled, self.config) if plan is None else check_plan(plan, weights, self.config)
         shares = None if statistics is None else language_weights(self.config, statistics.tokens)
         masks: list[tuple[PrunableWeight, Tensor]] = []
         for weight in self._bar(_flat(weights), len(_flat(weights))):
-            entry = None if statistics is None else statistics.weights.get(weight.name)
+            entry = None if settled is None else settled.weights.get(weight.name)
             pruned = compute_mask(weight, entry, shares, plan[weight.block], self.config)
             masks.append((weight, pack_bits(pruned).cpu()))
         with deferred_interrupts(), WeightEditor(self.restore_on_failure) as editor:

@@ -317,3 +317,21 @@ def test_what_updates_imply_is_filled_in(
 ) -> None:
     config = MWandaConfig(**given)
     assert (config.reconstruction, config.damping, config.calibration) == (reconstruction, damping, calibration)
+
+
+@pytest.mark.parametrize(
+    ("given", "changes", "expected"),
+    [
+        ({}, {"reconstruction": "obs"}, {"calibration": "sequential", "damping": 0.1}),
+        ({}, {"criterion": "sparsegpt"}, {"reconstruction": "obs", "calibration": "sequential", "damping": 0.01}),
+        ({"criterion": "sparsegpt"}, {"criterion": "wanda"}, {"reconstruction": "none", "calibration": "dense"}),
+        ({"calibration": "sequential"}, {"criterion": "wanda"}, {"calibration": "sequential"}),
+        ({"damping": 0.5}, {"criterion": "alps"}, {"damping": 0.5, "calibration": "sequential"}),
+        ({}, {"reconstruction": "obs", "calibration": "dense"}, {"calibration": "dense"}),
+    ],
+)
+def test_a_copy_fills_in_what_follows_from_its_changes(
+    given: dict[str, Any], changes: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    config = MWandaConfig(**given).replace(**changes)
+    assert {name: getattr(config, name) for name in expected} == expected

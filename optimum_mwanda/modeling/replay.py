@@ -64,7 +64,8 @@ class BlockCalls:
             yield index, output if torch.is_tensor(output) else output[0]
 
     def advance(self, name: str, block: nn.Module) -> None:
-        """Replaces the hidden states by the block's outputs and forgets the block's calls."""
-        for index, output in self.outputs(name, block):
-            self.hidden[index] = output
+        """Replaces the hidden states by the block's outputs and forgets the block's calls; the last one has no heir."""
+        if len(self._calls) > 1:
+            for index, output in self.outputs(name, block):
+                self.hidden[index] = output
         del self._calls[name]
