@@ -18,12 +18,15 @@ _HOMES = {
     "PerplexityComparison": "evaluation.report",
     "PerplexityReport": "evaluation.report",
     "SparsityPlan": "pruning.allocation",
+    "SparsitySearch": "guard.report",
+    "SparsityTrial": "guard.report",
     "SparsityVerification": "checkpoint.verification",
     "compare": "evaluation.comparison",
     "compress": "checkpoint.compressed",
     "create_card": "checkpoint.card",
     "decompress": "checkpoint.compressed",
     "evaluate_languages": "evaluation.perplexity",
+    "find_sparsity": "guard.search",
     "push_to_hub": "checkpoint.hub",
     "save_card": "checkpoint.card",
     "save_pretrained_compressed": "checkpoint.compressed",
@@ -52,6 +55,9 @@ if TYPE_CHECKING:
     from .evaluation.perplexity import evaluate_languages as evaluate_languages
     from .evaluation.report import PerplexityComparison as PerplexityComparison
     from .evaluation.report import PerplexityReport as PerplexityReport
+    from .guard.report import SparsitySearch as SparsitySearch
+    from .guard.report import SparsityTrial as SparsityTrial
+    from .guard.search import find_sparsity as find_sparsity
     from .modeling.editor import PartiallyPrunedError as PartiallyPrunedError
     from .pruner import MWandaPruner as MWandaPruner
     from .pruning.allocation import SparsityPlan as SparsityPlan

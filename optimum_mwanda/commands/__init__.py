@@ -17,19 +17,23 @@ def declare(parent: Any) -> None:
     from .apply import ApplyCommand
     from .calibrate import CalibrateCommand
     from .card import CardCommand
+    from .compare import CompareCommand
     from .compress import CompressCommand
     from .decompress import DecompressCommand
     from .evaluate import EvaluateCommand
     from .inspect import InspectCommand
     from .parser import OneLineParser
     from .prune import PruneCommand
+    from .search import SearchCommand
 
     parent.subparsers = parent.parser.add_subparsers(metavar="COMMAND", parser_class=OneLineParser)
     for name, command in {
         "prune": PruneCommand,
         "calibrate": CalibrateCommand,
         "apply": ApplyCommand,
+        "search": SearchCommand,
         "evaluate": EvaluateCommand,
+        "compare": CompareCommand,
         "inspect": InspectCommand,
         "card": CardCommand,
         "compress": CompressCommand,

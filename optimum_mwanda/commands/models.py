@@ -106,7 +106,10 @@ def check_prunable(model: "PreTrainedModel", config: "MWandaConfig") -> None:
     from ..pruner import MWandaPruner
 
     with errors_as(ModelError, ValueError, TypeError):
-        MWandaPruner(config.replace(criterion="magnitude", allocation="uniform")).allocate(model)
+        without_data = config.replace(
+            criterion="magnitude", allocation="uniform", refinement="none", reconstruction="none"
+        )
+        MWandaPruner(without_data).allocate(model)
 
 
 @contextlib.contextmanager

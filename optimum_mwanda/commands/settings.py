@@ -52,8 +52,10 @@ def read_settings(args: argparse.Namespace, settings: type[Any] = MWandaConfig, 
     with errors_as(UsageError, OSError, ValueError, TypeError):
         if args.config is not None and _is_missing_path(args.config):
             raise UsageError(f"--config {args.config}: there is no such file or folder.")
+        if args.config is None:  # not by way of the defaults, which have implied others already
+            return settings(**{**given, **changes})
         try:
-            config = settings() if args.config is None else settings.from_pretrained(args.config)
+            config = settings.from_pretrained(args.config)
         except OSError as error:  # that of a failed look-up on the Hub does not say what was looked for
             raise UsageError(f"--config {args.config}: {one_line(error)}") from error
         return config.replace(**given, **changes)

@@ -1,0 +1,263 @@
+"""`optimum-cli mwanda compare`."""
+
+import argparse
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..comparison.grid import PRESETS, choose, read_methods
+from .base import Result, Subcommand, add_common_options
+from .data import add_dataset_options, open_dataset
+from .errors import DataError, UsageError, errors_as
+from .models import add_model_options, check_prunable, load_model, load_tokenizer, pruning_errors
+from .output import write_text
+
+if TYPE_CHECKING:
+    from ..comparison.plan import ComparisonPlan
+    from ..comparison.results import Results
+
+
+class CompareCommand(Subcommand):
+    """Prune with many settings from one calibration, and compare them in every language.
+
+    Every finished run is a line in --results, and what is there is not run again: an interrupted comparison goes on
+    where it was. Tables, plots and report are made from that file alone.
+    """
+
+    @staticmethod
+    def parse_args(parser: argparse.ArgumentParser) -> None:
+        """Declares the flags."""
+        parser.description = CompareCommand.__doc__
+        parser.add_argument(
+            "model", metavar="MODEL", nargs="?", help="Folder or repository of the dense model; not with --tables-only"
+        )
+        parser.add_argument(
+            "--results", metavar="FILE", required=True, help="JSON lines to read and to add the runs to (required)"
+        )
+        _add_grid(parser)
+        add_dataset_options(parser, required=False, purpose="Calibration text")
+        _add_evaluation(parser)
+        _add_output(parser)
+        add_model_options(parser)
+        add_common_options(parser)
+
+    def execute(self) -> Result:
+        """Runs what is missing, and shows everything."""
+        from ..comparison.summary import make_sections
+
+        args = self.args
+        path = Path(args.results)
+        if not 0 < args.confidence < 1:
+            raise UsageError(f"--confidence {args.confidence}: give a number between 0 and 1.")
+        results = self._read(path) if args.tables_only else self._run(path, self._plan())
+        for name in (*(args.show or ()), *([] if args.baseline is None else [args.baseline])):
+            if name not in results.names:
+                raise UsageError(f"There is no method {name!r} in {path}. It holds: {', '.join(results.names)}.")
+        sections = make_sections(results, args.confidence)
+        if not sections:
+            raise DataError(f"{path} holds no finished run: run the comparison without --tables-only.")
+        return self._show(sections, results)
+
+    def _plan(self) -> "ComparisonPlan":
+        """What to run; what is not allowed is found out before anything is loaded."""
+        from ..comparison.plan import ComparisonPlan
+
+        args = self.args
+        if args.model is None or args.dataset is None or (args.eval_dataset is None) is not args.tune:
+            raise UsageError("Give MODEL, --dataset, and one of --eval-dataset and --tune; or --tables-only.")
+        with errors_as(UsageError, OSError, ValueError):
+            preset = PRESETS[args.preset]
+            methods = preset.methods if args.grid is None else read_methods(Path(args.grid))
+            has_points = args.sparsities is not None or args.patterns is not None
+            return ComparisonPlan(
+                methods=methods if args.methods is None else choose(methods, args.methods),
+                sparsities=args.sparsities or (() if has_points else preset.sparsities),
+                patterns=args.patterns or (() if has_points else preset.patterns),
+                seeds=args.seeds,
+                languages=args.languages,
+                rotate=args.rotate,
+                only=args.only or (),
+                samples_per_language=args.samples_per_language,
+                sequence_length=args.sequence_length,
+                tokens_per_language=args.tokens_per_language,
+                settings=args.settings,
+            )
+
+    def _read(self, path: Path) -> "Results":
+        from ..comparison.results import read_results
+
+        with errors_as(DataError, OSError, ValueError):
+            results = read_results(path)
+        if results is None:
+            raise DataError(f"{path} holds no results: run the comparison without --tables-only.")
+        return results
+
+    def _run(self, path: Path, plan: "ComparisonPlan") -> "Results":
+        from ..comparison.runner import run_comparison
+
+        args = self.args
+        with self._texts(plan) as (dataset, held_out):
+            model = load_model(args.model, args, args.revision)
+            tokenizer = load_tokenizer(args.model, args)
+            for config in {config.pattern: config for _, config in plan.grid()}.values():
+                check_prunable(model, config)
+            with errors_as(DataError, OSError), pruning_errors():
+                return run_comparison(
+                    model,
+                    dataset,
+                    held_out,
+                    path,
+                    plan,
+                    tokenizer,
+                    batch_size=args.batch_size,
+                    progress=not args.quiet,
+                )
+
+    @contextlib.contextmanager
+    def _texts(self, plan: "ComparisonPlan") -> Iterator[tuple[Any, Any]]:
+        """Text to calibrate on and text to evaluate on."""
+        from ..comparison.data import halve_documents
+
+        args = self.args
+        with open_dataset(args.dataset, args.dataset_config, args.split, args.streaming) as dataset:
+            if args.tune:
+                with errors_as(DataError, KeyError, TypeError, ValueError):
+                    halves = halve_documents(dataset, plan.calibration(plan.seeds[0]).language_column)
+                yield halves
+                return
+            with open_dataset(args.eval_dataset, args.eval_dataset_config, args.eval_split) as held_out:
+                yield dataset, held_out
+
+    def _show(self, sections: Any, results: "Results") -> Result:
+        from ..comparison.pictures import plot_sections, write_reports
+        from ..comparison.tables import BASELINE, to_markdown
+
+        args = self.args
+        choice = (args.baseline or BASELINE, args.show or ())
+        text = to_markdown(sections, *choice)
+        written = []
+        with errors_as(UsageError, ImportError), errors_as(DataError, OSError):
+            if args.tables is not None:
+                write_text(Path(args.tables), text)
+                written.append(Path(args.tables))
+            if args.plots is not None:
+                written += plot_sections(sections, Path(args.plots), *choice)
+            if args.report is not None:
+                written += write_reports(sections, Path(args.report), *choice)
+        wrote = "\n".join(f"Wrote {path}." for path in written)
+        values = {
+            "results": args.results,
+            "runs": len(results.runs),
+            "written": [str(path) for path in written],
+            "sections": [section.to_dict() for section in sections],
+        }
+        return Result("\n\n".join(filter(None, [text.rstrip(), wrote])), values)
+
+
+def _add_grid(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("grid")
+    group.add_argument(
+        "--preset",
+        choices=list(PRESETS),
+        default="quick",
+        help="Methods, and points to measure them at (default: quick)",
+    )
+    group.add_argument(
+        "--grid",
+        metavar="FILE",
+        help='JSON file of methods of your own, {"name": {settings}} (default: those of --preset)',
+    )
+    group.add_argument("--methods", nargs="+", metavar="NAME", help="Some of these methods (default: all)")
+    group.add_argument(
+        "--settings",
+        type=_settings,
+        metavar="JSON",
+        default={},
+        help="Settings of every method, as a JSON object (default: none)",
+    )
+    group.add_argument(
+        "--sparsities", nargs="+", type=float, metavar="S", help="Shares to remove (default: those of --preset)"
+    )
+    group.add_argument(
+        "--patterns", nargs="+", metavar="N:M", help="Patterns to measure as well (default: those of --preset)"
+    )
+    group.add_argument(
+        "--seeds", nargs="+", type=int, metavar="N", default=[0], help="Seeds of the calibration rows (default: 0)"
+    )
+    group.add_argument("--languages", nargs="+", metavar="NAME", help="Languages to calibrate on (default: all)")
+    group.add_argument(
+        "--rotate",
+        type=int,
+        metavar="K",
+        help="Leave each of K parts of the languages out in turn, so that every language is unseen once (default: no)",
+    )
+    group.add_argument(
+        "--only",
+        nargs="+",
+        metavar="NAME",
+        help="Calibrate on each of these languages alone as well, with as many tokens as on all (default: none)",
+    )
+    group.add_argument(
+        "--samples-per-language", type=int, metavar="N", default=12, help="Calibration chunks (default: 12)"
+    )
+    group.add_argument(
+        "--sequence-length", type=int, metavar="N", default=256, help="Tokens per chunk and window (default: 256)"
+    )
+
+
+def _add_evaluation(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("evaluation")
+    group.add_argument(
+        "--eval-dataset", nargs="+", metavar="DATASET", help="Held-out text, as --dataset (default: none)"
+    )
+    group.add_argument("--eval-dataset-config", metavar="NAME", help="As --dataset-config (default: its default)")
+    group.add_argument("--eval-split", metavar="NAME", default="test", help="As --split (default: test)")
+    group.add_argument(
+        "--tune",
+        action="store_true",
+        help="Calibrate on every other document of --dataset and evaluate on those between, to choose settings without "
+        "a look at the held-out text (default: no)",
+    )
+    group.add_argument(
+        "--tokens-per-language",
+        type=int,
+        metavar="N",
+        default=2048,
+        help="Most tokens to evaluate per language (default: 2048)",
+    )
+    group.add_argument(
+        "--batch-size", type=int, metavar="N", default=8, help="Windows per forward pass of the evaluation (default: 8)"
+    )
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("tables and pictures")
+    group.add_argument(
+        "--tables-only", action="store_true", help="Run nothing, and show what --results holds (default: run)"
+    )
+    group.add_argument("--baseline", metavar="NAME", help="Method to compare the others with (default: wanda)")
+    group.add_argument(
+        "--show", nargs="+", metavar="NAME", help="Methods to show in every language (default: baseline and best)"
+    )
+    group.add_argument(
+        "--confidence",
+        type=float,
+        metavar="P",
+        default=0.95,
+        help="Probability with which an interval shall cover the true value (default: 0.95)",
+    )
+    group.add_argument("--tables", metavar="FILE", help="Markdown file to write the tables to (default: none)")
+    group.add_argument("--plots", metavar="FOLDER", help="Folder to write PNG and SVG pictures to (default: none)")
+    group.add_argument("--report", metavar="FILE", help="HTML page to write (default: none)")
+
+
+def _settings(text: str) -> Mapping[str, Any]:
+    try:
+        settings = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not valid JSON: {error}") from error
+    if not isinstance(settings, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is no JSON object.")
+    return settings

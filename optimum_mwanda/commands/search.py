@@ -1,0 +1,189 @@
+"""`optimum-cli mwanda search`."""
+
+import argparse
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .base import Result, Subcommand, add_common_options
+from .checkpoint import add_storage_options, summary, write_checkpoint
+from .data import add_dataset_options, open_dataset
+from .errors import DataError, UsageError, errors_as
+from .models import add_model_options, check_prunable, load_model, load_tokenizer, pruning_errors
+from .output import add_overwrite, check_file, new_folder, write_text
+from .settings import add_settings, read_settings
+
+if TYPE_CHECKING:
+    from ..guard.report import SparsitySearch
+    from ..guard.space import SearchSpace
+
+
+class _NothingFound(Exception):
+    """Ends the block that would write the model."""
+
+
+class SearchCommand(Subcommand):
+    """Find the highest sparsity at which no language degrades too much, and prune there.
+
+    Sparsities are bisected over one calibration, and each trial is evaluated in every language of --eval-dataset. With
+    OUT the model pruned at the sparsity that was found is written with its card. If even the lowest sparsity is too
+    much, nothing is written there, and the exit code is 4.
+    """
+
+    @staticmethod
+    def parse_args(parser: argparse.ArgumentParser) -> None:
+        """Declares the flags."""
+        parser.description = SearchCommand.__doc__
+        parser.add_argument("model", metavar="MODEL", help="Folder or repository of the dense model")
+        parser.add_argument(
+            "output", metavar="OUT", nargs="?", help="Folder to write the pruned model to (default: write no model)"
+        )
+        parser.add_argument(
+            "--report",
+            metavar="FILE",
+            help="File to write all trials to: Markdown if it ends in .md, else JSON (default: none)",
+        )
+        add_storage_options(parser)
+        add_overwrite(parser)
+        _add_limits(parser)
+        add_dataset_options(parser, required=False, purpose="Calibration text, which magnitude pruning does without")
+        group = parser.add_argument_group("evaluation")
+        group.add_argument(
+            "--eval-dataset", nargs="+", metavar="DATASET", required=True, help="Held-out text, as --dataset (required)"
+        )
+        group.add_argument("--eval-dataset-config", metavar="NAME", help="As --dataset-config (default: its default)")
+        group.add_argument("--eval-split", metavar="NAME", default="test", help="As --split (default: test)")
+        group.add_argument("--eval-languages", nargs="+", metavar="NAME", help="Languages to guard (default: all)")
+        group.add_argument(
+            "--eval-tokens",
+            type=int,
+            metavar="N",
+            default=16384,
+            help="Most tokens to evaluate per language and trial (default: 16384)",
+        )
+        add_model_options(parser)
+        add_settings(parser, leave_out=("sparsity", "pattern"))
+        add_common_options(parser)
+
+    def execute(self) -> Result:
+        """Searches, and writes what is asked for."""
+        args = self.args
+        target = None if args.report is None else check_file(args.report, args.overwrite)
+        search, record = self._search_and_write(self._space())
+        parts = [search.to_markdown()]
+        if record is not None:
+            parts += [summary(record), f"Wrote {args.output}."]
+        if target is not None:
+            with errors_as(DataError, OSError):
+                write_text(target, search.to_markdown() + "\n" if target.suffix == ".md" else search.to_json())
+            parts.append(f"Wrote {target}.")
+        values = {"output": None if record is None else args.output, **search.to_dict()}
+        return Result("\n\n".join(parts), values, None if search.chosen is not None else search.verdict)
+
+    def _space(self) -> "SearchSpace":
+        """The limits; what is not allowed is found out before anything is loaded."""
+        from ..guard.space import SearchSpace
+        from ..pruning.scoring import needs_statistics
+
+        args, config = self.args, read_settings(self.args)
+        if args.dataset is None and needs_statistics(config):
+            raise UsageError(
+                f"--criterion {config.criterion} with --allocation {config.allocation} needs calibration text: give "
+                "--dataset, or --criterion magnitude --allocation uniform."
+            )
+        with errors_as(UsageError, ValueError):
+            return SearchSpace(
+                config, args.most_degradation, args.bounds, args.resolution, args.strengths, dict(args.protect or ())
+            )
+
+    def _search_and_write(self, space: "SearchSpace") -> "tuple[SparsitySearch, dict[str, Any] | None]":
+        """What was found, and the record of the model if one was written."""
+        args, record = self.args, None
+        with contextlib.suppress(_NothingFound), self._folder() as folder:
+            search, model, tokenizer = self._search(space)
+            if folder is not None:
+                if search.chosen is None:
+                    raise _NothingFound
+                write_checkpoint(model, tokenizer, folder, args, search.outcome)
+                record = model.config.mwanda_config
+        return search, record
+
+    def _folder(self) -> "contextlib.AbstractContextManager[Path | None]":
+        args = self.args
+        return contextlib.nullcontext() if args.output is None else new_folder(args.output, args.overwrite)
+
+    def _search(self, space: "SearchSpace") -> "tuple[SparsitySearch, Any, Any]":
+        """What was found, the model, which is pruned there if it is to be written, and its tokenizer."""
+        from ..guard.search import find_sparsity
+
+        args = self.args
+        with (
+            open_dataset(args.dataset, args.dataset_config, args.split, args.streaming) as dataset,
+            open_dataset(args.eval_dataset, args.eval_dataset_config, args.eval_split) as held_out,
+        ):
+            model = load_model(args.model, args, args.revision)
+            tokenizer = load_tokenizer(args.model, args)
+            check_prunable(model, space.config)
+            with pruning_errors():
+                search = find_sparsity(
+                    model,
+                    dataset,
+                    held_out,
+                    tokenizer,
+                    space.config,
+                    most_degradation=space.most_degradation,
+                    bounds=space.bounds,
+                    resolution=space.resolution,
+                    strengths=space.strengths,
+                    protect=space.protect,
+                    apply=args.output is not None,
+                    progress=not args.quiet,
+                    languages=args.eval_languages,
+                    tokens_per_language=args.eval_tokens,
+                )
+        return search, model, tokenizer
+
+
+def _add_limits(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("search")
+    group.add_argument(
+        "--most-degradation",
+        type=float,
+        metavar="SHARE",
+        default=0.05,
+        help="How much the bits per byte of any language may rise, as a share of the dense model's (default: 0.05)",
+    )
+    group.add_argument(
+        "--bounds",
+        nargs=2,
+        type=float,
+        metavar=("LOW", "HIGH"),
+        default=(0.1, 0.9),
+        help="Lowest and highest sparsity to try (default: 0.1 0.9)",
+    )
+    group.add_argument(
+        "--resolution", type=float, metavar="STEP", default=0.01, help="Step between sparsities (default: 0.01)"
+    )
+    group.add_argument(
+        "--strengths",
+        nargs="+",
+        type=float,
+        metavar="LAMBDA",
+        help="Allocation strengths to try, each with a bisection of its own (default: --allocation-strength)",
+    )
+    group.add_argument(
+        "--protect",
+        nargs="+",
+        type=_factor,
+        metavar="NAME=FACTOR",
+        help="Languages to weigh more in calibration, as sw=2; shows what that changes at the sparsity that was found "
+        "(default: none)",
+    )
+
+
+def _factor(text: str) -> tuple[str, float]:
+    language, sign, factor = text.rpartition("=")
+    try:
+        return language, float(factor if sign and language else "none")
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no language with a factor, such as sw=2") from None

@@ -1,0 +1,55 @@
+"""Which languages each calibration reads, so that others are unseen."""
+
+import dataclasses
+from collections.abc import Sequence
+
+
+@dataclasses.dataclass(frozen=True)
+class Condition:
+    """The languages of one calibration.
+
+    Attributes:
+        name: What tables call it; the folds of a rotation share theirs.
+        languages: That are calibrated on.
+        samples_per_language: Chunks of each.
+        fold: Which part of a rotation, and of how many; None outside one.
+    """
+
+    name: str
+    languages: tuple[str, ...]
+    samples_per_language: int
+    fold: tuple[int, int] | None = None
+
+
+def make_conditions(
+    languages: Sequence[str], samples_per_language: int, rotate: int | None = None, only: Sequence[str] = ()
+) -> list[Condition]:
+    """The calibrations to compare.
+
+    Args:
+        languages: All that may be calibrated on.
+        samples_per_language: Chunks of each.
+        rotate: Number of folds: each leaves another part of the languages out, so that every language is unseen in one
+            fold and seen in the others. None to calibrate on all of them.
+        only: Languages to calibrate on alone as well, each with as many chunks as all languages together have, so that
+            the number of tokens is not what differs.
+
+    Raises:
+        ValueError: If a rotation would leave every language out or none, or `only` names another language.
+    """
+    if unknown := [each for each in only if each not in languages]:
+        raise ValueError(f"only={unknown[0]!r} is not among the languages of calibration: {', '.join(languages)}.")
+    if rotate is None:
+        found = [Condition("multilingual", tuple(languages), samples_per_language)]
+    else:
+        if not 2 <= rotate <= len(languages):
+            raise ValueError(
+                f"rotate={rotate} folds of {len(languages)} languages: give at least 2, and no more than languages."
+            )
+        name = f"rotation of {rotate}"
+        found = []
+        for fold in range(rotate):
+            seen = tuple(each for index, each in enumerate(languages) if index % rotate != fold)
+            found.append(Condition(name, seen, samples_per_language, (fold, rotate)))
+    alone = [Condition(f"only {each}", (each,), samples_per_language * len(languages)) for each in only]
+    return found + alone
