@@ -8,22 +8,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-from huggingface_hub import HfApi, ModelCard, metadata_load
-from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of httpx or its successor
+from huggingface_hub import ModelCard
 from transformers import PreTrainedModel
 
 from ..configuration import MWandaConfig
-from ..evaluation.plots import plot_block_sparsity
+from ..evaluation.harness_comparison import HarnessComparison
+from ..evaluation.plots import plot_block_sparsity, plot_degradation
 from ..evaluation.report import PerplexityComparison
+from .architecture import auto_class
 from .card_content import PrunedModelCard
+from .card_license import hub_license, local_license
 from .card_text import clean
 from .card_update import update_card
+from .files import checkpoint_folder, read_config
 from .schema import check_record
 from .verification import sparsity_record
 
 CARD_NAME = "README.md"
-PLOT_NAME = "sparsity.png"
+SPARSITY_PLOT = "sparsity.png"
+DEGRADATION_PLOT = "degradation.png"
 
 _REPO_ID = re.compile(r"(\w[\w.-]{0,95}/)?\w[\w.-]{0,95}", re.ASCII)
 
@@ -35,8 +38,10 @@ def create_card(
     *,
     repo_id: str | None = None,
     report: PerplexityComparison | None = None,
+    harness: HarnessComparison | None = None,
     base_model: str | None = None,
     plot: str | None = None,
+    degradation_plot: str | None = None,
     compressed: bool = False,
     existing: str | None = None,
 ) -> ModelCard:
@@ -50,8 +55,12 @@ def create_card(
         model_or_record: A pruned model, its record, or a folder or repository with a pruned model.
         repo_id: Repository that the model goes to.
         report: The dense model and this pruned model, evaluated on the same text.
+        harness: The same two models in lm-evaluation-harness.
         base_model: Repository of the dense model. None: what the record says, if that has the form of a repository.
-        plot: File name of a plot of the sparsity beside the card, as `save_card` makes it. None: a table in its place.
+        plot: File name of a picture of the sparsity beside the card, as `save_card` makes it. None: a table in its
+            place.
+        degradation_plot: File name of a picture of what every language loses, as `save_card` makes it of a `report`.
+            None: no picture.
         compressed: Whether the weights are stored compressed.
         existing: Content of a card to update. Only its own section is replaced, and its metadata merged.
 
@@ -62,8 +71,9 @@ def create_card(
         ValueError: If the model has no record or a malformed one, the report is not about one pruned model, or the
             existing card is damaged.
     """
-    content = describe(model_or_record, report, base_model)
-    card = dataclasses.replace(content, repo_id=repo_id, plot=plot, compressed=compressed).to_card()
+    content = describe(model_or_record, report, base_model, harness)
+    content = dataclasses.replace(content, repo_id=repo_id, compressed=compressed)
+    card = dataclasses.replace(content, plot=plot, degradation_plot=degradation_plot).to_card()
     return card if existing is None else update_card(existing, card)
 
 
@@ -73,11 +83,13 @@ def save_card(
     *,
     repo_id: str | None = None,
     report: PerplexityComparison | None = None,
+    harness: HarnessComparison | None = None,
     base_model: str | None = None,
     compressed: bool = False,
 ) -> Path:
-    """Writes the card of a pruned model into a folder, with a plot of its sparsity if matplotlib is installed.
+    """Writes the card of a pruned model into a folder, with its pictures if matplotlib is installed.
 
+    The pictures show the sparsity of every block and, with a `report`, what every language loses.
     A README.md that is there already is updated, as `create_card` does it.
 
     Args:
@@ -85,6 +97,7 @@ def save_card(
         folder: Where to write; made if need be.
         repo_id: As for `create_card`.
         report: As for `create_card`.
+        harness: As for `create_card`.
         base_model: As for `create_card`.
         compressed: As for `create_card`.
 
@@ -94,12 +107,15 @@ def save_card(
     Raises:
         ValueError: As for `create_card`.
     """
-    content = describe(model_or_record, report, base_model)
+    content = describe(model_or_record, report, base_model, harness)
     return write_card(dataclasses.replace(content, repo_id=repo_id, compressed=compressed), folder)
 
 
 def describe(
-    model_or_record: Source, report: PerplexityComparison | None = None, base_model: str | None = None
+    model_or_record: Source,
+    report: PerplexityComparison | None = None,
+    base_model: str | None = None,
+    harness: HarnessComparison | None = None,
 ) -> PrunedModelCard:
     """Gathers and checks what the card of a model says.
 
@@ -107,6 +123,7 @@ def describe(
         model_or_record: As for `create_card`.
         report: As for `create_card`.
         base_model: As for `create_card`.
+        harness: As for `create_card`.
 
     Returns:
         The content of the card.
@@ -115,31 +132,36 @@ def describe(
         ValueError: As for `create_card`.
     """
     record = _record(model_or_record)
-    folder = _local_folder(model_or_record)
+    card = _card_beside(model_or_record)
     if base_model is None:
         base_model = record["model"] if "/" in record["model"] and _REPO_ID.fullmatch(record["model"]) else None
-        license = _local_license(folder, base_model) or _hub_license(base_model)
+        license = local_license(card, base_model) or hub_license(base_model)
     elif not _REPO_ID.fullmatch(base_model):
         raise ValueError(f"base_model={base_model!r} is no repository id: give 'namespace/name', or leave it out.")
     else:
-        license = _hub_license(base_model) or _local_license(folder, base_model)
+        license = hub_license(base_model) or local_license(card, base_model)
     return PrunedModelCard(
         record=record,
         settings=_settings(record),
         base_model=base_model,
         license=license,
         comparison=None if report is None else _of_one_model(report, record),
+        harness=None if harness is None else _harness_of_one_model(harness),
+        auto_class=auto_class(_architecture(model_or_record)),
     )
 
 
 def write_card(content: PrunedModelCard, folder: str | os.PathLike[str]) -> Path:
-    """Writes a card and its plot into a folder, or updates the card that is there."""
+    """Writes a card and its pictures into a folder, or updates the card that is there."""
     path = Path(folder, CARD_NAME)
     path.parent.mkdir(parents=True, exist_ok=True)
     existing = path.read_bytes().decode("utf-8-sig") if path.is_file() else None
     if importlib.util.find_spec("matplotlib") is not None:
-        plot_block_sparsity(content.record, path.with_name(PLOT_NAME))
-        content = dataclasses.replace(content, plot=PLOT_NAME)
+        plot_block_sparsity(content.record, path.with_name(SPARSITY_PLOT))
+        content = dataclasses.replace(content, plot=SPARSITY_PLOT)
+        if content.comparison is not None:
+            plot_degradation(content.comparison, path.with_name(DEGRADATION_PLOT))
+            content = dataclasses.replace(content, degradation_plot=DEGRADATION_PLOT)
     card = content.to_card()
     (card if existing is None else update_card(existing, card)).save(path)
     return path
@@ -155,12 +177,22 @@ def _record(model_or_record: Source) -> dict[str, Any]:
     return check_record(record)
 
 
-def _local_folder(model_or_record: Source) -> Path | None:
-    """Folder that the model was loaded from; it may hold the card of the dense model."""
+def _card_beside(model_or_record: Source) -> Path | None:
+    """Where the card of the dense model may lie: in the folder that the model was loaded from."""
     if isinstance(model_or_record, Mapping):
         return None
     name = model_or_record if isinstance(model_or_record, (str, os.PathLike)) else model_or_record.name_or_path
-    return Path(name) if name and Path(name).is_dir() else None
+    return Path(name, CARD_NAME) if name and Path(name).is_dir() else None
+
+
+def _architecture(model_or_record: Source) -> str:
+    """Name of the model's class; nothing where only the record is known."""
+    if isinstance(model_or_record, PreTrainedModel):
+        return type(model_or_record).__name__
+    if isinstance(model_or_record, Mapping):
+        return ""
+    found = read_config(checkpoint_folder(model_or_record, weights=False)).get("architectures")
+    return str(found[0]) if isinstance(found, list) and found else ""
 
 
 def _settings(record: Mapping[str, Any]) -> MWandaConfig:
@@ -182,37 +214,15 @@ def _of_one_model(report: PerplexityComparison, record: Mapping[str, Any]) -> Pe
         )
     (pruned,) = report.pruned.values()
     seen = report.seen if report.seen is not None else list(record["languages"]) or None
-    return PerplexityComparison(report.dense, {"pruned": pruned}, seen)
+    return dataclasses.replace(report, pruned={"pruned": pruned}, seen=seen)
 
 
-def _local_license(folder: Path | None, base_model: str | None) -> dict[str, str]:
-    """The licence on the card in a folder; nothing if there is no such card."""
-    if folder is None or not (folder / CARD_NAME).is_file():
-        return {}
-    try:
-        return _license(metadata_load(folder / CARD_NAME) or {}, base_model)
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-
-
-def _hub_license(base_model: str | None) -> dict[str, str]:
-    """The licence on the card of a repository; nothing if there is no card or it cannot be reached."""
-    if base_model is None:
-        return {}
-    try:
-        # One request: a download would be tried for half a minute where there is no network.
-        return _license(HfApi().model_info(base_model, timeout=10).card_data or {}, base_model)
-    except (OSError, ValueError, yaml.YAMLError, HTTPError):
-        return {}
-
-
-def _license(data: Any, base_model: str | None) -> dict[str, str]:
-    """What the metadata of a card says of the licence."""
-    if not isinstance(data.get("license"), str):
-        return {}
-    keys = ("license", "license_name", "license_link")
-    found = {key: clean(data.get(key)) for key in keys if isinstance(data.get(key), str)}
-    link = found.get("license_link", ":")
-    if base_model and ":" not in link:  # a file beside the card of the dense model
-        found["license_link"] = f"https://huggingface.co/{base_model}/blob/main/{link}"
-    return found
+def _harness_of_one_model(harness: HarnessComparison) -> HarnessComparison:
+    """The comparison under the name `pruned`."""
+    if len(harness.pruned) != 1:
+        raise ValueError(
+            f"The harness results compare {len(harness.pruned)} pruned models ({', '.join(harness.pruned) or 'none'}): "
+            "give HarnessComparison(dense, {'pruned': ...}) with only the model of this card."
+        )
+    (pruned,) = harness.pruned.values()
+    return HarnessComparison(harness.dense, {"pruned": pruned})

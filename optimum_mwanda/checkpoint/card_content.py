@@ -7,14 +7,24 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ..configuration import CONFIG_NAME, MWandaConfig
+from ..configuration import MWandaConfig
+from ..evaluation.harness_comparison import HarnessComparison
 from ..evaluation.report import PerplexityComparison, PerplexityReport
-from ..values import plain
-from .card_text import Markdown, clean, code_span, percent, render, shell_word, table
+from .architecture import CAUSAL
+from .card_command import describe_command
+from .card_experts import describe_experts
+from .card_harness import harness_results, harness_table
+from .card_text import Markdown, clean, code_span, percent, render, table
 from .card_update import TASK_NAME
 from .languages import hub_language
 
 TAGS = ("optimum-mwanda", "mwanda", "pruned", "sparse")
+# The Hub has no task for models that map text to text in general.
+_PIPELINES = {
+    "AutoModelForCausalLM": "text-generation",
+    "AutoModelForMaskedLM": "fill-mask",
+    "AutoModelForImageTextToText": "image-text-to-text",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +38,11 @@ class PrunedModelCard:
         base_model: Repository of the dense model; None if it has none.
         license: `license`, `license_name` and `license_link` of the dense model, as far as they are known.
         comparison: The dense and this pruned model, evaluated; None if they were not.
-        plot: File name of the plot beside the card; None for a table in its place.
+        harness: The same two models in lm-evaluation-harness; None if they were not run.
+        plot: File name of the picture of the sparsity beside the card; None for a table in its place.
+        degradation_plot: File name of the picture of what every language loses; None for no picture.
         compressed: Whether the weights are stored compressed.
+        auto_class: Name of the class of transformers that loads the model.
     """
 
     record: Mapping[str, Any]
@@ -38,8 +51,11 @@ class PrunedModelCard:
     base_model: str | None = None
     license: Mapping[str, str] = dataclasses.field(default_factory=dict)
     comparison: PerplexityComparison | None = None
+    harness: HarnessComparison | None = None
     plot: str | None = None
+    degradation_plot: str | None = None
     compressed: bool = False
+    auto_class: str = CAUSAL
 
     @property
     def name(self) -> str:
@@ -53,7 +69,9 @@ class PrunedModelCard:
 
     def metadata(self) -> ModelCardData:
         """The YAML block: no string in it is taken from the record unchecked."""
-        languages = [*self.record["languages"], *(self.comparison.languages if self.comparison else ())]
+        languages = list(self.record["languages"])
+        for evaluation in (self.comparison, self.harness):
+            languages += evaluation.languages if evaluation else ()
         codes = sorted({code for code in map(hub_language, languages) if code is not None})
         results = self._results()
         return ModelCardData(
@@ -64,7 +82,7 @@ class PrunedModelCard:
             base_model=self.base_model,
             base_model_relation=None if self.base_model is None else "finetune",
             library_name="transformers",
-            pipeline_tag="text-generation",
+            pipeline_tag=_PIPELINES.get(self.auto_class),
             tags=list(TAGS),
             model_name=self.name if results else None,
             eval_results=results or None,
@@ -75,6 +93,7 @@ class PrunedModelCard:
         record, settings = self.record, self.settings.to_dict()
         base = f"[{self.base_model}](https://huggingface.co/{self.base_model})" if self.base_model else None
         blocks = zip(record["blocks"]["names"], record["blocks"]["sparsity"], strict=True)
+        command, needs_settings_file = describe_command(self.settings, record["languages"], self.base_location)
         text = render(
             {
                 "name": self.name if self.repo_id is None else Markdown(self.name),
@@ -91,8 +110,13 @@ class PrunedModelCard:
                 "settings_table": table(["setting", "value"], list(settings.items())),
                 "blocks": table(["block", "zeros"], [[name, percent(share)] for name, share in blocks]),
                 "plot": Markdown(self.plot) if self.plot else None,
-                **self._command(),
+                "degradation_plot": Markdown(self.degradation_plot) if self.degradation_plot else None,
+                "command": command,
+                "needs_settings_file": needs_settings_file,
                 "compressed": self.compressed,
+                "auto_class": Markdown(self.auto_class),
+                "experts": describe_experts(record.get("experts"), self.settings),
+                "harness": harness_table(self.harness) if self.harness else None,
                 **self._evaluation(),
             }
         )
@@ -117,30 +141,6 @@ class PrunedModelCard:
             ],
         )
 
-    def _command(self) -> dict[str, Any]:
-        """The command line that prunes with the settings, and whether it reads some of them from their file."""
-        values = {name: _words(value) for name, value in self._settings_to_name().items()}
-        flags = [_flag(name, words) for name, words in values.items() if words]
-        needs_file = None in flags
-        words = [
-            f"optimum-cli mwanda prune {shell_word(self.base_location)} pruned",
-            *(["--dataset calibration.jsonl"] if self.record["languages"] else []),
-            *([f"--config {CONFIG_NAME}"] if needs_file else []),
-            *(flag for flag in flags if flag is not None),
-        ]
-        return {"command": Markdown(" ".join(words)), "needs_settings_file": needs_file}
-
-    def _settings_to_name(self) -> dict[str, Any]:
-        """The settings that a command line has to name, in its order."""
-        defaults = {field.name: plain(field.default) for field in dataclasses.fields(MWandaConfig)}
-        settings = self.settings.to_dict()
-        # Naming the languages that were found keeps out others that the dataset may hold by now.
-        settings["languages"] = settings["languages"] or list(self.record["languages"])
-        first = ("sparsity", "criterion", "pattern", "allocation")
-        last = ("languages", "seed")
-        changed = [name for name, value in settings.items() if value != defaults[name]]
-        return {name: settings[name] for name in [*first, *(n for n in changed if n not in first + last), *last]}
-
     def _evaluation(self) -> dict[str, Any]:
         """The part of the template's values that an evaluation fills."""
         found = self.comparison
@@ -150,13 +150,16 @@ class PrunedModelCard:
         return {
             "perplexity": Markdown(_escaped(found).to_markdown()),
             "sequence_length": found.dense.sequence_length,
+            "confidence": Markdown(f"{100 * found.confidence:.3g} %"),
+            "intervals": any(score.can_be_resampled for score in found.dense.scores.values()),
             "unseen": bool(found.unseen),
             "worst": found.worst(name),
         }
 
     def _results(self) -> list[EvalResult]:
+        scores = [] if self.harness is None else harness_results(self.harness.pruned["pruned"])
         if self.comparison is None:
-            return []
+            return scores
         (report,) = self.comparison.pruned.values()
         figures = [
             (language, metric, value)
@@ -176,25 +179,7 @@ class PrunedModelCard:
                 metric_value=round(value, 4),
             )
             for language, metric, value in figures
-        ]
-
-
-def _words(value: Any) -> list[str]:
-    """The words that follow the flag of a setting."""
-    if isinstance(value, Mapping):
-        return [f"{key}={entry!r}" for key, entry in value.items()]
-    return [str(entry) for entry in (value if isinstance(value, list) else [value])]
-
-
-def _flag(name: str, words: list[str]) -> str | None:
-    """A setting as a flag with its words; None if a command line cannot say it, or not on one visible line."""
-    flag = "--" + name.replace("_", "-")
-    if any(clean(word) != word or (name == "language_weights" and word.startswith("=")) for word in words):
-        return None
-    if not any(word.startswith("-") for word in words):
-        return " ".join([flag, *map(shell_word, words)])
-    # A word that looks like a flag has to be joined to its own flag, which then takes no second word.
-    return f"{flag}={shell_word(words[0])}" if len(words) == 1 else None
+        ] + scores
 
 
 def _escaped(report: PerplexityComparison) -> PerplexityComparison:
@@ -207,4 +192,5 @@ def _escaped(report: PerplexityComparison) -> PerplexityComparison:
         return dataclasses.replace(one, scores={cell(name): score for name, score in one.scores.items()})
 
     pruned = {name: escape(one) for name, one in report.pruned.items()}
-    return PerplexityComparison(escape(report.dense), pruned, report.seen and [cell(name) for name in report.seen])
+    seen = None if report.seen is None else [cell(name) for name in report.seen]
+    return dataclasses.replace(report, dense=escape(report.dense), pruned=pruned, seen=seen)

@@ -5,10 +5,13 @@ from typing import Any
 import yaml
 from huggingface_hub import CardData, ModelCard
 
+from .card_harness import HARNESS_TASK_NAME
+
 BEGIN = "<!-- optimum-mwanda:begin -->"
 END = "<!-- optimum-mwanda:end -->"
 TASK_NAME = "Language modelling, one language at a time (optimum-mwanda)"
 """Task of our own evaluation results: those under this name are replaced at each update, others are kept."""
+OUR_TASKS = (TASK_NAME, HARNESS_TASK_NAME)
 
 
 def update_card(existing: str, new: ModelCard) -> ModelCard:
@@ -73,7 +76,7 @@ def _merge_metadata(data: CardData, new: CardData) -> None:
     if data.get("license") is None:
         for name in ("license", "license_name", "license_link"):
             data[name] = new.get(name)
-    others = [result for result in data.get("eval_results") or [] if result.task_name != TASK_NAME]
+    others = [result for result in data.get("eval_results") or [] if result.task_name not in OUR_TASKS]
     data["eval_results"] = [*others, *(new.get("eval_results") or [])] or None
     data["model_name"] = (data.get("model_name") or new.get("model_name")) if data["eval_results"] else None
 

@@ -1,20 +1,16 @@
 """Reading the config and the safetensors files of a checkpoint, none of which is trusted."""
 
 import contextlib
-import dataclasses
-import functools
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-
-from .coded import CODE, FORM, decoded_view
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -31,23 +27,9 @@ DOWNLOADED = (
 )
 MOST_CONFIG_BYTES = 16 * 2**20
 MOST_INDEX_BYTES = 64 * 2**20
-MOST_NAME = 1024
 MOST_ENTRIES = 10_000
 MOST_CHARACTERS = 4096
 MOST_DEPTH = 8
-
-
-@dataclasses.dataclass(frozen=True)
-class Matrix:
-    """A two-dimensional weight, wherever it lies.
-
-    Attributes:
-        shape: As it is stored.
-        count_zeros: Reads the weight and counts.
-    """
-
-    shape: tuple[int, ...]
-    count_zeros: Callable[[], int]
 
 
 def checkpoint_folder(name_or_path: str | os.PathLike[str], weights: bool, **hub_kwargs: Any) -> Path:
@@ -85,27 +67,6 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not (folder / CONFIG_FILE).is_file():
         raise FileNotFoundError(f"{folder} holds no {CONFIG_FILE}: give the folder of a saved transformers model.")
     return _read_object(folder / CONFIG_FILE, MOST_CONFIG_BYTES)
-
-
-def read_matrices(folder: Path) -> dict[str, Matrix]:
-    """Lists the matrices of a dense or compressed checkpoint from the headers of its files.
-
-    Values are read when they are counted.
-
-    Returns:
-        Parameter name without `.weight` to matrix.
-
-    Raises:
-        FileNotFoundError: If the folder has no safetensors weights, or lacks a shard.
-        ValueError: If a file cannot be read, or a matrix lies in two of them.
-    """
-    found: dict[str, Matrix] = {}
-    for path in weight_files(folder, is_compressed(folder)):
-        matrices = _matrices_in(path)
-        if twice := found.keys() & matrices.keys():
-            raise ValueError(f"{folder} holds {min(twice)!r} in two files: which one counts is not defined.")
-        found.update(matrices)
-    return found
 
 
 def is_compressed(folder: Path) -> bool:
@@ -171,23 +132,6 @@ def read_index_metadata(folder: Path, index: str) -> dict[str, Any]:
     """What the index of a sharded checkpoint says besides the names of tensors and files."""
     metadata = _read_object(folder / index, MOST_INDEX_BYTES).get("metadata")
     return metadata if isinstance(metadata, dict) else {}
-
-
-def _matrices_in(path: Path) -> dict[str, Matrix]:
-    with opened(path) as file:
-        tensors = decoded_view({key: file.get_slice(key) for key in file.keys()})  # noqa: SIM118
-        shapes = {key: tuple(tensor.get_shape()) for key, tensor in tensors.items()}
-    return {
-        key.removesuffix(".weight"): Matrix(shape, functools.partial(_count_in, path, key))
-        for key, shape in shapes.items()
-        if len(shape) == 2 and key.endswith(".weight") and len(key) <= MOST_NAME
-    }
-
-
-def _count_in(path: Path, key: str) -> int:
-    with opened(path) as file:
-        parts = {part: file.get_slice(part) for part in file.keys() if part in (key, key + CODE, key + FORM)}  # noqa: SIM118
-        return count_zeros(decoded_view(parts)[key][...])
 
 
 @contextlib.contextmanager

@@ -1,9 +1,9 @@
-"""Pushing a pruned model to the Hub: weights, tokenizer, card, plot, settings and evaluation in one commit."""
+"""Pushing a pruned model to the Hub: weights, tokenizer, card, pictures, settings and evaluation in one commit."""
 
 import dataclasses
-import json
 import re
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from huggingface_hub import (
@@ -16,10 +16,13 @@ from huggingface_hub import (
 from huggingface_hub.errors import LocalTokenNotFoundError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..evaluation.harness_comparison import HarnessComparison
 from ..evaluation.report import PerplexityComparison
+from ..evaluation.tables import to_json
 from .card import CARD_NAME, describe, write_card
 
 EVALUATION_NAME = "evaluation.json"
+HARNESS_NAME = "harness.json"
 
 _WEIGHTS = re.compile(
     r"(pytorch_)?model(\.mwanda)?(-\d{5}-of-\d{5})?(\.mwanda)?\.(safetensors|bin)(\.index)?(\.mwanda)?(\.json)?"
@@ -32,6 +35,7 @@ def push_to_hub(
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     report: PerplexityComparison | None = None,
+    harness: HarnessComparison | None = None,
     base_model: str | None = None,
     compressed: bool = False,
     max_shard_size: int | str = "50GB",
@@ -52,6 +56,7 @@ def push_to_hub(
         repo_id: Repository, which is made if need be.
         tokenizer: Tokenizer to push with it.
         report: The dense model and this one, evaluated on the same text; goes into the card and `evaluation.json`.
+        harness: The same two models in lm-evaluation-harness; goes into the card and `harness.json`.
         base_model: Repository of the dense model, for the card. None: what the record says.
         compressed: Whether to store the zeros compressed; such a model needs optimum-mwanda to be loaded.
         max_shard_size: Most bytes per weight file.
@@ -70,11 +75,11 @@ def push_to_hub(
         LocalTokenNotFoundError: If there is no token.
         HfHubHTTPError: If the Hub refuses. Nothing was committed then: push again.
     """
-    content = describe(model, report, base_model)  # a bad record must show before anything is uploaded
+    content = describe(model, report, base_model, harness)  # a bad record must show before anything is uploaded
     api = HfApi(token=_checked_token(token))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name, "model")
-        _save(model, folder, tokenizer, report, compressed, max_shard_size)
+        _save(model, folder, tokenizer, {EVALUATION_NAME: report, HARNESS_NAME: harness}, compressed, max_shard_size)
         content.settings.save_pretrained(folder)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if revision is not None and not create_pr and not revision.startswith("refs/"):
@@ -110,7 +115,7 @@ def _save(
     model: PreTrainedModel,
     folder: Path,
     tokenizer: PreTrainedTokenizerBase | None,
-    report: PerplexityComparison | None,
+    evaluations: Mapping[str, PerplexityComparison | HarnessComparison | None],
     compressed: bool,
     max_shard_size: int | str,
 ) -> None:
@@ -123,9 +128,9 @@ def _save(
         model.save_pretrained(folder, max_shard_size=max_shard_size)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
-    if report is not None:
-        text = json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n"
-        (folder / EVALUATION_NAME).write_text(text, encoding="utf-8")
+    for name, evaluation in evaluations.items():
+        if evaluation is not None:
+            (folder / name).write_text(to_json(evaluation.to_dict()), encoding="utf-8")
 
 
 def _operations(folder: Path, remote: list[str]) -> list[CommitOperationAdd | CommitOperationDelete]:

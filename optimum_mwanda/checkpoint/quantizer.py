@@ -33,6 +33,7 @@ from .coded import (
     decoded_names,
     decoded_view,
 )
+from .conversion import parameter_names
 from .files import COMPRESSED_INDEX_FILE, COMPRESSED_WEIGHTS_FILE, check_index, opened
 
 if TYPE_CHECKING:
@@ -170,7 +171,8 @@ def _names_in(files: Iterable[str]) -> set[str]:
 
 
 def _without_tensor(model: "PreTrainedModel", stored: set[str]) -> list[str]:
-    """Weights of a model for which nothing is stored under their names, with or without the base model's prefix."""
+    """Weights of a model for which nothing is stored, with or without the base model's prefix."""
+    stored = stored.union(parameter_names(model.config.to_dict(), stored).values())
     prefix = f"{model.base_model_prefix}."
     tied = getattr(model, "all_tied_weights_keys", {})
     return [

@@ -8,14 +8,24 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 
+from ..calibration.experts import ExpertCoverage
 from ..calibration.statistics import CalibrationStatistics
 from ..configuration import MWandaConfig
 from ..modeling.weights import PrunableWeight
 from ..pruning.allocation import SparsityPlan
+from ..pruning.experts import expert_coverage
 from ..pruning.scoring import language_weights, needs_statistics
 from ..version import __version__
-from .files import count_zeros
-from .schema import FIELDS, MOST_HISTORY, RECORD_KEY, SCHEMA, check_record
+from .matrices import count_matrices
+from .schema import (
+    FIELDS,
+    MOST_EXPERT_NAMES,
+    MOST_HISTORY,
+    RECORD_KEY,
+    SCHEMA,
+    RecordedMatrix,
+    check_record,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,7 +48,8 @@ def build_record(
         config: Settings of this pruning.
         weights: Module path of a block to its weights, with the zeros in them.
         plan: Sparsity per block that was asked for.
-        statistics: Calibration; only its languages and fingerprints are read.
+        statistics: Calibration, with all the experts that it knows; its languages and fingerprints are read, and the
+            tokens of the experts.
         fingerprint: `model_fingerprint` of the model before this pruning.
 
     Returns:
@@ -48,21 +59,19 @@ def build_record(
         ValueError: If the record would exceed the bounds that are set for reading it.
     """
     sizes = {block: sum(weight.numel for weight in found) for block, found in weights.items()}
-    zeros = {weight.name: count_zeros(weight.matrix) for found in weights.values() for weight in found}
-    block_zeros = {block: sum(zeros[weight.name] for weight in found) for block, found in weights.items()}
-    total = sum(sizes.values())
+    counts = {block: count_matrices(found) for block, found in weights.items()}
     record = {
         "schema": SCHEMA,
         "library_version": __version__,
         "settings": config.to_dict(),
         "pattern": config.pattern,
-        "target_sparsity": round(sum(plan[block] * size for block, size in sizes.items()) / total, 9),
-        "achieved_sparsity": sum(zeros.values()) / total,
+        "target_sparsity": round(sum(plan[block] * size for block, size in sizes.items()) / sum(sizes.values()), 9),
+        "achieved_sparsity": _share([matrix for found in counts.values() for matrix in found]),
         "blocks": {
-            "names": list(weights),
-            "sparsity": [round(block_zeros[block] / size, 6) for block, size in sizes.items()],
+            "names": list(counts),
+            "sparsity": [round(_share(found), 6) for found in counts.values()],
         },
-        "matrices": _matrices(weights, zeros),
+        "matrices": _matrices(counts),
         **_calibration(config, statistics),
         "model": _portable_name(getattr(model, "name_or_path", "") or ""),
         "model_fingerprint": fingerprint,
@@ -73,25 +82,29 @@ def build_record(
     return check_record(record)
 
 
-def _matrices(weights: dict[str, list[PrunableWeight]], zeros: dict[str, int]) -> dict[str, Any]:
+def _share(matrices: list[RecordedMatrix]) -> float:
+    return sum(matrix.zeros for matrix in matrices) / sum(matrix.numel for matrix in matrices)
+
+
+def _matrices(counts: dict[str, list[RecordedMatrix]]) -> dict[str, Any]:
     """Counts by path inside the block: the names and shapes that all blocks share are written once."""
-    columns: dict[str, dict[str, PrunableWeight]] = {}
-    for block, found in weights.items():
-        for weight in found:
-            columns.setdefault(weight.name[len(block) :].lstrip("."), {})[block] = weight
+    columns: dict[str, dict[str, RecordedMatrix]] = {}
+    for block, found in counts.items():
+        for matrix in found:
+            columns.setdefault(matrix.name[len(block) :].lstrip("."), {})[block] = matrix
     matrices = {}
     for path, column in columns.items():
-        shapes = [list(column[block].matrix.shape) if block in column else None for block in weights]
+        shapes = [list(column[block].shape) if block in column else None for block in counts]
         present = [shape for shape in shapes if shape is not None]
         matrices[path] = {
             "shape": present[0] if all(shape == present[0] for shape in present) else shapes,
-            "zeros": [zeros[column[block].name] if block in column else None for block in weights],
+            "zeros": [column[block].zeros if block in column else None for block in counts],
         }
     return matrices
 
 
 def _calibration(config: MWandaConfig, statistics: CalibrationStatistics | None) -> dict[str, Any]:
-    """The languages and the data that shaped the masks; none where the settings do not look at them."""
+    """The languages, data and experts that shaped the masks; none where the settings do not look at them."""
     if statistics is None or not needs_statistics(config):
         return {"languages": {}, "dataset_fingerprints": []}
     shares = language_weights(config, statistics.tokens).tolist()
@@ -99,7 +112,23 @@ def _calibration(config: MWandaConfig, statistics: CalibrationStatistics | None)
         language: {"tokens": tokens, "weight": round(share, 9)}
         for (language, tokens), share in zip(statistics.tokens.items(), shares, strict=True)
     }
-    return {"languages": languages, "dataset_fingerprints": [statistics.fingerprint]}
+    found: dict[str, Any] = {"languages": languages, "dataset_fingerprints": [statistics.fingerprint]}
+    if statistics.experts:
+        found["experts"] = _experts(config, expert_coverage(statistics, config))
+    return found
+
+
+def _experts(config: MWandaConfig, coverage: ExpertCoverage) -> dict[str, Any]:
+    """How calibration reached the experts of a mixture."""
+    return {
+        "policy": config.experts_policy,
+        "wanted": coverage.wanted,
+        "count": len(coverage.tokens),
+        "lacking": len(coverage.lacking),
+        "names": list(coverage.lacking[:MOST_EXPERT_NAMES]),
+        "fewest": coverage.fewest,
+        "unreached": {language: len(names) for language, names in coverage.unreached.items()},
+    }
 
 
 def _portable_name(name: str) -> str:

@@ -1,6 +1,7 @@
 """The layout of the sparsity record, checked: it may come from anywhere. `docs/record.md` names every field."""
 
 import dataclasses
+import math
 import re
 import reprlib
 from collections.abc import Callable
@@ -10,26 +11,32 @@ from ..version import __version__
 from .files import bounded_copy
 
 RECORD_KEY = "mwanda_config"
-SCHEMA = 1
+SCHEMA = 2
 MOST_HISTORY = 8
+MOST_EXPERT_NAMES = 32
 LIBRARIES = ("torch", "transformers")
 
 
 @dataclasses.dataclass(frozen=True)
 class RecordedMatrix:
-    """What the record says of one matrix.
+    """What the record says of one matrix, or of the matrices of all experts in one parameter.
 
     Attributes:
-        name: Module path.
+        name: Module path, or path of the parameter of all experts.
         block: Module path of its block.
-        shape: `(out, in)`.
+        shape: `(out, in)`, or `(experts, out, in)`.
         zeros: Zeros that were counted after pruning.
     """
 
     name: str
     block: str
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     zeros: int
+
+    @property
+    def numel(self) -> int:
+        """Number of weights."""
+        return math.prod(self.shape)
 
 
 def recorded_matrices(record: dict[str, Any]) -> list[RecordedMatrix]:
@@ -61,7 +68,7 @@ def _is_name(value: Any) -> bool:
 
 
 def _is_shape(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(_is_count(side, 2**31) and side for side in value)
+    return isinstance(value, list) and len(value) in (2, 3) and all(_is_count(side, 2**31) and side for side in value)
 
 
 def _is_language(value: Any) -> bool:
@@ -94,6 +101,19 @@ FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
 }
 
+EXPERT_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "policy": (_is_name, "the name of a policy"),
+    "wanted": (_is_count, "a whole number of tokens"),
+    "count": (_is_count, "a whole number of experts"),
+    "lacking": (_is_count, "a whole number of experts"),
+    "names": (lambda value: isinstance(value, list) and all(map(_is_name, value)), "a list of module paths"),
+    "fewest": (_is_count, "a whole number of tokens"),
+    "unreached": (
+        lambda value: isinstance(value, dict) and all(map(_is_count, value.values())),
+        "an object of language to a whole number of experts",
+    ),
+}
+
 
 def check_record(record: Any) -> dict[str, Any]:
     """Checks a record that may come from anywhere; keys that this version does not know are kept.
@@ -116,6 +136,7 @@ def check_record(record: Any) -> dict[str, Any]:
     for index, entry in enumerate(history):
         _require(isinstance(entry, dict), f"history[{index}]", entry, "a JSON object")
         _check_fields(entry, f"history[{index}].")
+    _check_experts(copy)
     _check_counts(copy)
     checked: dict[str, Any] = copy
     return checked
@@ -138,6 +159,22 @@ def _check_fields(record: dict[str, Any], where: str) -> None:
         _require(is_legal(record.get(field)), f"{where}{field}", record.get(field), allowed)
 
 
+def _check_experts(record: dict[str, Any]) -> None:
+    """Checks `experts`, which only records of mixtures of experts have."""
+    experts = record.get("experts")
+    if experts is None:
+        return
+    _require(isinstance(experts, dict), "experts", experts, "an object that says how calibration reached the experts")
+    for field, (is_known, allowed) in EXPERT_FIELDS.items():
+        _require(is_known(experts.get(field)), f"experts.{field}", experts.get(field), allowed)
+    count, lacking, names, unreached = (experts[key] for key in ("count", "lacking", "names", "unreached"))
+    _require(lacking <= count, "experts.lacking", lacking, f"at most the number of experts, {count}")
+    is_legal = len(names) == min(lacking, MOST_EXPERT_NAMES)
+    _require(is_legal, "experts.names", names, f"the names of the {lacking} experts, at most {MOST_EXPERT_NAMES}")
+    is_legal = all(language in record["languages"] and missed <= count for language, missed in unreached.items())
+    _require(is_legal, "experts.unreached", unreached, f"about languages of the record and at most {count} experts")
+
+
 def _check_counts(record: dict[str, Any]) -> None:
     """Checks `blocks` and `matrices`, and that every sparsity follows from the counts."""
     blocks: Any = record.get("blocks")
@@ -155,14 +192,14 @@ def _check_counts(record: dict[str, Any]) -> None:
             is_legal = isinstance(column, list) and len(column) == len(names)
             _require(is_legal, f"matrices[{path!r}].{key}", column, f"one entry for each of the {len(names)} blocks")
         for size, count in zip(shapes, zeros, strict=True):
-            is_legal = count is None or (_is_shape(size) and _is_count(count, size[0] * size[1]))
+            is_legal = count is None or (_is_shape(size) and _is_count(count, math.prod(size)))
             _require(is_legal, f"a count of matrices[{path!r}]", count, f"null or a count that fits the shape {size}")
     found = recorded_matrices(record)
     _require(len({matrix.name for matrix in found}) == len(found), "matrices", len(found), "of different full paths")
     totals = {name: [0, 0] for name in names}
     for matrix in found:
         totals[matrix.block][0] += matrix.zeros
-        totals[matrix.block][1] += matrix.shape[0] * matrix.shape[1]
+        totals[matrix.block][1] += matrix.numel
     _require(all(size for _, size in totals.values()), "matrices", list(matrices), "such that every block has one")
     shares = [zeros / size for zeros, size in totals.values()]
     is_legal = isinstance(sparsity, list) and len(sparsity) == len(shares) and all(map(_is_share, sparsity))

@@ -1,20 +1,19 @@
 """Reading the sparsity record back, and comparing it with the zeros that are really there."""
 
 import dataclasses
-import functools
 import os
 from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from ..modeling.blocks import find_blocks
 from ..modeling.weights import find_weights
 from ..utils import markdown_table
-from .files import Matrix, checkpoint_folder, count_zeros, read_config, read_matrices
+from .files import checkpoint_folder, read_config
+from .matrices import StoredMatrix, count_matrices, loaded_matrices, read_matrices
 from .schema import RECORD_KEY, RecordedMatrix, check_record, recorded_matrices
 
 ModelOrPath = nn.Module | str | os.PathLike[str]
@@ -25,7 +24,7 @@ class ChangedMatrix:
     """A matrix whose zeros are not those of the record.
 
     Attributes:
-        name: Module path, as the record has it.
+        name: Module path, or parameter of all experts of a layer, as the record has it.
         recorded: Zeros after pruning.
         found: Zeros now.
     """
@@ -102,8 +101,8 @@ def sparsity_map(model_or_path: ModelOrPath, **hub_kwargs: Any) -> dict[str, flo
         **hub_kwargs: Passed to huggingface_hub: `revision`, `token`, `cache_dir`, ...
 
     Returns:
-        Module path to share of zeros: of the matrices that the sparsity record names and that are there; of every
-        prunable weight of a model without record.
+        Module path, or parameter of all experts of a layer, to share of zeros: of those that the sparsity record names
+        and that are there; of all that hold prunable weights in a model without record.
 
     Raises:
         FileNotFoundError: If a local path holds no config or no safetensors.
@@ -111,15 +110,12 @@ def sparsity_map(model_or_path: ModelOrPath, **hub_kwargs: Any) -> dict[str, flo
     """
     if isinstance(model_or_path, nn.Module) and sparsity_record(model_or_path) is None:
         weights = find_weights(find_blocks(model_or_path))
-        return {w.name: count_zeros(w.matrix) / w.numel for found in weights.values() for w in found}
+        found = count_matrices(weight for block in weights.values() for weight in block)
+        return {matrix.name: matrix.zeros / matrix.numel for matrix in found}
     recorded, matrices = _recorded_and_found(model_or_path, hub_kwargs)
     names = match_names(recorded, matrices)
-    shares = {}
-    for matrix in recorded:
-        if matrix.name in names:
-            found = matrices[names[matrix.name]]
-            shares[matrix.name] = found.count_zeros() / (found.shape[0] * found.shape[1])
-    return shares
+    stored = {matrix.name: matrices[names[matrix.name]] for matrix in recorded if matrix.name in names}
+    return {name: matrix.count_zeros() / matrix.numel for name, matrix in stored.items()}
 
 
 def verify_sparsity(model_or_path: ModelOrPath, **hub_kwargs: Any) -> SparsityVerification:
@@ -147,7 +143,7 @@ def verify_sparsity(model_or_path: ModelOrPath, **hub_kwargs: Any) -> SparsityVe
             missing.append(matrix.name)
             continue
         found = matrices[names[matrix.name]]
-        if found.shape not in (matrix.shape, matrix.shape[::-1]):  # GPT-2 stores its matrices transposed
+        if not found.fits(matrix.shape):
             reshaped.append(matrix.name)
             continue
         zeros = found.count_zeros()
@@ -160,6 +156,8 @@ def match_names(recorded: Sequence[RecordedMatrix], existing: Collection[str]) -
     """Finds recorded matrices among existing names, also where a wrapper added, removed or renamed a prefix.
 
     An exact name wins; else the one name that shares the longest tail, which has to reach back to the list of blocks.
+    Of several it is the only one with every part of the recorded name: `language_model.model.layers.0.q` and not
+    `vision_tower.layers.0.q` is `model.language_model.layers.0.q`.
 
     Args:
         recorded: Matrices of the record.
@@ -179,6 +177,9 @@ def match_names(recorded: Sequence[RecordedMatrix], existing: Collection[str]) -
             shortest = len(matrix.name) - len(matrix.block) + len(".".join(matrix.block.split(".")[-2:]))
             shared = (tails[tail] for tail in _tails(matrix.name) if tail in tails and len(tail) >= shortest)
             candidates = next(shared, [])
+            if len(candidates) > 1:
+                parts = set(matrix.name.split("."))
+                candidates = [name for name in candidates if parts.issubset(name.split("."))]
             if len(candidates) == 1:
                 matched[matrix.name] = candidates[0]
     uses = Counter(matched.values())
@@ -193,7 +194,7 @@ def _tails(name: str) -> list[str]:
 
 def _recorded_and_found(
     model_or_path: ModelOrPath, hub_kwargs: dict[str, Any]
-) -> tuple[list[RecordedMatrix], dict[str, Matrix]]:
+) -> tuple[list[RecordedMatrix], dict[str, StoredMatrix]]:
     place: nn.Module | Path
     if isinstance(model_or_path, nn.Module):
         place, name = model_or_path, type(model_or_path).__name__
@@ -205,21 +206,7 @@ def _recorded_and_found(
             f"{name} has no sparsity record: it was not pruned with optimum-mwanda, or its config was rewritten. Load "
             "the model and call sparsity_map(model) to count its zeros."
         )
-    matrices = _loaded_matrices(place) if isinstance(place, nn.Module) else read_matrices(place)
-    return recorded_matrices(record), matrices
-
-
-def _loaded_matrices(model: nn.Module) -> dict[str, Matrix]:
-    """Every module with a two-dimensional `weight`, so that layers that wrap a linear one count as well."""
-    return {
-        name: Matrix(tuple(weight.shape), functools.partial(_count_in, name, module))
-        for name, module in model.named_modules(remove_duplicate=False)
-        if torch.is_tensor(weight := getattr(module, "weight", None)) and weight.dim() == 2
-    }
-
-
-def _count_in(name: str, module: nn.Module) -> int:
-    weight: Any = module.weight
-    if weight.device.type == "meta":
-        raise ValueError(f"{name!r} is offloaded (meta device): load the whole model, or verify the saved folder.")
-    return count_zeros(weight.detach())
+    recorded = recorded_matrices(record)
+    if isinstance(place, nn.Module):
+        return recorded, loaded_matrices(place)
+    return recorded, read_matrices(place, {matrix.name for matrix in recorded})

@@ -4,7 +4,15 @@ import argparse
 from pathlib import Path
 
 from .base import Result, Subcommand, add_common_options
-from .checkpoint import EVALUATION_NAME, own_report, read_report, repositories_on_card, to_json
+from .checkpoint import (
+    EVALUATION_NAME,
+    HARNESS_NAME,
+    own_harness,
+    own_report,
+    read_harness,
+    read_report,
+    repositories_on_card,
+)
 from .errors import ModelError, UsageError, errors_as
 from .output import write_text
 
@@ -27,6 +35,13 @@ class CardCommand(Subcommand):
             "(default: the evaluation.json that is there)",
         )
         parser.add_argument(
+            "--harness",
+            nargs=2,
+            metavar=("DENSE", "PRUNED"),
+            help="Results of lm-evaluation-harness to show: the results_*.json, or the folder with them, of the dense "
+            "and of this model; they become harness.json of the folder (default: the harness.json that is there)",
+        )
+        parser.add_argument(
             "--repo-id", metavar="ID", help="Repository that the model goes to (default: what the card says)"
         )
         parser.add_argument(
@@ -41,9 +56,11 @@ class CardCommand(Subcommand):
         if not folder.is_dir():
             raise UsageError(f"There is no folder {args.model!r}: give the folder of a pruned model.")
         report = own_report(folder) if args.report is None else read_report(Path(args.report))
+        harness = own_harness(folder) if args.harness is None else read_harness(*args.harness)
         with errors_as(ModelError):
             from ..checkpoint.card import CARD_NAME, save_card
             from ..checkpoint.files import is_compressed
+            from ..evaluation.tables import to_json
 
             known = repositories_on_card(folder / CARD_NAME)
             path = save_card(
@@ -51,10 +68,13 @@ class CardCommand(Subcommand):
                 folder,
                 repo_id=args.repo_id or known.get("repo_id"),
                 report=report,
+                harness=harness,
                 base_model=args.base_model or known.get("base_model"),
                 compressed=is_compressed(folder),
             )
             if args.report is not None and report is not None:
                 # Where `compress` and the next `card` find it again.
-                write_text(folder / EVALUATION_NAME, to_json(report.to_dict()))
+                write_text(folder / EVALUATION_NAME, report.to_json())
+            if args.harness is not None and harness is not None:
+                write_text(folder / HARNESS_NAME, to_json(harness.to_dict()))
         return Result(f"Wrote {path}.", {"output": str(path)})

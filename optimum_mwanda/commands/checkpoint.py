@@ -12,12 +12,14 @@ from .errors import DataError, ModelError, errors_as, one_line
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from ..evaluation.harness_comparison import HarnessComparison
     from ..evaluation.report import PerplexityComparison
 
 EVALUATION_NAME = "evaluation.json"
+HARNESS_NAME = "harness.json"
 
 _REPO_ID = re.compile(r"(\w[\w.-]{0,95}/)?\w[\w.-]{0,95}", re.ASCII)
-_LOADED_FROM = re.compile(r'AutoModelForCausalLM\.from_pretrained\("([^"]*)"\)')
+_LOADED_FROM = re.compile(r'AutoModel\w*\.from_pretrained\("([^"]*)"\)')
 
 
 def add_storage_options(parser: argparse.ArgumentParser) -> None:
@@ -57,7 +59,7 @@ def write_checkpoint(
             tokenizer.save_pretrained(folder)
         MWandaConfig.from_dict(model.config.mwanda_config["settings"]).save_pretrained(folder)
         if report is not None:
-            (folder / EVALUATION_NAME).write_text(to_json(report.to_dict()), encoding="utf-8")
+            (folder / EVALUATION_NAME).write_text(report.to_json(), encoding="utf-8")
         save_card(model, folder, report=report, base_model=args.base_model, compressed=args.compressed)
 
 
@@ -88,6 +90,36 @@ def own_report(folder: Path) -> "PerplexityComparison | None":
     """
     path = folder / EVALUATION_NAME
     return read_report(path) if path.is_file() else None
+
+
+def read_harness(dense: str, pruned: str) -> "HarnessComparison":
+    """Reads results of lm-evaluation-harness: files, or folders that `lm-eval run --output_path` was given.
+
+    Raises:
+        DataError: If they cannot be read or do not cover the same tasks.
+    """
+    from ..evaluation.harness import HarnessReport
+    from ..evaluation.harness_comparison import HarnessComparison
+
+    with errors_as(DataError, OSError, ValueError):
+        return HarnessComparison(HarnessReport.from_files(dense), {"pruned": HarnessReport.from_files(pruned)})
+
+
+def own_harness(folder: Path) -> "HarnessComparison | None":
+    """The results of lm-evaluation-harness that lie in the folder of a model; None if there are none.
+
+    Raises:
+        DataError: If the file is damaged.
+    """
+    from ..evaluation.harness_comparison import HarnessComparison
+
+    path = folder / HARNESS_NAME
+    if not path.is_file():
+        return None
+    try:
+        return HarnessComparison.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path} cannot be read ({error!r}): write it again with `card --harness`.") from error
 
 
 def repositories_on_card(card: Path) -> dict[str, str]:
@@ -122,7 +154,8 @@ def refresh_card(folder: Path, warn: Callable[[str], None]) -> None:
     try:
         if card.is_file() and sparsity_record(folder) is not None:
             repositories: dict[str, Any] = repositories_on_card(card)
-            save_card(folder, folder, report=own_report(folder), compressed=is_compressed(folder), **repositories)
+            evaluations: dict[str, Any] = {"report": own_report(folder), "harness": own_harness(folder)}
+            save_card(folder, folder, compressed=is_compressed(folder), **evaluations, **repositories)
     except Exception as error:
         # The folder still has its temporary name, which would tell the user nothing.
         reason = one_line(error).replace(f"{folder}/", "")
@@ -144,8 +177,3 @@ def summary(record: dict[str, Any]) -> str:
 def facts(record: dict[str, Any]) -> dict[str, Any]:
     """The parts of the record that the JSON output repeats."""
     return {key: record[key] for key in ("model", "target_sparsity", "achieved_sparsity", "languages", "blocks")}
-
-
-def to_json(values: Any) -> str:
-    """Indented JSON with its last line break."""
-    return json.dumps(values, indent=2, ensure_ascii=False) + "\n"

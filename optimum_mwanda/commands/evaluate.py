@@ -2,15 +2,15 @@
 
 import argparse
 import json
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .base import Result, Subcommand, add_common_options
 from .data import add_dataset_options, open_dataset
-from .errors import DataError, UsageError, errors_as
+from .errors import DataError, UsageError, errors_as, one_line
 from .models import add_model_options, load_model, load_tokenizer, pruning_errors
-from .output import add_overwrite, check_file, write_text
+from .output import add_overwrite, check_file, whole_file, write_text
 
 if TYPE_CHECKING:
     from ..evaluation.report import PerplexityComparison, PerplexityReport
@@ -47,6 +47,9 @@ class EvaluateCommand(Subcommand):
             metavar="FILE",
             help="File to write the report to: Markdown if it ends in .md, a table in .csv, else JSON (default: none)",
         )
+        parser.add_argument(
+            "--report", metavar="FILE", help="HTML page to write, with sortable tables and pictures (default: none)"
+        )
         add_overwrite(parser)
         add_dataset_options(parser, required=True, purpose="Held-out text")
         group = parser.add_argument_group("evaluation")
@@ -79,6 +82,7 @@ class EvaluateCommand(Subcommand):
         """Evaluates one model or two, one in memory at a time."""
         args = self.args
         target = None if args.output is None else check_file(args.output, args.overwrite)
+        page = None if args.report is None else check_file(args.report, args.overwrite)
         for name in ("batch_size", "tokens_per_language"):
             if getattr(args, name) < 1:
                 raise UsageError(f"--{name.replace('_', '-')} {getattr(args, name)}: give at least 1.")
@@ -88,23 +92,34 @@ class EvaluateCommand(Subcommand):
         if dense is not None and args.sequence_length is None:
             args.sequence_length = dense.sequence_length
         with open_dataset(args.dataset, args.dataset_config, args.split, args.streaming) as dataset:
-            report, seen = self._evaluate(args.model, dataset, args.revision)
+            report, record = self._evaluate(args.model, dataset, args.revision)
             if args.dense is not None:
                 dense = self._evaluate(args.dense, dataset)[0]
-        result = report if dense is None else compare(dense, report, seen, args.confidence)
+        result = report if dense is None else compare(dense, report, record, args.confidence)
         lines = tables(result)
         if target is not None:
             with errors_as(DataError, OSError):
                 write_text(target, in_format_of(target, result))
             lines.append(f"Wrote {target}.")
+        if page is not None:
+            with errors_as(DataError, OSError):
+                write_report(page, result, record)
+            lines.append(f"Wrote {page}.")
         return Result("\n\n".join(lines), result.to_dict())
 
     def _evaluate(
         self, name: str, dataset: Any, revision: str | None = None
-    ) -> "tuple[PerplexityReport, Iterable[str] | None]":
-        """The report of a model, and the languages that it was calibrated on, if its record names any."""
+    ) -> "tuple[PerplexityReport, dict[str, Any] | None]":
+        """The report of a model, and its sparsity record, if it has one that can be read."""
+        from ..checkpoint.verification import sparsity_record
+
         args = self.args
         model = load_model(name, args, revision)
+        try:
+            record = sparsity_record(model)
+        except ValueError as error:  # no reason not to evaluate the model
+            self.warn(f"{name!r} is treated as one without a record: {one_line(error)}")
+            record = None
         report = measure(
             model,
             load_tokenizer(name, args),
@@ -118,14 +133,16 @@ class EvaluateCommand(Subcommand):
             seed=args.seed,
             progress=not args.quiet,
         )
-        record = getattr(model.config, "mwanda_config", None)
-        return report, record.get("languages") if isinstance(record, dict) else None
+        return report, record
 
 
 def compare(
-    dense: "PerplexityReport", pruned: "PerplexityReport", seen: Iterable[str] | None, confidence: float = 0.95
+    dense: "PerplexityReport",
+    pruned: "PerplexityReport",
+    record: Mapping[str, Any] | None,
+    confidence: float = 0.95,
 ) -> "PerplexityComparison":
-    """Sets a pruned model beside its dense original; `seen` are the languages of its calibration, if any are known.
+    """Sets a pruned model beside its dense original; its record, if it has one, tells the calibrated languages.
 
     Raises:
         DataError: If they were not evaluated on the same text.
@@ -133,7 +150,8 @@ def compare(
     from ..evaluation.report import PerplexityComparison
 
     with errors_as(DataError, ValueError):
-        return PerplexityComparison(dense, {"pruned": pruned}, list(seen or ()) or None, confidence)
+        seen = None if record is None else list(record["languages"]) or None
+        return PerplexityComparison(dense, {"pruned": pruned}, seen, confidence)
 
 
 def read_dense_report(path: Path) -> "PerplexityReport":
@@ -170,6 +188,20 @@ def in_format_of(path: Path, result: "PerplexityReport | PerplexityComparison") 
     if path.suffix == ".md":
         return "\n\n".join(tables(result)) + "\n"
     return str(result.to_pandas().to_csv(index=False)) if path.suffix == ".csv" else result.to_json()
+
+
+def write_report(
+    path: Path, result: "PerplexityReport | PerplexityComparison", record: Mapping[str, Any] | None
+) -> None:
+    """Writes the HTML page as a whole or not at all; the sparsity record of the pruned model adds its blocks.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
+    from ..evaluation.html import write_html_report
+
+    with whole_file(path) as partial:
+        write_html_report(partial, result, record)
 
 
 def measure(model: Any, tokenizer: Any, dataset: Any, **options: Any) -> "PerplexityReport":

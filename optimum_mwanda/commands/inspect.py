@@ -60,10 +60,27 @@ def _facts(record: dict[str, Any]) -> str:
             [f"calibrated on {language}", f"{part['tokens']:,} tokens, weight {part['weight']:.3f}"]
             for language, part in record["languages"].items()
         ),
+        *_experts(record.get("experts")),
     ]
     # A line break in a string of the record could pass for a row or a line of ours.
     cells = [[clean(cell) for cell in row] for row in rows]
     return f"{summary(record)}\n\n{markdown_table(['record', 'value'], cells)}"
+
+
+def _experts(found: dict[str, Any] | None) -> list[list[Any]]:
+    """How calibration reached the experts of a mixture."""
+    if found is None:
+        return []
+    names = ", ".join(found["names"]) + (", ..." if len(found["names"]) < found["lacking"] else "")
+    lacking = f"{found['lacking']} of {found['count']}"
+    return [
+        [f"experts below {found['wanted']} tokens", f"{lacking} ({found['policy']}): {names}" if names else lacking],
+        ["fewest tokens of a language in an expert", found["fewest"]],
+        *(
+            [f"experts without {language}", f"{count} of {found['count']}"]
+            for language, count in found["unreached"].items()
+        ),
+    ]
 
 
 def _layers(record: dict[str, Any], shares: dict[str, float]) -> str:
@@ -75,4 +92,5 @@ def _layers(record: dict[str, Any], shares: dict[str, float]) -> str:
     for block, share in zip(record["blocks"]["names"], record["blocks"]["sparsity"], strict=True):
         found = [shares.get(f"{block}.{path}" if path else block) for path in paths]
         rows.append([block, f"{share:.4f}", *("" if value is None else f"{value:.4f}" for value in found)])
-    return markdown_table(["block", "recorded", *(path.rpartition(".")[2] for path in paths)], rows)
+    short = [path.rpartition(".")[2] for path in paths]
+    return markdown_table(["block", "recorded", *(short if len(set(short)) == len(paths) else paths)], rows)

@@ -73,10 +73,17 @@ def check_file(path: str, overwrite: bool) -> Path:
 
 def write_text(target: Path, text: str) -> None:
     """Writes a file as a whole or not at all."""
+    with whole_file(target) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def whole_file(target: Path) -> Iterator[Path]:
+    """Gives a path to write to beside `target`, which takes its place when the block has succeeded."""
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(target.name + ".partial")
     try:
-        partial.write_text(text, encoding="utf-8")
+        yield partial
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)

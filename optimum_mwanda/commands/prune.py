@@ -1,15 +1,16 @@
 """`optimum-cli mwanda prune`."""
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .base import Result, Subcommand, add_common_options
 from .checkpoint import add_storage_options, facts, summary, write_checkpoint
 from .data import add_dataset_options, open_dataset
-from .errors import HubError, UsageError, one_line
-from .evaluate import compare, measure
+from .errors import DataError, HubError, UsageError, one_line
+from .evaluate import compare, measure, write_report
 from .models import add_model_options, check_prunable, load_model, load_tokenizer, pruning_errors
-from .output import add_overwrite, new_folder
+from .output import add_overwrite, check_file, new_folder
 from .settings import add_settings, read_settings
 
 if TYPE_CHECKING:
@@ -49,6 +50,9 @@ class PruneCommand(Subcommand):
             default=16384,
             help="Most tokens to evaluate per language (default: 16384)",
         )
+        group.add_argument(
+            "--report", metavar="FILE", help="HTML page to write, with sortable tables and pictures (default: none)"
+        )
         add_model_options(parser)
         add_settings(parser)
         add_common_options(parser)
@@ -56,17 +60,22 @@ class PruneCommand(Subcommand):
     def execute(self) -> Result:
         """Prunes, and writes everything at once."""
         args, config = self.args, read_settings(self.args)
+        page = None if args.report is None else check_file(args.report, args.overwrite)
         with new_folder(args.output, args.overwrite) as folder:
             self._check(config)
             model, tokenizer, report = self._prune(config)
             write_checkpoint(model, tokenizer, folder, args, report)
         record = model.config.mwanda_config
         parts = [summary(record), *([report.to_markdown()] if report else []), f"Wrote {args.output}."]
+        if page is not None and report is not None:
+            self._write_report(page, report, record)
+            parts.append(f"Wrote {page}.")
         pushed = None if args.push_to_hub is None else self._push(model, tokenizer, report)
         if pushed is not None:
             parts.append(f"Pushed to {pushed}.")
         values = {
             "output": args.output,
+            "report": args.report,
             "pushed": pushed,
             "evaluation": None if report is None else report.to_dict(),
             **facts(record),
@@ -92,7 +101,7 @@ class PruneCommand(Subcommand):
             if dense is None:
                 return model, tokenizer, None
             pruned = self._evaluate(model, tokenizer, held_out, config)
-            return model, tokenizer, compare(dense, pruned, model.config.mwanda_config["languages"])
+            return model, tokenizer, compare(dense, pruned, model.config.mwanda_config)
 
     def _check(self, config: "MWandaConfig") -> None:
         """Finds out at once what would fail after hours."""
@@ -103,6 +112,8 @@ class PruneCommand(Subcommand):
                 f"--criterion {config.criterion} with --allocation {config.allocation} needs calibration text: give "
                 "--dataset, or --criterion magnitude --allocation uniform."
             )
+        if self.args.report is not None and self.args.eval_dataset is None:
+            raise UsageError("--report shows an evaluation: give --eval-dataset too.")
         if self.args.push_to_hub is not None:
             from huggingface_hub import get_token
 
@@ -122,6 +133,15 @@ class PruneCommand(Subcommand):
             seed=config.seed,
             progress=not self.args.quiet,
         )
+
+    def _write_report(self, page: Path, report: "PerplexityComparison", record: dict[str, Any]) -> None:
+        try:
+            write_report(page, report, record)
+        except OSError as error:
+            raise DataError(
+                f"{self.args.output} is complete, but the report cannot be written: {one_line(error)} Write it with "
+                f"`optimum-cli mwanda evaluate` and --dense-report {self.args.output}/evaluation.json."
+            ) from error
 
     def _push(self, model: Any, tokenizer: Any, report: "PerplexityComparison | None") -> str:
         from ..checkpoint.hub import push_to_hub

@@ -39,7 +39,7 @@ class SearchCommand(Subcommand):
             "output", metavar="OUT", nargs="?", help="Folder to write the pruned model to (default: write no model)"
         )
         parser.add_argument(
-            "--report",
+            "--trials",
             metavar="FILE",
             help="File to write all trials to: Markdown if it ends in .md, else JSON (default: none)",
         )
@@ -68,7 +68,7 @@ class SearchCommand(Subcommand):
     def execute(self) -> Result:
         """Searches, and writes what is asked for."""
         args = self.args
-        target = None if args.report is None else check_file(args.report, args.overwrite)
+        target = None if args.trials is None else check_file(args.trials, args.overwrite)
         search, record = self._search_and_write(self._space())
         parts = [search.to_markdown()]
         if record is not None:

@@ -10,7 +10,8 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..configuration import CHOICES, MWandaConfig
+from ..configuration import MWandaConfig
+from ..validation import CHOICES
 from .errors import UsageError, errors_as, one_line
 from .parser import with_default
 

@@ -21,6 +21,8 @@ from optimum_mwanda.checkpoint.compressed import decompress
 from optimum_mwanda.checkpoint.hub import push_to_hub
 from optimum_mwanda.checkpoint.verification import sparsity_record, verify_sparsity
 from optimum_mwanda.configuration import MWandaConfig
+from optimum_mwanda.evaluation.harness import HarnessReport, HarnessScore
+from optimum_mwanda.evaluation.harness_comparison import HarnessComparison
 from optimum_mwanda.evaluation.report import LanguageScore, PerplexityComparison, PerplexityReport
 from optimum_mwanda.pruner import MWandaPruner
 
@@ -49,6 +51,14 @@ def comparison() -> PerplexityComparison:
     return PerplexityComparison(report(2.0), {"pruned": report(2.5)}, ["en"])
 
 
+def harness() -> HarnessComparison:
+    def report(accuracy: float) -> HarnessReport:
+        score = HarnessScore("xcopa", "sw", "acc", accuracy, 0.02, 500, True, "cambridgeltl/xcopa", "test")
+        return HarnessReport((score,), "tiny", "0.4.13")
+
+    return HarnessComparison(report(0.75), {"pruned": report(0.5)})
+
+
 def is_equal(one: PreTrainedModel, other: PreTrainedModel) -> bool:
     left, right = one.state_dict(), other.state_dict()
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
@@ -67,7 +77,13 @@ def with_token() -> dict[str, Any]:
     model, seen = pruned_model(), {}
 
     MWandaPruner().push_to_hub(
-        model, "me/first", tokenizer=tokenizer(), report=comparison(), private=True, commit_message="Prune it"
+        model,
+        "me/first",
+        tokenizer=tokenizer(),
+        report=comparison(),
+        harness=harness(),
+        private=True,
+        commit_message="Prune it",
     )
     loaded = AutoModelForCausalLM.from_pretrained("me/first")
     seen["first"] = {

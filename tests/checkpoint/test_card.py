@@ -23,9 +23,11 @@ from optimum_mwanda.configuration import MWandaConfig
 from optimum_mwanda.evaluation.plots import plot_block_sparsity
 from optimum_mwanda.evaluation.report import LanguageScore, PerplexityComparison, PerplexityReport
 from optimum_mwanda.pruner import MWandaPruner
+from optimum_mwanda.validation import CHOICES
 
 from ..conftest import make_model, make_rows
 from ..hub_server import metadata_errors
+from .families import make_family
 
 HEADINGS = [
     "# `base-pruned`",
@@ -125,6 +127,8 @@ def test_table_has_dense_and_pruned_perplexity_with_seen_unseen_and_worst() -> N
         ["**seen**", "", "", "", "1.162"],
         ["**unseen**", "", "", "", "1.350"],
         ["**worst**", "", "", "`zh-Hant`", "1.350"],
+        ["**best**", "", "", "`en`", "1.105"],
+        ["**spread**", "", "", "", "1.085"],
     ]
 
 
@@ -273,8 +277,58 @@ def test_every_setting_is_in_a_table() -> None:
 
 
 def test_only_mwanda_is_called_a_reconstruction_of_the_paper() -> None:
-    assert "**reconstruction**" in create_card(make_record()).text
-    assert "reconstruction" not in create_card(make_record(criterion="wanda")).text
+    assert "**reconstruction** of [the paper]" in create_card(make_record()).text
+    assert "[the paper]" not in create_card(make_record(criterion="wanda")).text
+
+
+def test_changed_values_of_weights_that_stay_are_told() -> None:
+    words = "have other values than in the dense model"
+    assert words not in create_card(make_record(criterion="wanda")).text
+    assert words in create_card(make_record(criterion="wanda", reconstruction="obs")).text
+    assert words in create_card(make_record(criterion="sparsegpt")).text
+
+
+@pytest.mark.parametrize(
+    ("settings", "sources"),
+    [
+        ({"criterion": "mwanda"}, set()),
+        ({"criterion": "sparsegpt"}, {"2301.00774"}),
+        ({"criterion": "alps"}, {"2406.07831"}),
+        ({"criterion": "wanda", "refinement": "swap"}, {"2512.10922"}),
+        ({"criterion": "wanda", "allocation": "dlp"}, {"2505.23807"}),
+        ({"criterion": "wanda", "allocation": "alpha"}, {"2410.10912"}),
+    ],
+)
+def test_sources_are_named_where_they_were_used(settings: dict[str, Any], sources: set[str]) -> None:
+    card = create_card(make_record(**settings))
+    optional = {"2301.00774", "2406.07831", "2512.10922", "2505.23807", "2410.10912"}
+    linked = set(re.findall(r"\(https://arxiv\.org/abs/([\d.]+)\)", section(card, "How it was pruned")))
+    assert linked & optional == sources
+    cited = set(re.findall('eprint = "([\\d.]+)"', section(card, "Citation")))
+    assert cited - {"2505.21171", "2306.11695"} == sources & {"2301.00774", "2406.07831"}
+
+
+def test_no_block_is_said_to_follow_languages_that_did_not() -> None:
+    for allocation in CHOICES["allocation"]:
+        assert ("(CWL" in create_card(make_record(allocation=allocation)).text) is (allocation == "cwl")
+
+
+def test_sequential_calibration_is_told() -> None:
+    words = "on the outputs of the pruned blocks before it"
+    assert words in create_card(make_record(calibration="sequential")).text
+    assert words not in create_card(make_record(calibration="dense")).text
+
+
+def test_the_command_names_no_setting_that_follows_from_the_others() -> None:
+    def flags(**settings: Any) -> set[str]:
+        (line,) = (x for x in create_card(make_record(**settings)).text.splitlines() if x.startswith("optimum-cli"))
+        return set(re.findall("--[a-z-]+", line)) - {"--dataset", "--sparsity", "--criterion", "--pattern"}
+
+    always = {"--allocation", "--languages", "--seed"}
+    assert flags() == flags(criterion="sparsegpt", allocation="uniform") == always
+    assert flags(damping=0.2, max_block_sparsity=0.9) == always | {"--damping", "--max-block-sparsity"}
+    assert flags(sparsity=0.97, max_block_sparsity=0.99) == always | {"--max-block-sparsity"}
+    assert flags(reconstruction="obs", calibration="dense") == always | {"--reconstruction", "--calibration"}
 
 
 def test_pruning_without_data_is_described_without_data() -> None:
@@ -404,19 +458,40 @@ def test_damaged_card_is_not_overwritten(existing: str, message: str) -> None:
         create_card(make_record(), existing=existing)
 
 
-def test_card_is_saved_with_its_plot(tmp_path: Path) -> None:
+def test_card_is_saved_with_its_pictures(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     path = save_card(make_record(), tmp_path / "new", report=REPORT)
-    assert "![Share of zeros in every block](sparsity.png)" in path.read_text(encoding="utf-8")
-    assert path.with_name("sparsity.png").read_bytes().startswith(b"\x89PNG")
-    before = path.read_bytes()
+    card = ModelCard.load(path)
+    for heading, picture in (
+        ("Sparsity of each block", "![Share of zeros in every block](sparsity.png)"),
+        ("Perplexity per language", "![Increase of the log-perplexity in every language](degradation.png)"),
+    ):
+        assert picture in section(card, heading).splitlines()
+    files = {each.name: each.read_bytes() for each in path.parent.iterdir()}
+    assert files.keys() == {"README.md", "sparsity.png", "degradation.png"}
+    assert all(files[name].startswith(b"\x89PNG") for name in ("sparsity.png", "degradation.png"))
     save_card(make_record(), tmp_path / "new", report=REPORT)
-    assert path.read_bytes() == before
+    assert {each.name: each.read_bytes() for each in path.parent.iterdir()} == files
+
+
+def test_model_without_evaluation_has_no_picture_of_its_losses(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    path = save_card(make_record(), tmp_path)
+    assert {each.name for each in tmp_path.iterdir()} == {"README.md", "sparsity.png"}
+    assert "degradation.png" not in path.read_text(encoding="utf-8")
+
+
+def test_loss_that_is_no_number_does_not_keep_the_card_from_being_written(tmp_path: Path) -> None:
+    """The model is pruned by then."""
+    pytest.importorskip("matplotlib")
+    path = save_card(make_record(), tmp_path, report=make_report({"en": float("nan"), "sw": 0.1}))
+    assert "(degradation.png)" in path.read_text(encoding="utf-8")
 
 
 def test_without_matplotlib_the_card_has_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    card = ModelCard.load(save_card(make_record(), tmp_path))
+    card = ModelCard.load(save_card(make_record(), tmp_path, report=REPORT))
+    assert "![" not in card.text
     assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
     assert rows(section(card, "Sparsity of each block"))[1:] == [
         ["`model.layers.0`", "62.5 %"],
@@ -459,3 +534,70 @@ def test_card_of_a_saved_folder_is_that_of_the_model(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     record = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))["mwanda_config"]
     assert str(create_card(tmp_path)) == str(create_card(model)) == str(create_card(record))
+
+
+def make_experts(**changes: Any) -> dict[str, Any]:
+    """What a record says of the experts of a mixture."""
+    experts = {"policy": "magnitude", "wanted": 32, "count": 8, "lacking": 0, "names": [], "fewest": 0, "unreached": {}}
+    return experts | changes
+
+
+@pytest.mark.parametrize(
+    ("policy", "words"),
+    [("magnitude", "pruned by magnitude"), ("shared", "statistics of all experts"), ("skip", "left dense")],
+)
+def test_experts_that_lacked_text_are_told_with_what_became_of_them(policy: str, words: str) -> None:
+    experts = make_experts(policy=policy, lacking=2, names=["a", "b"], unreached={"en": 3, "swh_Latn": 1})
+    card = create_card(make_record(experts_policy=policy) | {"experts": experts})
+    text = " ".join(section(card, "How it was pruned").split())
+    assert "2 of 8 experts got fewer than 32 calibration tokens" in text
+    assert words in text
+    assert "`en` (3), `swh_Latn` (1)." in text
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [({}, False), ({"reconstruction": "obs"}, True), ({"reconstruction": "obs", "experts_policy": "skip"}, False)],
+)
+def test_update_that_left_out_experts_is_told(settings: dict[str, Any], told: bool) -> None:
+    card = create_card(make_record(**settings) | {"experts": make_experts(lacking=1, names=["a"])})
+    assert ("The weights that these experts kept were not updated." in card.text) is told
+
+
+def test_nothing_is_said_of_experts_that_were_all_reached() -> None:
+    text = create_card(make_record() | {"experts": make_experts(fewest=4)}).text
+    assert text == create_card(make_record()).text
+
+
+@pytest.mark.parametrize(
+    ("family", "auto_class", "pipeline"),
+    [
+        ("mixtral", "AutoModelForCausalLM", "text-generation"),
+        ("t5", "AutoModelForSeq2SeqLM", None),
+    ],
+)
+def test_the_card_names_the_class_that_loads_the_model(
+    family: str, auto_class: str, pipeline: str | None, tmp_path: Path
+) -> None:
+    model = make_family(family)
+    MWandaPruner(MWandaConfig(criterion="magnitude", allocation="uniform"), progress=False).apply(model)
+    model.save_pretrained(tmp_path)
+    for source in (model, tmp_path):
+        card = create_card(source)
+        assert card.data.get("pipeline_tag") == pipeline
+        assert f"model = {auto_class}.from_pretrained(" in section(card, "How to load it")
+        assert f"model = {auto_class}.from_pretrained(" in section(card, "How to reproduce it")
+
+
+def test_the_snippet_keeps_the_zeros_of_fused_experts() -> None:
+    model = make_family("mixtral")
+    MWandaPruner(MWandaConfig(criterion="magnitude", allocation="uniform"), progress=False).apply(model)
+    names: dict[str, Any] = {}
+    exec(code(create_card(model), "class KeepZeros"), names)
+    callback = names["KeepZeros"]()
+    callback.on_train_begin(None, None, None, model=model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 1
+    callback.on_optimizer_step(None, None, None, model=model)
+    assert verify_sparsity(model).ok

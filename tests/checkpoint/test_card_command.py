@@ -11,7 +11,8 @@ from optimum_mwanda.checkpoint.card import create_card
 from optimum_mwanda.commands.parser import OneLineParser
 from optimum_mwanda.commands.prune import PruneCommand
 from optimum_mwanda.commands.settings import read_settings
-from optimum_mwanda.configuration import CHOICES, WEIGHTINGS, MWandaConfig
+from optimum_mwanda.configuration import MWandaConfig
+from optimum_mwanda.validation import CHOICES, UPDATING, WEIGHTINGS
 
 from .test_card import make_record
 
@@ -19,15 +20,20 @@ WORDS = st.text(st.characters(codec="utf-8", categories=("L", "N", "P", "S", "Zs
 SHARES = st.floats(0, 5, exclude_min=True)
 VALUES: dict[str, st.SearchStrategy[Any]] = {
     **{name: st.sampled_from(allowed) for name, allowed in CHOICES.items()},
-    **dict.fromkeys(("ria_exponent", "variance_weight", "activation_threshold", "activation_exponent"), SHARES),
-    **dict.fromkeys(("allocation_strength", "owl_multiplier", "language_temperature"), SHARES),
-    **dict.fromkeys(("samples_per_language", "sequence_length", "batch_size"), st.integers(1, 2**40)),
-    **dict.fromkeys(("language_column", "text_column", "blocks"), WORDS),
-    **dict.fromkeys(("languages", "include", "exclude"), st.lists(WORDS, min_size=1, max_size=3)),
+    **dict.fromkeys(
+        ("ria_exponent", "variance_weight", "activation_threshold", "activation_exponent", "damping"), SHARES
+    ),
+    **dict.fromkeys(("allocation_strength", "owl_multiplier", "language_temperature", "refinement_ridge"), SHARES),
+    **dict.fromkeys(
+        ("samples_per_language", "sequence_length", "batch_size", "min_expert_tokens"), st.integers(1, 2**40)
+    ),
+    **dict.fromkeys(("language_column", "text_column", "target_column"), WORDS),
+    **dict.fromkeys(("languages", "include", "exclude", "blocks"), st.lists(WORDS, min_size=1, max_size=3)),
     "sparsity": st.floats(0.1, 0.9),
     "min_block_sparsity": st.floats(0, 0.1),
     "max_block_sparsity": st.floats(0.9, 1),
     "language_weights": st.sampled_from(WEIGHTINGS) | st.dictionaries(WORDS, SHARES, min_size=1, max_size=3),
+    "refinement_shrinkage": st.floats(0, 1),
     "seed": st.integers(0, 2**64),
 }
 
@@ -53,6 +59,8 @@ def parsed(words: list[str], tmp_path: Any, config: MWandaConfig) -> MWandaConfi
 @settings(max_examples=300, deadline=None, derandomize=True, database=None)
 @given(st.fixed_dictionaries({}, optional=VALUES))
 def test_command_gives_the_settings_of_the_record(tmp_path_factory: Any, values: dict[str, Any]) -> None:
+    if values.get("criterion") in UPDATING:  # which leaves nothing to refine, and no choice of reconstruction
+        values |= {"refinement": "none", "reconstruction": "obs"}
     config = MWandaConfig(**values)
     assert parsed(command_of(config, {}), tmp_path_factory.getbasetemp(), config) == config
 

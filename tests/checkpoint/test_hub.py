@@ -13,6 +13,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from optimum_mwanda.checkpoint.card_update import BEGIN, END
+from optimum_mwanda.evaluation.harness_comparison import HarnessComparison
 
 from ..hub_server import TOKEN, Commit, HubServer
 
@@ -84,6 +85,7 @@ def test_model_tokenizer_card_settings_and_evaluation_come_in_one_commit(session
         "config.json",
         "evaluation.json",
         "generation_config.json",
+        "harness.json",
         "model.safetensors",
         "mwanda_config.json",
         "tokenizer.json",
@@ -93,10 +95,13 @@ def test_model_tokenizer_card_settings_and_evaluation_come_in_one_commit(session
     assert session.hub.private["me/first"]
 
 
-def test_the_plot_is_pushed_with_the_card_that_shows_it(session: Session) -> None:
+@pytest.mark.parametrize("name", ["sparsity.png", "degradation.png"])
+def test_pictures_are_pushed_with_the_card_that_shows_them(session: Session, name: str) -> None:
     pytest.importorskip("matplotlib")
-    assert session.hub.repos["me/first"]["main"]["sparsity.png"].startswith(b"\x89PNG")
-    assert "](sparsity.png)" in session.text("me/first", "README.md")
+    (commit,) = session.commits("me/first")
+    assert name in commit.added
+    assert session.hub.repos["me/first"]["main"][name].startswith(b"\x89PNG")
+    assert f"]({name})" in session.text("me/first", "README.md")
 
 
 def test_what_was_pushed_loads_back_by_repository_id(session: Session) -> None:
@@ -107,6 +112,13 @@ def test_evaluation_is_pushed_as_json(session: Session) -> None:
     evaluation = json.loads(session.text("me/first", "evaluation.json"))
     assert evaluation["seen"] == ["en"]
     assert evaluation["pruned"]["pruned"]["languages"][1]["language"] == "sw"
+
+
+def test_benchmarks_are_pushed_as_json_and_stand_in_the_card(session: Session) -> None:
+    found = HarnessComparison.from_dict(json.loads(session.text("me/first", "harness.json")))
+    assert found.change("pruned", ("xcopa", "acc", "sw")) == -0.25
+    results = ModelCard(session.text("me/first", "README.md")).data.eval_results
+    assert [each.metric_value for each in results if each.dataset_name == "xcopa"] == [0.5]
 
 
 def test_card_names_the_repository_the_base_model_and_its_licence(session: Session) -> None:

@@ -25,8 +25,10 @@ from optimum_mwanda.checkpoint import hooks
 from optimum_mwanda.checkpoint.compressed import save_pretrained_compressed
 from optimum_mwanda.checkpoint.files import COMPRESSED_INDEX_FILE
 from optimum_mwanda.checkpoint.hooks import after_import
+from optimum_mwanda.checkpoint.verification import verify_sparsity
 
 from ..conftest import make_model, make_rows, state_of
+from .families import load_family, make_family
 from .test_compressed import make_experts, make_sparse, make_tokenizer
 
 SETTINGS: dict[str, Any] = {"samples_per_language": 2, "sequence_length": 16, "batch_size": 2}
@@ -72,6 +74,38 @@ def test_pruning_while_loading_gives_the_masks_of_the_pruner(calibration: str, t
     assert_same(model, state_of(expected))
     assert (model.model.layers[1].mlp.up_proj.weight == 0).float().mean() > 0.3
     assert_ordinary(model, tmp_path / "pruned")
+
+
+def make_pairs(rows: int = 4) -> list[dict[str, Any]]:
+    """Tokenised sources and targets of two languages."""
+    generator = torch.Generator().manual_seed(0)
+    return [
+        {
+            "language": language,
+            "input_ids": torch.randint(3, 60, (24,), generator=generator).tolist(),
+            "labels": torch.randint(3, 60, (12,), generator=generator).tolist(),
+        }
+        for language in ("en", "sw")
+        for _ in range(rows)
+    ]
+
+
+@pytest.mark.parametrize("calibration", ["dense", "sequential"])
+@pytest.mark.parametrize("family", ["mixtral", "t5"])
+def test_mixtures_and_encoder_decoders_are_pruned_while_loading(family: str, calibration: str, tmp_path: Path) -> None:
+    make_family(family).save_pretrained(tmp_path / "dense")
+    rows = make_pairs() if family == "t5" else make_rows()
+    changes = {**SETTINGS, "calibration": calibration, "min_expert_tokens": 1}
+    config = MWandaConfig(**changes, dataset=rows)
+    model = load_family(family, tmp_path / "dense", quantization_config=config)
+    expected = load_family(family, tmp_path / "dense")
+    MWandaPruner(MWandaConfig(**changes), progress=False).prune(expected, rows)
+    assert_same(model, state_of(expected))
+    assert verify_sparsity(model).ok
+    assert model.config.mwanda_config["achieved_sparsity"] == pytest.approx(0.5, abs=0.01)
+    model.save_pretrained(tmp_path / "pruned")
+    assert verify_sparsity(tmp_path / "pruned").ok
+    assert_same(load_family(family, tmp_path / "pruned"), state_of(expected))
 
 
 def test_texts_are_encoded_with_the_tokenizer_that_is_passed(tmp_path: Path) -> None:
@@ -294,6 +328,16 @@ def test_tensor_that_is_missing_from_a_shard_is_named(stored: Path, tmp_path: Pa
     for load in (AutoModelForCausalLM, AutoModel, AutoModelForSequenceClassification):
         with pytest.raises(ValueError, match=r"holds \d+ tensors, and .*'(model\.)?norm\.weight'"):
             load.from_pretrained(tmp_path / "new")
+
+
+def test_experts_that_are_stored_one_by_one_are_not_called_missing(tmp_path: Path) -> None:
+    save_pretrained_compressed(make_experts(), tmp_path / "stored")
+    path = tmp_path / "stored" / "model.mwanda.safetensors"
+    tensors = load_file(path)
+    del tensors["model.norm.weight"]
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"Nothing is stored for 'model\.norm\.weight'\.$"):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "stored")
 
 
 @pytest.mark.parametrize("shard", ["50GB", "20KB"])

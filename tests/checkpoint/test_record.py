@@ -16,11 +16,14 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from optimum_mwanda import MWandaConfig, MWandaPruner, __version__
 from optimum_mwanda import pruner as pruner_module
+from optimum_mwanda.calibration.statistics import CalibrationStatistics
 from optimum_mwanda.checkpoint.files import count_zeros
-from optimum_mwanda.checkpoint.record import _portable_name
-from optimum_mwanda.checkpoint.schema import check_record, recorded_matrices
+from optimum_mwanda.checkpoint.record import _experts, _portable_name
+from optimum_mwanda.checkpoint.schema import RecordedMatrix, check_record, recorded_matrices
 from optimum_mwanda.checkpoint.verification import sparsity_record
 from optimum_mwanda.modeling.fingerprint import model_fingerprint
+from optimum_mwanda.pruning.experts import expert_coverage
+from tests.checkpoint.families import make_family
 from tests.conftest import assert_untouched, make_model, make_rows, state_of
 
 BLOCKS = [f"model.layers.{index}" for index in range(3)]
@@ -81,7 +84,7 @@ def test_the_record_holds_every_field_with_its_value() -> None:
     matrices = {name: m.weight for name, m in linear.items() if not name.endswith(("down_proj", "lm_head"))}
     zeros = {name: int((weight == 0).sum()) for name, weight in matrices.items()}
     expected = {
-        "schema": 1,
+        "schema": 2,
         "library_version": __version__,
         "settings": config.to_dict(),
         "pattern": "unstructured",
@@ -116,6 +119,68 @@ def test_every_way_of_pruning_is_recorded(changes: dict[str, Any]) -> None:
     assert record["target_sparsity"] == 0.5
     assert record["pattern"] == changes.get("pattern", "unstructured")
     assert list(record["languages"]) == ["en", "fr", "sw"]
+
+
+def calibrated_mixture(**changes: Any) -> tuple[Any, MWandaConfig, CalibrationStatistics]:
+    """A mixture of two layers with four experts, and its calibration."""
+    model = make_family("mixtral")
+    config = MWandaConfig(samples_per_language=1, sequence_length=8, **changes)
+    return model, config, MWandaPruner(config, progress=False).calibrate(model, make_rows())
+
+
+def with_tokens(statistics: CalibrationStatistics, tokens: dict[str, list[int]]) -> CalibrationStatistics:
+    """The statistics with other tokens per language in some experts."""
+    weights = {
+        name: dataclasses.replace(
+            entry, tokens=torch.tensor(tokens.get(name.rpartition(".")[0], entry.tokens.tolist()))
+        )
+        for name, entry in statistics.weights.items()
+    }
+    return dataclasses.replace(statistics, weights=weights)
+
+
+@pytest.mark.parametrize("policy", ["magnitude", "shared", "skip"])
+def test_experts_that_calibration_hardly_reached_are_recorded(policy: str) -> None:
+    model, config, statistics = calibrated_mixture(experts_policy=policy, min_expert_tokens=3)
+    expert = "model.layers.{}.mlp.experts.{}".format
+    everywhere = {expert(layer, number): [5, 6, 7] for layer in (0, 1) for number in range(4)}
+    gaps = {expert(0, 2): [0, 2, 0], expert(1, 3): [1, 0, 9]}
+    statistics = with_tokens(statistics, everywhere | gaps)
+    pruner = MWandaPruner(config, progress=False)
+    pruner.apply(model, statistics)
+    record = sparsity_record(model)
+    assert record is not None
+    assert record["experts"] == {
+        "policy": policy,
+        "wanted": 3,
+        "count": 8,
+        "lacking": 1,
+        "names": [expert(0, 2)],
+        "fewest": 0,
+        "unreached": {"en": 1, "fr": 1, "sw": 1},
+    }
+    share = 7 / 8 if policy == "skip" else 1
+    zeros = sum(sum(record["matrices"][f"mlp.experts.{name}"]["zeros"]) for name in ("gate_up_proj", "down_proj"))
+    assert zeros / (2 * 4 * (96 * 32 + 32 * 48)) == pytest.approx(0.5 * share, abs=0.05)
+
+
+def test_few_names_of_many_experts_are_recorded() -> None:
+    _, config, statistics = calibrated_mixture(min_expert_tokens=1000)
+    names = [f"model.layers.0.mlp.experts.{number}" for number in range(50)]
+    entry = next(iter(statistics.weights.values()))
+    weights = {f"{name}.down_proj": entry for name in names}
+    statistics = dataclasses.replace(statistics, weights=weights, experts=tuple(names))
+    found = _experts(config, expert_coverage(statistics, config))
+    assert (found["count"], found["lacking"], found["names"]) == (50, 50, names[:32])
+    check_record(make_record() | {"languages": {}, "experts": found | {"unreached": {}}})
+
+
+def test_only_calibrated_mixtures_have_experts_in_their_record() -> None:
+    assert "experts" not in prune(make_model()).config.mwanda_config
+    model, _, statistics = calibrated_mixture()
+    config = MWandaConfig(criterion="magnitude", allocation="uniform")
+    MWandaPruner(config, progress=False).apply(model, statistics)
+    assert "experts" not in model.config.mwanda_config
 
 
 def test_pruning_without_data_records_no_languages() -> None:
@@ -295,6 +360,60 @@ def test_a_checked_record_is_a_copy() -> None:
     assert record == make_record()
 
 
+def test_records_of_the_first_schema_are_read() -> None:
+    record = make_record()
+    assert record["schema"] == record["history"][0]["schema"] == 1
+    assert check_record(record) == record
+
+
+def make_mixture_record() -> dict[str, Any]:
+    """A small valid record of a mixture of experts, made by hand from `docs/record.md`."""
+    record = {**make_record(), "schema": 2}
+    record["matrices"]["mlp.experts.up_proj"] = {"shape": [4, 2, 8], "zeros": [32, 32]}
+    record["experts"] = {
+        "policy": "shared",
+        "wanted": 32,
+        "count": 8,
+        "lacking": 1,
+        "names": ["layers.0.mlp.experts.3"],
+        "fewest": 0,
+        "unreached": {"sw": 2},
+    }
+    return record
+
+
+def test_parameters_of_all_experts_have_three_sides() -> None:
+    record = check_record(make_mixture_record())
+    assert RecordedMatrix("layers.1.mlp.experts.up_proj", "layers.1", (4, 2, 8), 32) in recorded_matrices(record)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda r: r["matrices"]["mlp.experts.up_proj"].update(zeros=[32, 65]), "fits the shape"),
+        (lambda r: r["matrices"]["mlp.experts.up_proj"].update(shape=[4, 2, 8, 1]), "shape"),
+        (lambda r: r["matrices"]["mlp.experts.up_proj"].update(shape=[4, 0, 8]), "shape"),
+        (lambda r: r.update(experts=[]), "experts"),
+        (lambda r: r["experts"].pop("policy"), "experts.policy"),
+        (lambda r: r["experts"].update(policy="\x1b"), "experts.policy"),
+        (lambda r: r["experts"].update(wanted=-1), "experts.wanted"),
+        (lambda r: r["experts"].update(lacking=9), "experts.lacking"),
+        (lambda r: r["experts"].update(lacking=2), "experts.names"),
+        (lambda r: r["experts"].update(names=["\n"]), "experts.names"),
+        (lambda r: r["experts"].update(lacking=8, count=8, names=["x"] * 33), "experts.names"),
+        (lambda r: r["experts"].update(fewest=1.5), "experts.fewest"),
+        (lambda r: r["experts"].update(unreached={"xx": 1}), "experts.unreached"),
+        (lambda r: r["experts"].update(unreached={"sw": 9}), "experts.unreached"),
+        (lambda r: r["experts"].update(unreached={"sw": "2"}), "experts.unreached"),
+    ],
+)
+def test_an_invalid_record_of_a_mixture_is_refused_by_name(change: Any, message: str) -> None:
+    record = make_mixture_record()
+    change(record)
+    with pytest.raises(ValueError, match=message):
+        check_record(record)
+
+
 def test_unknown_keys_are_tolerated() -> None:
     record = make_record()
     record["later"] = {"anything": [1, None, "x"]}
@@ -305,10 +424,10 @@ def test_unknown_keys_are_tolerated() -> None:
 
 @pytest.mark.parametrize("where", ["record", "history"])
 def test_a_newer_schema_says_to_upgrade(where: str) -> None:
-    record = {"schema": 2} if where == "record" else make_record()
+    record = {"schema": 3} if where == "record" else make_record()
     if where == "history":
-        record["history"][0]["schema"] = 2
-    with pytest.raises(ValueError, match=r"schema 2.*upgrade optimum-mwanda"):
+        record["history"][0]["schema"] = 3
+    with pytest.raises(ValueError, match=r"schema 3.*upgrade optimum-mwanda"):
         check_record(record)
 
 
@@ -385,7 +504,7 @@ def assert_valid_or_refused(record: Any) -> bool:
         return False
     assert check_record(checked) == checked == record
     for matrix in recorded_matrices(checked):
-        assert 0 <= matrix.zeros <= matrix.shape[0] * matrix.shape[1]
+        assert 0 <= matrix.zeros <= matrix.numel
     json.dumps(checked, allow_nan=False).encode()
     return True
 
@@ -400,7 +519,7 @@ def test_arbitrary_json_is_refused_with_a_value_error(value: Any) -> None:
 @st.composite
 def mutated_records(draw: st.DrawFn) -> Any:
     """A valid record with one to three parts replaced, removed, doubled or moved."""
-    record: Any = make_record()
+    record: Any = draw(st.sampled_from([make_record, make_mixture_record]))()
     for _ in range(draw(st.integers(1, 3))):
         parent, key = None, None
         node = record

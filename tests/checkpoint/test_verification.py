@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from optimum_mwanda import MWandaConfig, MWandaPruner
-from optimum_mwanda.checkpoint import files
+from optimum_mwanda.checkpoint import files, matrices
 from optimum_mwanda.checkpoint.compressed import save_pretrained_compressed
 from optimum_mwanda.checkpoint.schema import RecordedMatrix
 from optimum_mwanda.checkpoint.verification import (
@@ -19,6 +19,7 @@ from optimum_mwanda.checkpoint.verification import (
     sparsity_record,
     verify_sparsity,
 )
+from tests.checkpoint.families import make_family
 from tests.conftest import make_model
 
 UP = "model.layers.1.mlp.up_proj"
@@ -189,6 +190,16 @@ def test_a_repository_is_read_through_the_hub_library(folder: Path, tmp_path: Pa
     assert verify_sparsity("org/pruned", cache_dir=tmp_path / "cache").ok
 
 
+def test_a_mixture_in_a_repository_is_verified(tmp_path: Path) -> None:
+    config = MWandaConfig(criterion="magnitude", allocation="uniform")
+    model = MWandaPruner(config, progress=False).apply(make_family("mixtral"))
+    model.save_pretrained(tmp_path / "model", max_shard_size="20kB")
+    names = [path.name for path in (tmp_path / "model").glob("model*")]
+    cached(tmp_path / "model", tmp_path / "cache", "config.json", *names)
+    assert verify_sparsity("org/pruned", cache_dir=tmp_path / "cache").ok
+    assert sparsity_map("org/pruned", cache_dir=tmp_path / "cache") == sparsity_map(model)
+
+
 def test_only_config_and_safetensors_are_asked_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
@@ -287,7 +298,7 @@ def test_only_recorded_matrices_are_read(folder: Path, monkeypatch: pytest.Monke
         sizes.append(tuple(tensor.shape))
         return 0
 
-    monkeypatch.setattr(files, "count_zeros", count)
+    monkeypatch.setattr(matrices, "count_zeros", count)
     sparsity_map(folder)
     assert len(sizes) == 21
     assert (96, 32) not in sizes
@@ -306,6 +317,7 @@ def recorded(*names: tuple[str, str]) -> list[RecordedMatrix]:
         (["text.layers.0.up"], "text.layers.0.up"),
         (["a.model.layers.0.up", "b.layers.0.up"], "a.model.layers.0.up"),
         (["a.model.layers.0.up", "b.model.layers.0.up"], None),
+        (["vision.layers.0.up", "text.model.x.layers.0.up"], "text.model.x.layers.0.up"),
         (["0.up", "model.blocks.0.up", "up"], None),
         ([], None),
     ],

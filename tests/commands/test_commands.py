@@ -11,10 +11,12 @@ import torch
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from optimum_mwanda import CalibrationStatistics, MWandaConfig
+from optimum_mwanda import CalibrationStatistics, MWandaConfig, MWandaPruner
 from optimum_mwanda.checkpoint.verification import sparsity_record, verify_sparsity
 
+from ..checkpoint.families import make_family
 from ..conftest import make_model
+from ..evaluation.test_harness import TASKS, make_results
 from .conftest import SMALL, Pruned, Run
 
 Cli = Callable[..., Run]
@@ -91,9 +93,39 @@ class TestPrune:
         assert cli("prune", model, tmp_path / "out", *words).code == 0
         assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").dtype == torch.bfloat16
 
+    def test_page_is_written_with_the_model(self, cli: Cli, model: Path, data: Path, tmp_path: Path) -> None:
+        out, page = tmp_path / "out", tmp_path / "page.html"
+        words = ("--dataset", data, "--eval-dataset", data, *SMALL, "--report", page)
+        run = cli("prune", model, out, *words)
+        assert run.code == 0, run.err
+        assert f"Wrote {page}.\n" in run.out
+        text = page.read_text(encoding="utf-8")
+        assert all(f">{name}<" in text for name in ("sw", "model.layers.2", "samples_per_language"))
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "page.html"]
+        assert cli("prune", model, tmp_path / "other", *words).code == 2  # the page is there
+
+    def test_page_without_an_evaluation_is_a_usage_error(
+        self, cli: Cli, model: Path, data: Path, tmp_path: Path
+    ) -> None:
+        run = cli("prune", model, tmp_path / "out", "--dataset", data, *SMALL, "--report", tmp_path / "page.html")
+        assert run.code == 2
+        assert "--eval-dataset" in run.error
+        assert list(tmp_path.iterdir()) == []
+
+    def test_model_is_complete_although_the_page_cannot_be_written(
+        self, cli: Cli, model: Path, data: Path, tmp_path: Path
+    ) -> None:
+        page = tmp_path / ("x" * 250 + ".html")  # as long as a name may be, too long for the one while it is written
+        words = ("--dataset", data, "--eval-dataset", data, *SMALL, "--report", page)
+        run = cli("prune", model, tmp_path / "out", *words)
+        assert run.code == 3
+        assert "is complete, but the report cannot be written" in run.error
+        assert verify_sparsity(tmp_path / "out").ok
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
     def test_json_is_all_that_is_printed(self, cli: Cli, model: Path, data: Path, tmp_path: Path) -> None:
         run = cli("prune", model, tmp_path / "out", "--dataset", data, "--eval-dataset", data, *SMALL, "--json")
-        assert set(run.json["evaluation"]) == {"seen", "dense", "pruned"}
+        assert set(run.json["evaluation"]) == {"seen", "confidence", "dense", "pruned"}
         assert set(run.json["languages"]) == {"en", "fr", "sw"}
 
 
@@ -151,7 +183,7 @@ class TestEvaluate:
         words = ("--dense", model, "--output", out, "--sequence-length", "16", "--quiet")
         run = cli("evaluate", pruned.path, "--dataset", data, *words)
         assert run.code == 0, run.err
-        assert "| **worst** |" in run.out
+        assert "| **worst** " in run.out
         report, other = json.loads(out.read_text()), json.loads((pruned.path / "evaluation.json").read_text())
         assert report["seen"] == ["en", "fr", "sw"]
         assert report["pruned"]["pruned"]["languages"] == other["pruned"]["pruned"]["languages"]
@@ -214,6 +246,17 @@ class TestInspect:
         assert len([line for line in plain.out.splitlines() if line.startswith("| seed ")]) == 1
         assert values.json["record"] == sparsity_record(folder)
 
+    def test_shows_which_experts_lacked_text(self, cli: Cli, pruned: Pruned, tmp_path: Path) -> None:
+        folder = Path(shutil.copytree(pruned.path, tmp_path / "model"))
+        experts = {"policy": "skip", "wanted": 32, "count": 64, "fewest": 0, "unreached": {"sw": 5}}
+        names = [f"layers.0.experts.{number}" for number in range(32)]
+        change_record(folder, experts={**experts, "lacking": 40, "names": names})
+        lines = cli("inspect", folder).out.splitlines()
+        (lacking,) = (line for line in lines if "experts below 32 tokens" in line)
+        assert "40 of 64 (skip): layers.0.experts.0, layers.0.experts.1," in lacking
+        (missed,) = (line for line in lines if "experts without sw" in line)
+        assert "5 of 64" in missed
+
     def test_dense_model_is_a_model_error(self, cli: Cli, model: Path) -> None:
         run = cli("inspect", model)
         assert run.code == 4
@@ -257,6 +300,40 @@ class TestCard:
         assert 'AutoModelForCausalLM.from_pretrained("me/pruned")' in card.text
         assert "was not evaluated" not in card.text
 
+    def test_benchmarks_are_shown_and_kept_for_later_cards(self, cli: Cli, pruned: Pruned, tmp_path: Path) -> None:
+        folder, small = tmp_path / "model", tmp_path / "small"
+        AutoModelForCausalLM.from_pretrained(pruned.path).save_pretrained(folder)
+        for name, task in (("dense", TASKS["xcopa_sw"]), ("pruned", TASKS["xcopa_sw"] | {"values": {"acc,none": 0.5}})):
+            (tmp_path / name).mkdir()
+            results = json.dumps(make_results({"xcopa_sw": task}, name))
+            (tmp_path / name / "results_1.json").write_text(results)
+        run = cli("card", folder, "--harness", tmp_path / "dense", tmp_path / "pruned" / "results_1.json")
+        assert run.code == 0, run.err
+        first = (folder / "README.md").read_text()
+        assert "-0.1000" in first.partition("### Benchmarks per language")[2].partition("###")[0]
+        assert cli("card", folder).code == 0
+        assert (folder / "README.md").read_text() == first
+        assert cli("compress", folder, small).code == 0
+        assert [each.metric_value for each in ModelCard.load(small / "README.md").data.eval_results] == [0.5]
+
+    def test_benchmarks_that_cannot_be_read_are_a_data_error(self, cli: Cli, pruned: Pruned, tmp_path: Path) -> None:
+        folder = tmp_path / "model"
+        AutoModelForCausalLM.from_pretrained(pruned.path).save_pretrained(folder)
+        run = cli("card", folder, "--harness", tmp_path, pruned.path)
+        assert run.code == 3
+        assert "results_*.json" in run.error
+        (folder / "harness.json").write_text("{}")
+        run = cli("card", folder)
+        assert run.code == 3
+        assert "harness.json" in run.error
+
+    def test_repository_stays_known_whatever_class_loads_the_model(self, cli: Cli, tmp_path: Path) -> None:
+        model = MWandaPruner(MWandaConfig(criterion="magnitude", allocation="uniform")).apply(make_family("t5"))
+        model.save_pretrained(tmp_path)
+        assert cli("card", tmp_path, "--repo-id", "me/pruned").code == 0
+        assert cli("card", tmp_path).code == 0
+        assert 'AutoModelForSeq2SeqLM.from_pretrained("me/pruned")' in (tmp_path / "README.md").read_text()
+
     def test_base_of_the_dense_models_card_is_not_taken_for_ours(
         self, cli: Cli, pruned: Pruned, tmp_path: Path
     ) -> None:
@@ -277,6 +354,16 @@ class TestCompress:
         assert (large / "model.safetensors").read_bytes() == (pruned.path / "model.safetensors").read_bytes()
         assert ModelCard.load(large / "README.md").data.eval_results
         assert sorted(path.name for path in tmp_path.iterdir()) == ["large", "small"]
+
+    def test_experts_that_are_stored_one_by_one(self, cli: Cli, tmp_path: Path) -> None:
+        model = MWandaPruner(MWandaConfig(criterion="magnitude", allocation="uniform")).apply(make_family("mixtral"))
+        dense, small, large = (tmp_path / name for name in ("dense", "small", "large"))
+        model.save_pretrained(dense)
+        assert cli("compress", dense, small).code == 0
+        assert cli("decompress", small, large).code == 0
+        for folder in (dense, small, large):
+            assert "All 12 matrices hold as many zeros" in cli("inspect", folder).out
+        assert (large / "model.safetensors").read_bytes() == (dense / "model.safetensors").read_bytes()
 
     def test_card_says_how_to_load(self, cli: Cli, pruned: Pruned, tmp_path: Path) -> None:
         small, again = tmp_path / "small", tmp_path / "again"

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -75,6 +76,62 @@ def test_csv_has_a_row_per_language(
             rows = list(csv.DictReader(file))
         assert [row["language"] for row in rows] == ["en", "fr", "sw"]
         assert all(float(row[column]) for row in rows)
+
+
+def test_page_shows_languages_and_blocks(
+    cli: Cli, data: Path, pruned: Pruned, dense_report: Path, tmp_path: Path
+) -> None:
+    page = tmp_path / "made" / "page.html"
+    run = cli("evaluate", pruned.path, "--dataset", data, "--dense-report", dense_report, "--quiet", "--report", page)
+    assert run.code == 0, run.err
+    assert run.out.endswith(f"\nWrote {page}.\n")
+    text = page.read_text(encoding="utf-8")
+    assert all(f">{name}<" in text for name in ("en", "fr", "sw", "model.layers.2"))
+    assert [path.name for path in page.parent.iterdir()] == ["page.html"]
+
+
+def test_page_of_one_model_without_a_record_has_no_blocks(cli: Cli, model: Path, data: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    assert cli("evaluate", model, "--dataset", data, *FAST, "--report", page).code == 0
+    text = page.read_text(encoding="utf-8")
+    assert ">sw<" in text
+    assert "model.layers" not in text
+
+
+def test_existing_page_is_kept(cli: Cli, model: Path, data: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    page.write_text("mine")
+    words = ("evaluate", model, "--dataset", data, *FAST, "--report", page)
+    assert cli(*words).code == 2
+    assert page.read_text() == "mine"
+    assert cli(*words, "--overwrite").code == 0
+    assert page.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+
+
+def test_page_that_cannot_be_written_is_a_data_error_and_leaves_nothing(
+    cli: Cli, model: Path, data: Path, tmp_path: Path
+) -> None:
+    page = tmp_path / ("x" * 250 + ".html")  # as long as a name may be, too long for the one it has while it is written
+    run = cli("evaluate", model, "--dataset", data, *FAST, "--report", page)
+    assert run.code == 3
+    assert "File name too long" in run.error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_record_that_cannot_be_read_is_no_reason_not_to_evaluate(
+    cli: Cli, data: Path, pruned: Pruned, dense_report: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(pruned.path, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["mwanda_config"]["schema"] = 99
+    (folder / "config.json").write_text(json.dumps(config))
+    words = ("--dense-report", dense_report, "--quiet", "--json", "--report", tmp_path / "page.html")
+    run = cli("evaluate", folder, "--dataset", data, *words)
+    assert run.code == 0
+    assert run.json["seen"] is None
+    assert "has the schema 99" in run.error
+    assert "model.layers" not in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,69 @@
+"""The command line in a model card, which prunes with the settings of the record."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ..configuration import CONFIG_NAME, MWandaConfig
+from .card_text import Markdown, clean, shell_word
+
+
+def describe_command(settings: MWandaConfig, languages: Iterable[str], location: str) -> tuple[Markdown, bool]:
+    """The command line that repeats a pruning.
+
+    Args:
+        settings: Settings of the pruning.
+        languages: Languages that were calibrated on; none if no text was used.
+        location: What to load the dense model from.
+
+    Returns:
+        One line, and whether it reads settings from their file because no flag can say them.
+    """
+    languages = list(languages)
+    values = {name: _words(value) for name, value in _settings_to_name(settings, languages).items()}
+    flags = [_flag(name, words) for name, words in values.items() if words]
+    needs_file = None in flags
+    words = [
+        f"optimum-cli mwanda prune {shell_word(location)} pruned",
+        *(["--dataset calibration.jsonl"] if languages else []),
+        *([f"--config {CONFIG_NAME}"] if needs_file else []),
+        *(flag for flag in flags if flag is not None),
+    ]
+    return Markdown(" ".join(words)), needs_file
+
+
+def _settings_to_name(config: MWandaConfig, found: list[str]) -> dict[str, Any]:
+    """The settings that a command line has to name, in its order."""
+    settings = config.to_dict()
+    # Naming the languages that were found keeps out others that the dataset may hold by now.
+    settings["languages"] = settings["languages"] or found
+    first = ("sparsity", "criterion", "pattern", "allocation")
+    last = ("languages", "seed")
+    changed = [name for name in settings if not _is_implied(name, config)]
+    return {name: settings[name] for name in [*first, *(n for n in changed if n not in first + last), *last]}
+
+
+def _is_implied(name: str, config: MWandaConfig) -> bool:
+    """Whether a setting follows from the others, or is the default."""
+    others = {other: value for other, value in config.to_dict().items() if other != name}
+    try:
+        return MWandaConfig.from_dict(others) == config
+    except ValueError:  # the others need it
+        return False
+
+
+def _words(value: Any) -> list[str]:
+    """The words that follow the flag of a setting."""
+    if isinstance(value, Mapping):
+        return [f"{key}={entry!r}" for key, entry in value.items()]
+    return [str(entry) for entry in (value if isinstance(value, list) else [value])]
+
+
+def _flag(name: str, words: list[str]) -> str | None:
+    """A setting as a flag with its words; None if a command line cannot say it, or not on one visible line."""
+    flag = "--" + name.replace("_", "-")
+    if any(clean(word) != word or (name == "language_weights" and word.startswith("=")) for word in words):
+        return None
+    if not any(word.startswith("-") for word in words):
+        return " ".join([flag, *map(shell_word, words)])
+    # A word that looks like a flag has to be joined to its own flag, which then takes no second word.
+    return f"{flag}={shell_word(words[0])}" if len(words) == 1 else None
