@@ -9,26 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from .values import FrozenDict, check_number, describe_fields, is_close, is_number, plain, strings
+from .validation import UPDATING, check_choices, check_language_weights, check_numbers
+from .values import FrozenDict, describe_fields, is_close, plain, strings
 
 CONFIG_NAME = "mwanda_config.json"
-
-CHOICES: dict[str, tuple[str, ...]] = {
-    "criterion": ("magnitude", "wanda", "ria", "mwanda", "sparsegpt", "alps"),
-    "base": ("wanda", "ria"),
-    "variance": ("none", "std", "variance", "relative_variance"),
-    "activation": ("none", "positive", "above_rms"),
-    "group": ("row", "matrix"),
-    "allocation": ("uniform", "owl", "cwl", "dlp", "alpha"),
-    "cwl_direction": ("shared", "specific"),
-    "calibration": ("dense", "sequential"),
-    "refinement": ("none", "swap"),
-    "reconstruction": ("none", "obs"),
-    "experts_policy": ("magnitude", "shared", "skip", "error"),
-}
-WEIGHTINGS = ("equal", "proportional", "temperature")
-UPDATING = ("sparsegpt", "alps")
-"""Criteria that choose the mask and the new values of the weights together."""
 
 
 def _setting(default: Any, help: str) -> Any:
@@ -152,18 +136,13 @@ class MWandaConfig:
                     raise ValueError(f"{name}={value!r} is not allowed: give a list of strings, or leave it out.")
         if self.exclude is None:
             object.__setattr__(self, "exclude", ())
-        for name in ("language_column", "text_column", "target_column"):
-            value = getattr(self, name)
-            if not isinstance(value, str):
-                raise ValueError(f"{name}={value!r} is not allowed: give a string.")
-        for name, allowed in CHOICES.items():
-            value = getattr(self, name)
-            if value not in allowed and not (value is None and name in ("allocation", "calibration", "reconstruction")):
-                raise ValueError(f"{name}={value!r} is not known. Choose one of: {', '.join(map(repr, allowed))}.")
+        check_choices(self)
         self._resolve_pattern()
         self._resolve_update()
-        self._check_numbers()
-        self._check_language_weights()
+        check_numbers(self)
+        check_language_weights(self)
+        if isinstance(self.language_weights, Mapping):
+            object.__setattr__(self, "language_weights", FrozenDict(self.language_weights))
 
     def _resolve_pattern(self) -> None:
         """Fills in the sparsity and the allocation that the pattern implies."""
@@ -205,64 +184,6 @@ class MWandaConfig:
             "damping": 0.01 if self.criterion == "sparsegpt" else 0.1,
             "calibration": "sequential" if self.reconstruction == "obs" else "dense",
         }
-
-    def _check_numbers(self) -> None:
-        if not is_number(self.sparsity) or not 0 <= self.target_sparsity < 1:
-            raise ValueError(
-                f"sparsity={self.sparsity!r} is not allowed: give a share of the weights in [0, 1), 0.5 for 50 %."
-            )
-        for name in (
-            "ria_exponent",
-            "variance_weight",
-            "activation_threshold",
-            "activation_exponent",
-            "allocation_strength",
-            "refinement_ridge",
-            "damping",
-        ):
-            check_number(name, getattr(self, name), lambda value: value >= 0, "a number that is not negative")
-        for name in ("owl_multiplier", "language_temperature"):
-            check_number(name, getattr(self, name), lambda value: value > 0, "a number above 0")
-        for name in ("samples_per_language", "batch_size", "sequence_length", "min_expert_tokens"):
-            if not (name == "sequence_length" and self.sequence_length is None):
-                check_number(
-                    name,
-                    getattr(self, name),
-                    lambda value: isinstance(value, int) and value >= 1,
-                    "a whole number of at least 1",
-                )
-        check_number(
-            "seed", self.seed, lambda value: isinstance(value, int) and value >= 0, "a whole number of at least 0"
-        )
-        for name in ("min_block_sparsity", "max_block_sparsity", "refinement_shrinkage"):
-            check_number(name, getattr(self, name), lambda value: 0 <= value <= 1, "a share in [0, 1]")
-        if self.allocation != "uniform" and not (
-            self.min_block_sparsity <= self.target_sparsity <= self.max_block_sparsity
-        ):
-            raise ValueError(
-                f"sparsity={self.sparsity!r} cannot be reached with block sparsities in [{self.min_block_sparsity:g}, "
-                f"{self.max_block_sparsity:g}]: widen min_block_sparsity and max_block_sparsity, or set "
-                "allocation='uniform'."
-            )
-
-    def _check_language_weights(self) -> None:
-        weights = self.language_weights
-        if isinstance(weights, str):
-            if weights not in WEIGHTINGS:
-                raise ValueError(
-                    f"language_weights={weights!r} is not known. Choose one of: {', '.join(map(repr, WEIGHTINGS))}, "
-                    "or give a dict of language to weight."
-                )
-            return
-        if not isinstance(weights, Mapping) or not weights:
-            raise ValueError(f"language_weights={weights!r}: give a name or a dict of language to weight.")
-        for language, weight in weights.items():
-            if not isinstance(language, str) or not is_number(weight) or weight < 0:
-                raise ValueError(
-                    f"language_weights[{language!r}]={weight!r} is not allowed: weights are numbers that are not "
-                    "negative, keyed by language code."
-                )
-        object.__setattr__(self, "language_weights", FrozenDict(weights))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "MWandaConfig":
         """Itself: it does not change, and transformers copies what it is given, which may hold a whole dataset."""

@@ -1,6 +1,7 @@
 """Small real things that tests share."""
 
 import json
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +31,19 @@ SAMPLE_DATA = EXAMPLES / "sample_data"
 # Busy machines are slow, which is no failure; continuous integration judges by the same examples each time.
 hypothesis.settings.register_profile("project", deadline=None, derandomize="CI" in os.environ)
 hypothesis.settings.load_profile("project")
+
+
+class DeprecationsAreErrors(logging.Handler):
+    """Raises where a library only logs that what it was asked for is deprecated."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if "deprecated" in message.lower():
+            raise DeprecationWarning(message)
+
+
+for library in ("transformers", "datasets", "huggingface_hub"):
+    logging.getLogger(library).addHandler(DeprecationsAreErrors())
 
 torch.set_num_threads(1)  # on tiny tensors a second thread costs more than it gives
 

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optimum_mwanda import MWandaConfig
-from optimum_mwanda.configuration import CHOICES, UPDATING, CONFIG_NAME, WEIGHTINGS
+from optimum_mwanda.configuration import CONFIG_NAME
+from optimum_mwanda.validation import CHOICES, UPDATING, WEIGHTINGS
 
 CODES = st.sampled_from(["en", "zh-Hant", "eng_Latn", "sw", "język"])
 POSITIVE = st.floats(0, 1e6, exclude_min=True)

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..configuration import CHOICES, MWandaConfig
+from ..configuration import MWandaConfig
+from ..validation import CHOICES
 
 Methods = Mapping[str, Mapping[str, Any]]
 """Name to settings of `MWandaConfig`, in the order of the tables."""

@@ -8,7 +8,7 @@ from typing import Any
 from ..configuration import MWandaConfig
 from ..values import check_number
 from .conditions import Condition, make_conditions
-from .grid import SPARSITIES, Methods, expand
+from .grid import BY_THE_PLAN, SPARSITIES, Methods, expand
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,6 +49,8 @@ class ComparisonPlan:
             values = getattr(self, name)
             if len(set(values)) < len(values):
                 raise ValueError(f"{name}={values!r} names a value twice.")
+        if taken := [name for name in self.settings if name in BY_THE_PLAN]:
+            raise ValueError(f"settings={dict(self.settings)!r} holds {taken[0]!r}, which the comparison sets itself.")
         for name, least in (("samples_per_language", 1), ("sequence_length", 2), ("tokens_per_language", 2)):
             is_legal = partial(_is_count, least)
             check_number(name, getattr(self, name), is_legal, f"a whole number of at least {least}")

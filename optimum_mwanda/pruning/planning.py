@@ -1,7 +1,7 @@
 """From settings and statistics to the sparsity of every block: where allocations meet `MWandaConfig`.
 
 To add an allocation: write the maths in `allocation.py`, add one line to `IMPORTANCE` below, and its name to
-`configuration.CHOICES`.
+`validation.CHOICES`.
 """
 
 from collections.abc import Callable, Iterator, Sequence

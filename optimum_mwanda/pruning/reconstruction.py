@@ -5,7 +5,7 @@ error of a layer is `‖(W − W') Xᵀ‖² = tr((W − W') H (W − W')ᵀ)`. 
 and on its device; float64 is best where the device has it. A mask is True where a weight is pruned.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -13,34 +13,11 @@ from torch import Tensor
 Select = Callable[[Tensor], Tensor]
 
 
-def pool_grams(grams: Iterable[tuple[Tensor, float]]) -> Tensor:
-    """Pools the Gram matrices of languages so that a language counts by its weight, whatever its text and its scale.
-
-    `H = Σ_l w_l G^l / tr G^l`. A language whose activations are all zero adds nothing.
-
-    Args:
-        grams: `(G^l, w_l)` per language, shape `(in, in)`; at least one. An iterator that makes them one by one keeps
-            the memory at two of them.
-
-    Returns:
-        `H`, shape `(in, in)`.
-    """
-    pooled: Tensor | None = None
-    for gram, weight in grams:
-        trace = gram.trace()
-        share = gram * torch.where(trace > 0, weight / trace, 0.0)
-        pooled = share if pooled is None else pooled.add_(share)
-    if pooled is None:
-        raise ValueError("There is no Gram matrix to pool.")
-    return pooled
-
-
 def reconstruct(
     weight: Tensor,
     pruned: Tensor,
     gram: Tensor,
     *,
-    target: Tensor | None = None,
     start: Tensor | None = None,
     damping: float = 0.01,
     iterations: int = 100,
@@ -60,8 +37,6 @@ def reconstruct(
         weight: `W`, shape `(out, in)`.
         pruned: Mask, shape `(out, in)`.
         gram: `H`, shape `(in, in)`, positive semi-definite.
-        target: `B`, shape `(out, in)`, for outputs other than `W X`: `Yᵀ X` with the wanted outputs `Y`, pooled as `H`
-            is. None: `W H`.
         start: Where to start, shape `(out, in)`, as given by `admm`; None: at the masked weights.
         damping: `λ`.
         iterations: Most iterations.
@@ -71,10 +46,10 @@ def reconstruct(
         `W'`, shape and type of `W`, exactly zero where pruned.
 
     Raises:
-        FloatingPointError: If the Gram matrix or the target is not finite.
+        FloatingPointError: If the Gram matrix or the weights are not finite.
     """
     dense = weight.to(gram.dtype)
-    wanted = dense @ gram if target is None else target
+    wanted = dense @ gram
     _check_finite(gram, wanted)
     masked = dense.masked_fill(pruned, 0)
     ridge = _ridge(gram, damping)
@@ -117,7 +92,6 @@ def admm(
     gram: Tensor,
     select: Select,
     *,
-    target: Tensor | None = None,
     damping: float = 0.01,
     iterations: int = 200,
 ) -> tuple[Tensor, Tensor]:
@@ -132,7 +106,6 @@ def admm(
         weight: `W`, shape `(out, in)`.
         gram: `H`, shape `(in, in)`, positive semi-definite.
         select: Gives the mask for scores of shape `(out, in)`; the number pruned must not depend on the scores.
-        target: `B`, as for `reconstruct`.
         damping: `λ`, as for `reconstruct`.
         iterations: Most iterations, each of two matrix products; it usually ends after 30 to 60.
 
@@ -140,10 +113,10 @@ def admm(
         `D`, shape `(out, in)`, zero where pruned, and the mask.
 
     Raises:
-        FloatingPointError: If the Gram matrix or the target is not finite.
+        FloatingPointError: If the Gram matrix or the weights are not finite.
     """
     dense = weight.to(gram.dtype)
-    wanted = dense @ gram if target is None else target
+    wanted = dense @ gram
     _check_finite(gram, wanted)
     ridge = _ridge(gram, damping)
     norm = (gram.diagonal() + ridge).sqrt()
@@ -254,4 +227,4 @@ def _inverse_factor(gram: Tensor, damping: float) -> Tensor:
 
 def _check_finite(gram: Tensor, other: Tensor) -> None:
     if not (gram.isfinite().all() and other.isfinite().all()):
-        raise FloatingPointError("The Gram matrix, the weights or the target hold NaN or infinite values.")
+        raise FloatingPointError("The Gram matrix or the weights hold NaN or infinite values.")

@@ -1,7 +1,7 @@
 """From settings and statistics to scores and masks: where the pure functions meet `MWandaConfig`.
 
 To add a criterion: write the maths in `criteria.py`, add one line to `CRITERIA` below, and its name to
-`configuration.CHOICES`.
+`validation.CHOICES`.
 """
 
 from collections.abc import Callable

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from optimum_mwanda.comparison.grid import BEST, PRESETS, choose, expand, label, read_methods
-from optimum_mwanda.configuration import CHOICES, MWandaConfig
+from optimum_mwanda.configuration import MWandaConfig
+from optimum_mwanda.validation import CHOICES
 
 
 def configs(preset: str) -> dict[str, MWandaConfig]:

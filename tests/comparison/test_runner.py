@@ -146,6 +146,7 @@ def test_failure_keeps_the_model_and_what_is_finished(tmp_path: Path) -> None:
         ({"sparsities": [1.5]}, "'magnitude'.*1.5"),
         ({"languages": ["en", "fr"], "rotate": 3}, "rotate=3"),
         ({"settings": {"blocs": "model.layers"}}, "'blocks'"),
+        ({"settings": {"sparsity": 0.5}}, "'sparsity'"),
     ],
 )
 def test_plan_says_what_is_not_allowed(changes: dict[str, Any], message: str) -> None:

@@ -6,17 +6,6 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 
-def pooled_gram(activations: list[Array], weights: list[float]) -> Array:
-    """Every language's tokens scaled to a sum of squares of one, then counted by its weight."""
-    width = activations[0].shape[1]
-    pooled = np.zeros((width, width))
-    for tokens, weight in zip(activations, weights, strict=True):
-        total = sum(value**2 for value in tokens.ravel())
-        for token in tokens if total > 0 else ():
-            pooled += weight * np.outer(token, token) / total
-    return pooled
-
-
 def layer_error(weight: Array, update: Array, activations: Array) -> list[float]:
     """Squared difference of the outputs, per output row."""
     difference = activations @ (weight - update).T
