@@ -12,7 +12,7 @@ from .calibration.statistics import WeightStatistics
 from .configuration import MWandaConfig
 from .modeling.blocks import find_stacks
 from .modeling.editor import WeightEditor
-from .modeling.inputs import group_by_input
+from .modeling.inputs import RunningOrder
 from .modeling.interrupts import check_interrupts
 from .modeling.replay import BlockCalls
 from .modeling.weights import PrunableWeight
@@ -86,13 +86,15 @@ class BlockwisePruning:
         editor: WeightEditor,
     ) -> Iterator[PrunableWeight]:
         """Prunes the weights of one block and hands its outputs on to the next one."""
+        if not weights:
+            calls.advance(name, block)
+            return
         is_dense = self._config.calibration == "dense"
-        groups = [weights] if weights else []
-        if weights and self._config.needs_grams:
-            groups = group_by_input(weights, lambda: next(iter(calls.outputs(name, block))))
-        steps = ([groups] if groups else []) if is_dense else [[group] for group in groups]
+        order = RunningOrder(weights, lambda: next(iter(calls.outputs(name, block))))
+        groups = order.groups()
+        steps = [groups] if is_dense or not self._config.needs_grams else [[group] for group in groups]
         for step in steps:
-            entries, grams = self._look(calls, name, block, step)
+            entries, grams = self._look(calls, name, block, step, order)
             if is_dense:
                 calls.advance(name, block)
             for weight in (weight for group in step for weight in group):
@@ -104,11 +106,16 @@ class BlockwisePruning:
                     editor.replace(weight, values)
                 check_interrupts()
                 yield weight
-        if not (is_dense and steps):
+        if not is_dense:
             calls.advance(name, block)
 
     def _look(
-        self, calls: BlockCalls, name: str, block: nn.Module, groups: Sequence[list[PrunableWeight]]
+        self,
+        calls: BlockCalls,
+        name: str,
+        block: nn.Module,
+        groups: Sequence[list[PrunableWeight]],
+        order: RunningOrder,
     ) -> tuple[dict[str, WeightStatistics], dict[str, Tensor]]:
         """Runs one block over all batches for the statistics of weights and, if need be, their Gram matrices."""
         weights = [weight for group in groups for weight in group]
@@ -116,11 +123,12 @@ class BlockwisePruning:
         shares = dict(zip(self._names, self._shares.tolist(), strict=True))
         grams = GramCollector(groups if self._config.needs_grams else [], shares)
         with statistics, grams:
-            outputs = iter(calls.outputs(name, block))
+            runs = calls.run_to(name, block, order.last_module(weights))
             for language in self._languages:
                 statistics.start(language)
                 grams.start(language)
-                next(outputs)
+                next(runs)
+            runs.close()
         entries = statistics.finish()
         lacking = lacking_experts(weights, entries, self._config)
         known = {weight.name for weight in weights if weight.expert_name not in lacking}

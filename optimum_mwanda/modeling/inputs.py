@@ -53,30 +53,43 @@ def _experts_hook(names: dict[tuple[int, str], str], see: See) -> Any:
     return look
 
 
-def group_by_input(weights: Sequence[PrunableWeight], run: Callable[[], Any]) -> list[list[PrunableWeight]]:
-    """Groups weights that read the same tensor, in the order in which they do.
-
-    The matrices that the fused experts of a layer have in one parameter are a group; a weight that nothing enters is
-    one by itself.
+class RunningOrder:
+    """In which order the weights of a block read what, seen by running it once.
 
     Args:
         weights: Weights of one block.
-        run: Runs the block once.
+        run: Runs the block.
     """
-    known = {weight.name: weight for weight in weights}
-    seen: dict[str, tuple[Any, ...]] = {}
-    kept = []  # as long as a tensor is held its id is no other's
 
-    def see(name: str, x: Tensor) -> None:
-        kept.append(x)
-        seen.setdefault(name, (id(x), None if x.is_inference() else x._version))
+    def __init__(self, weights: Sequence[PrunableWeight], run: Callable[[], Any]) -> None:
+        self._weights = {weight.name: weight for weight in weights}
+        self._seen: dict[str, tuple[Any, ...]] = {}
+        kept = []  # as long as a tensor is held its id is no other's
 
-    with watch_inputs(weights, see):
-        run()
-    order = [*seen, *(name for name in known if name not in seen)]
-    groups: dict[tuple[Any, ...], list[PrunableWeight]] = {}
-    for name in order:
-        weight = known[name]
-        experts = (weight.module, weight.parameter)
-        groups.setdefault(experts if weight.expert is not None else seen.get(name, (name,)), []).append(weight)
-    return list(groups.values())
+        def see(name: str, x: Tensor) -> None:
+            kept.append(x)
+            self._seen.setdefault(name, (id(x), None if x.is_inference() else x._version))
+
+        with watch_inputs(weights, see):
+            run()
+
+    def groups(self) -> list[list[PrunableWeight]]:
+        """Groups of weights that read the same tensor, in the order in which they do.
+
+        The matrices that the fused experts of a layer have in one parameter are a group; a weight that nothing enters
+        is one by itself.
+        """
+        groups: dict[tuple[Any, ...], list[PrunableWeight]] = {}
+        for name in (*self._seen, *(name for name in self._weights if name not in self._seen)):
+            weight = self._weights[name]
+            experts = (weight.module, weight.parameter)
+            groups.setdefault(experts if weight.expert is not None else self._seen.get(name, (name,)), []).append(
+                weight
+            )
+        return list(groups.values())
+
+    def last_module(self, weights: Sequence[PrunableWeight]) -> nn.Module | None:
+        """The module that is called last of those of some weights; None if one of them was not called at all."""
+        called = {self._weights[name].module: position for position, name in enumerate(self._seen)}
+        modules = [weight.module for weight in weights]
+        return None if any(m not in called for m in modules) else max(modules, key=lambda module: called[module])

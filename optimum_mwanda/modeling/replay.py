@@ -1,6 +1,7 @@
 """Recording what each block is called with, and calling it again without the rest of the model."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -10,6 +11,10 @@ from .blocks import run_blocks
 from .interrupts import interruptible
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+class _Reached(Exception):
+    """Ends a run of a block early."""
 
 
 class BlockCalls:
@@ -52,6 +57,25 @@ class BlockCalls:
         try:
             for inputs in batches:
                 run_blocks(model, through or blocks, inputs)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def run_to(self, name: str, block: nn.Module, module: nn.Module | None) -> Generator[int, None, None]:
+        """Runs one block over every batch, no further than to the call of a module in it, and yields batch numbers.
+
+        Hooks that the module has already are called before it ends. Without a module the block runs to its end.
+        """
+
+        def stop(*_: Any) -> None:
+            raise _Reached
+
+        handles = [] if module is None else [module.register_forward_pre_hook(stop)]
+        try:
+            for index, (args, kwargs) in enumerate(self._calls[name]):
+                with suppress(_Reached), interruptible():
+                    block(self.hidden[index], *args, **kwargs)
+                yield index
         finally:
             for handle in handles:
                 handle.remove()

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from optimum_mwanda.modeling.blocks import find_blocks, inference_mode
-from optimum_mwanda.modeling.inputs import group_by_input, watch_inputs
+from optimum_mwanda.modeling.inputs import RunningOrder, watch_inputs
 from optimum_mwanda.modeling.replay import BlockCalls
 from optimum_mwanda.modeling.weights import find_weights
 from tests.families.matrix import FAMILIES
@@ -42,7 +42,7 @@ def test_weights_that_read_the_same_tensor_are_grouped_in_running_order(family: 
     weights = find_weights(blocks)[name]
     with inference_mode(model):
         calls = BlockCalls(model, {name: block}, FAMILIES[family].batches())
-        groups = group_by_input(weights, lambda: next(iter(calls.outputs(name, block))))
+        groups = RunningOrder(weights, lambda: next(iter(calls.outputs(name, block)))).groups()
     found = [{weight.name.removeprefix(f"{name}.") for weight in group} for group in groups]
     assert found == [set(group.split()) for group in GROUPS[family]]
 
@@ -50,7 +50,9 @@ def test_weights_that_read_the_same_tensor_are_grouped_in_running_order(family: 
 def test_a_weight_that_nothing_enters_is_a_group_by_itself() -> None:
     model = FAMILIES["llama"].make()
     weights = find_weights(find_blocks(model))["model.layers.0"]
-    assert group_by_input(weights, lambda: None) == [[weight] for weight in weights]
+    order = RunningOrder(weights, lambda: None)
+    assert order.groups() == [[weight] for weight in weights]
+    assert order.last_module(weights) is None
 
 
 def test_nothing_is_watched_after_an_error_in_the_watcher() -> None:
@@ -63,3 +65,15 @@ def test_nothing_is_watched_after_an_error_in_the_watcher() -> None:
     with pytest.raises(RuntimeError, match="q_proj"), watch_inputs(weights, fail):
         model(**FAMILIES["mixtral"].batches()[0])
     assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_the_last_module_of_some_weights_is_the_one_that_is_called_last() -> None:
+    model = FAMILIES["gptj"].make()  # attention and feed-forward read the same input; the latter is called later
+    weights = {w.name.removeprefix("transformer.h.0."): w for w in find_weights(find_blocks(model))["transformer.h.0"]}
+    order = RunningOrder(list(weights.values()), lambda: model(**FAMILIES["gptj"].batches()[0]))
+    for some, last in (
+        ("attn.q_proj mlp.fc_in attn.out_proj", "mlp.fc_in"),
+        ("attn.out_proj attn.v_proj", "attn.out_proj"),
+        ("mlp.fc_out attn.q_proj", "mlp.fc_out"),
+    ):
+        assert order.last_module([weights[name] for name in some.split()]) is weights[last].module
