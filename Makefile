@@ -1,13 +1,21 @@
 # Everything runs in .venv, which is made on first use. PYTHON names the interpreter that makes it.
+# .venv-oldest has the oldest versions that pyproject.toml allows; only test-oldest uses it.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
+OLDEST := .venv-oldest
+INSTALL := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test check style clean
+.PHONY: demo test test-oldest test-matrix check style clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[tests,quality]'
+	$(RUN) $(INSTALL) --constraint constraints.txt --editable '.[tests,quality]'
+	touch $@
+
+$(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
+	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python $(INSTALL) --constraint constraints-oldest.txt --editable '.[tests]'
 	touch $@
 
 demo: $(VENV)/.installed  ## prune the embedded sample with Wanda and with M-Wanda, and compare them per language
@@ -15,6 +23,11 @@ demo: $(VENV)/.installed  ## prune the embedded sample with Wanda and with M-Wan
 
 test: $(VENV)/.installed  ## run the tests
 	$(RUN) -m pytest --numprocesses auto
+
+test-oldest: $(OLDEST)/.installed  ## run the same tests on the oldest versions that are allowed
+	$(OLDEST)/bin/python -m pytest --numprocesses auto
+
+test-matrix: test test-oldest  ## both; with --keep-going also the second where the first fails
 
 check: $(VENV)/.installed  ## lint, format check, types
 	$(VENV)/bin/ruff check .
@@ -26,4 +39,4 @@ style: $(VENV)/.installed  ## fix what ruff can fix
 	$(VENV)/bin/ruff format .
 
 clean:
-	rm -rf $(VENV) pruned_sample .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) pruned_sample .pytest_cache .mypy_cache .ruff_cache .hypothesis

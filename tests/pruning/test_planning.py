@@ -18,7 +18,7 @@ def pruner(**values: object) -> MWandaPruner:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_dlp_gives_blocks_of_high_median_scores_less_sparsity(family: str) -> None:
+def test_dlp_prunes_blocks_of_a_high_median_score_most(family: str) -> None:
     model = make_model(family)
     statistics = pruner().calibrate(model, ROWS)
     plan = pruner(allocation="dlp", allocation_strength=0.15, sparsity=0.6).allocate(model, statistics)
