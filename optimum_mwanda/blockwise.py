@@ -1,6 +1,7 @@
 """Pruning block by block, with what each block's calls give: sequential calibration, refinement and reconstruction."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -94,10 +95,10 @@ class BlockwisePruning:
         groups = order.groups()
         steps = [groups] if is_dense or not self._config.needs_grams else [[group] for group in groups]
         for step in steps:
-            entries, grams = self._look(calls, name, block, step, order)
-            if is_dense:
-                calls.advance(name, block)
-            for weight in (weight for group in step for weight in group):
+            weights = [weight for group in step for weight in group]
+            runs = calls.advancing(name, block) if is_dense else calls.run_to(name, block, order.last_module(weights))
+            entries, grams = self._look(step, runs)
+            for weight in weights:
                 entry, gram = entries.get(weight.name), grams.get(weight.name)
                 pruned, values = mask_and_values(weight, entry, gram, self._shares, plan[name], self._config)
                 if values is None:
@@ -110,25 +111,19 @@ class BlockwisePruning:
             calls.advance(name, block)
 
     def _look(
-        self,
-        calls: BlockCalls,
-        name: str,
-        block: nn.Module,
-        groups: Sequence[list[PrunableWeight]],
-        order: RunningOrder,
+        self, groups: Sequence[list[PrunableWeight]], runs: Generator[int, None, None]
     ) -> tuple[dict[str, WeightStatistics], dict[str, Tensor]]:
-        """Runs one block over all batches for the statistics of weights and, if need be, their Gram matrices."""
+        """Runs a block over all batches for the statistics of weights in it and, if need be, their Gram matrices."""
         weights = [weight for group in groups for weight in group]
         statistics = StatisticsCollector(weights, self._names, [self._config.activity] if self._config.activity else [])
         shares = dict(zip(self._names, self._shares.tolist(), strict=True))
         grams = GramCollector(groups if self._config.needs_grams else [], shares)
-        with statistics, grams:
-            runs = calls.run_to(name, block, order.last_module(weights))
+        with closing(runs), statistics, grams:
             for language in self._languages:
                 statistics.start(language)
                 grams.start(language)
                 next(runs)
-            runs.close()
+            next(runs, None)
         entries = statistics.finish()
         lacking = lacking_experts(weights, entries, self._config)
         known = {weight.name for weight in weights if weight.expert_name not in lacking}

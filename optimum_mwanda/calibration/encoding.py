@@ -36,7 +36,8 @@ class RowEncoder:
         self._target_column = target_column
         self._positions = max_positions(model)
         self._vocabulary = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[index]
-        head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        takes_labels = getattr(model.config, "is_encoder_decoder", False)
+        head = model.get_output_embeddings() if takes_labels else None  # type: ignore[no-untyped-call]
         self._labels = self._vocabulary if head is None else int(head.weight.shape[0])
 
     @property

@@ -90,6 +90,14 @@ class BlockCalls:
     def advance(self, name: str, block: nn.Module) -> None:
         """Replaces the hidden states by the block's outputs and forgets the block's calls; the last one has no heir."""
         if len(self._calls) > 1:
-            for index, output in self.outputs(name, block):
-                self.hidden[index] = output
+            for _ in self.advancing(name, block):
+                pass
+        else:
+            del self._calls[name]
+
+    def advancing(self, name: str, block: nn.Module) -> Generator[int, None, None]:
+        """Does what `advance` does, batch by batch, and yields batch numbers; to be read to its end."""
+        for index, output in self.outputs(name, block):
+            self.hidden[index] = output
+            yield index
         del self._calls[name]
