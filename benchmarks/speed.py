@@ -9,6 +9,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -63,14 +64,20 @@ def main() -> None:
 
     default = MWandaPruner(config(), progress=False)
     active = MWandaPruner(config(activation="above_rms"), progress=False)
-    sequential = MWandaPruner(config(calibration="sequential"), progress=False)
+    blockwise = {
+        "prune, sequential": config(calibration="sequential"),
+        "prune, refinement": config(refinement="swap"),
+        "prune, reconstruction": config(reconstruction="obs"),
+        "prune, sparsegpt": config(criterion="sparsegpt"),
+        "prune, alps": config(criterion="alps"),
+    }
     blocks = find_blocks(model)
     ids = torch.tensor([row["input_ids"] for row in rows])
 
     def bare() -> None:
         with inference_mode(model):
             for batch in ids.split(4):
-                run_blocks(model, blocks, batch)
+                run_blocks(model, blocks, {"input_ids": batch})
 
     found = default.calibrate(model, rows)
     dense = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -79,7 +86,7 @@ def main() -> None:
         "calibrate": lambda: default.calibrate(model, rows),
         "calibrate with activation probability": lambda: active.calibrate(model, rows),
         "apply": lambda: default.apply(model, found),
-        "prune, sequential": lambda: sequential.prune(model, rows),
+        **{name: partial(MWandaPruner(each, progress=False).prune, model, rows) for name, each in blockwise.items()},
     }
     times: dict[str, list[float]] = {name: [] for name in pieces}
     bare()

@@ -11,7 +11,14 @@ from ..comparison.grid import PRESETS, choose, read_methods
 from .base import Result, Subcommand, add_common_options
 from .data import add_dataset_options, open_dataset
 from .errors import DataError, UsageError, errors_as
-from .models import add_model_options, check_prunable, load_model, load_tokenizer, pruning_errors
+from .models import (
+    add_model_options,
+    check_measurable,
+    check_prunable,
+    load_model,
+    load_tokenizer,
+    pruning_errors,
+)
 from .output import write_text
 
 if TYPE_CHECKING:
@@ -103,6 +110,7 @@ class CompareCommand(Subcommand):
             tokenizer = load_tokenizer(args.model, args)
             for config in {config.pattern: config for _, config in plan.grid()}.values():
                 check_prunable(model, config)
+            check_measurable(model)
             with errors_as(DataError, OSError), pruning_errors():
                 return run_comparison(
                     model,

@@ -144,6 +144,7 @@ def _saved(path: Path, split: str) -> Any:
 
 def _load(*args: Any, **options: Any) -> Any:
     from datasets import load_dataset
+    from datasets.arrow_writer import SchemaInferenceError
 
     try:
         return load_dataset(*args, **options)
@@ -152,7 +153,7 @@ def _load(*args: Any, **options: Any) -> Any:
         cause = error.__cause__ or error
         place = ", ".join(Path(file).name for file in options.get("data_files", ())) or args[0]
         # An empty file ends the reader of datasets before it knows any columns; blank lines end it a step later.
-        if isinstance(cause, StopIteration) or "corresponds to no data" in str(cause):
+        if isinstance(cause, (StopIteration, SchemaInferenceError)) or "corresponds to no data" in str(cause):
             raise DataError(f"{place}: there are no rows in it.") from error
         raise DataError(f"{place}: {type(cause).__name__}: {cause}") from error
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .base import Result, Subcommand, add_common_options
 from .data import add_dataset_options, open_dataset
 from .errors import DataError, UsageError, errors_as, one_line
-from .models import add_model_options, load_model, load_tokenizer, pruning_errors
+from .models import add_model_options, check_measurable, load_model, load_tokenizer, pruning_errors
 from .output import add_overwrite, check_file, whole_file, write_text
 
 if TYPE_CHECKING:
@@ -20,7 +20,8 @@ class EvaluateCommand(Subcommand):
     """Measure perplexity and bits per byte in every language, also against the dense model.
 
     With --dense both models read the same text, and the tables show what pruning cost in every language, with paired
-    confidence intervals. --dense-report spares the evaluation of a dense model that was evaluated before.
+    confidence intervals. --dense-report spares the evaluation of a dense model that was evaluated before. Of an
+    encoder-decoder the likelihood of targets given their sources is measured.
     """
 
     @staticmethod
@@ -57,7 +58,18 @@ class EvaluateCommand(Subcommand):
         group.add_argument(
             "--language-column", metavar="NAME", default="language", help="Column with the language (default: language)"
         )
-        group.add_argument("--text-column", metavar="NAME", default="text", help="Column with the text (default: text)")
+        group.add_argument(
+            "--text-column",
+            metavar="NAME",
+            default="text",
+            help="Column with the text, or for an encoder-decoder with the source (default: text)",
+        )
+        group.add_argument(
+            "--target-column",
+            metavar="NAME",
+            default="target",
+            help="Column with the target for an encoder-decoder (default: target)",
+        )
         group.add_argument(
             "--sequence-length",
             type=int,
@@ -127,6 +139,7 @@ class EvaluateCommand(Subcommand):
             languages=args.languages,
             language_column=args.language_column,
             text_column=args.text_column,
+            target_column=args.target_column,
             sequence_length=args.sequence_length,
             tokens_per_language=args.tokens_per_language,
             batch_size=args.batch_size,
@@ -209,8 +222,10 @@ def measure(model: Any, tokenizer: Any, dataset: Any, **options: Any) -> "Perple
 
     Raises:
         DataError: If the dataset does not fit the model or the options.
+        ModelError: If perplexity is not defined for the model.
     """
     from ..evaluation.perplexity import evaluate_languages
 
+    check_measurable(model)
     with pruning_errors():
         return evaluate_languages(model, tokenizer, dataset, **options)

@@ -43,21 +43,27 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def load_model(name: str, args: argparse.Namespace, revision: str | None = None) -> "PreTrainedModel":
-    """Loads a causal language model.
+    """Loads a model with the head that its checkpoint names: that of a causal language model if it names none we know.
 
     Raises:
         ModelError: If the model cannot be loaded, or its files lack some of its weights.
     """
     with errors_as(ModelError):
-        from transformers import AutoModelForCausalLM
+        import transformers
 
+        from ..checkpoint.architecture import auto_class
+
+        source = {"revision": revision or "main", "trust_remote_code": args.trust_remote_code}
         try:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
+            config = transformers.AutoConfig.from_pretrained(name, **source)
+            architecture = (config.architectures or [""])[0]
+            loader = getattr(transformers, auto_class(architecture, config.is_encoder_decoder))
+            loaded: Any = loader.from_pretrained(
                 name,
+                config=config,
                 dtype=args.dtype,
                 device_map=args.device_map,
-                revision=revision or "main",
-                trust_remote_code=args.trust_remote_code,
+                **source,
                 use_safetensors=None if args.allow_pickle else True,
                 output_loading_info=True,
             )
@@ -69,7 +75,7 @@ def load_model(name: str, args: argparse.Namespace, revision: str | None = None)
         if missing := sorted(loaded[1]["missing_keys"]):
             raise ModelError(
                 f"The files of {name!r} lack {len(missing)} weights of a {type(model).__name__}, such as "
-                f"{missing[0]!r}: it is no causal language model, or incomplete."
+                f"{missing[0]!r}: they are incomplete, or of another kind of model (config.json: {architecture!r})."
             )
     return model
 
@@ -110,6 +116,18 @@ def check_prunable(model: "PreTrainedModel", config: "MWandaConfig") -> None:
             criterion="magnitude", allocation="uniform", refinement="none", reconstruction="none"
         )
         MWandaPruner(without_data).allocate(model)
+
+
+def check_measurable(model: "PreTrainedModel") -> None:
+    """Finds out before anything is run whether the model can be evaluated.
+
+    Raises:
+        ModelError: If it cannot.
+    """
+    from ..evaluation.perplexity import check_measurable
+
+    with errors_as(ModelError, ValueError):
+        check_measurable(model)
 
 
 @contextlib.contextmanager

@@ -127,6 +127,7 @@ class PruneCommand(Subcommand):
             held_out,
             language_column=config.language_column,
             text_column=config.text_column,
+            target_column=config.target_column,
             sequence_length=config.sequence_length,
             tokens_per_language=self.args.eval_tokens,
             batch_size=config.batch_size,

@@ -9,7 +9,14 @@ from .base import Result, Subcommand, add_common_options
 from .checkpoint import add_storage_options, summary, write_checkpoint
 from .data import add_dataset_options, open_dataset
 from .errors import DataError, UsageError, errors_as
-from .models import add_model_options, check_prunable, load_model, load_tokenizer, pruning_errors
+from .models import (
+    add_model_options,
+    check_measurable,
+    check_prunable,
+    load_model,
+    load_tokenizer,
+    pruning_errors,
+)
 from .output import add_overwrite, check_file, new_folder, write_text
 from .settings import add_settings, read_settings
 
@@ -124,6 +131,7 @@ class SearchCommand(Subcommand):
             model = load_model(args.model, args, args.revision)
             tokenizer = load_tokenizer(args.model, args)
             check_prunable(model, space.config)
+            check_measurable(model)
             with pruning_errors():
                 search = find_sparsity(
                     model,

@@ -85,9 +85,10 @@ def run_comparison(
         "tokens_per_language": plan.tokens_per_language,
         "seed": 0,
     }
-    text = digest_text(
-        evaluation_dataset, columns.language_column, columns.text_column, plan.tokens_per_language, evaluation["seed"]
-    )
+    names = {"language_column": columns.language_column, "text_column": columns.text_column}
+    if model.config.is_encoder_decoder:
+        names["target_column"] = columns.target_column
+    text = digest_text(evaluation_dataset, plan.tokens_per_language, evaluation["seed"], **names)
     dense_key = digest({"model": fingerprint, "text": text, **evaluation})
     languages = tuple(sorted(plan.languages or build_chunks(dataset, columns, model, tokenizer).chunks))
     results = _read_matching(path, dense_key, languages)
@@ -98,10 +99,9 @@ def run_comparison(
         model,
         tokenizer,
         evaluation_dataset,
-        language_column=columns.language_column,
-        text_column=columns.text_column,
         batch_size=batch_size,
         progress=False,
+        **names,
         **evaluation,
     )
     weights = [each for block in find_weights(find_blocks(model, columns.blocks)).values() for each in block]

@@ -53,7 +53,7 @@ def find_sparsity(
     prunable weights is kept on the CPU.
 
     Args:
-        model: A causal language model; pruned in place at the end, if something was found.
+        model: A causal language model or an encoder-decoder; pruned in place at the end, if something was found.
         dataset: Calibration data, as for `MWandaPruner.prune`; read more than once.
         evaluation_dataset: Held-out text, as for `evaluate_languages`; read once per trial. All of its languages are
             guarded, whether or not they are calibrated on.
@@ -86,6 +86,7 @@ def find_sparsity(
     options = {
         "language_column": config.language_column,
         "text_column": config.text_column,
+        "target_column": config.target_column,
         "sequence_length": config.sequence_length,
         "batch_size": config.batch_size,
         "seed": config.seed,

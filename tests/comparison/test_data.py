@@ -10,8 +10,8 @@ ROWS = [{"language": "en", "text": "one"}, {"language": "fr", "text": "un"}, {"l
 ROWS += [{"language": "fr", "text": "deux"}, {"language": "en", "text": "three"}]
 
 
-def digest(dataset: object, tokens: int = 100) -> str:
-    return digest_text(dataset, "language", "text", tokens, 0)
+def digest(dataset: object, tokens: int = 100, **columns: str) -> str:
+    return digest_text(dataset, tokens, 0, language_column="language", text_column="text", **columns)
 
 
 def test_documents_of_every_language_are_halved_whatever_holds_them() -> None:
@@ -37,6 +37,16 @@ def test_digest_is_that_of_the_text() -> None:
     assert digest(TEXTS) != digest({"en": TEXTS["en"], "de": TEXTS["fr"]})
     ids = [{"language": "en", "input_ids": [1, 2]}]
     assert digest(ids) == digest(Dataset.from_list(ids)) != digest([{"language": "en", "input_ids": [1, 3]}])
+
+
+def test_digest_of_pairs_is_that_of_both_sides() -> None:
+    texts = {"sw": [{"text": "moja", "summary": "un"}]}
+    known = digest(texts, target_column="summary")
+    assert known == digest({"sw": [{**texts["sw"][0], "target": "deux"}]}, target_column="summary")
+    for side in ("text", "summary"):
+        assert known != digest({"sw": [{**texts["sw"][0], side: "deux"}]}, target_column="summary")
+    ids = {"language": "sw", "input_ids": [1, 2], "labels": [3]}
+    assert digest([ids], target_column="summary") != digest([{**ids, "labels": [4]}], target_column="summary")
 
 
 def test_no_more_is_read_than_an_evaluation_can_read() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from optimum_mwanda import evaluate_languages
-from optimum_mwanda.evaluation.perplexity import _join_small
+from optimum_mwanda.evaluation.windows import _join_small
 from tests.conftest import assert_untouched, make_model, make_rows, state_of
 
 Rows = list[dict[str, object]]

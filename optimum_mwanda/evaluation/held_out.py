@@ -1,0 +1,205 @@
+"""Held-out rows become windows: running text for decoders, pairs of source and target for encoder-decoders."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, groupby, pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..calibration.encoding import RowEncoder
+from ..calibration.rows import Row
+from ..calibration.tokenised import IGNORED_LABEL
+from .windows import Window
+
+
+class Batch(NamedTuple):
+    """Windows that are evaluated together.
+
+    Attributes:
+        inputs: Keyword arguments of the model, each `(windows, tokens)`.
+        targets: What the first logits of every window are to predict, `(windows, predictions)`; -100 for no target.
+        numbers: Which windows of the language they are.
+    """
+
+    inputs: dict[str, Tensor]
+    targets: Tensor
+    numbers: Sequence[int]
+
+
+class HeldOut(ABC):
+    """Gathers rows until a language has enough.
+
+    Args:
+        encoder: Encodes the rows.
+        length: Most tokens of a window.
+        most: Most tokens per language.
+    """
+
+    def __init__(self, encoder: RowEncoder, length: int, most: int) -> None:
+        self.encoder = encoder
+        self.length = length
+        self.most = most
+
+    @property
+    @abstractmethod
+    def languages(self) -> list[str]:
+        """Languages of which a row was read, in sorted order."""
+
+    @abstractmethod
+    def add(self, language: str, row: Row) -> None:
+        """Takes a row."""
+
+    @abstractmethod
+    def is_full(self, language: str) -> bool:
+        """Whether a language needs no more rows."""
+
+    @abstractmethod
+    def batches(self, language: str, batch_size: int) -> Iterator[Batch]:
+        """Yields all windows of a language, without any padding."""
+
+    @abstractmethod
+    def sizes(self, language: str, windows: Sequence[Window]) -> list[int] | None:
+        """UTF-8 length of the text of each window; None if some text of the language is known as token ids only."""
+
+    @abstractmethod
+    def least_targets(self, windows: Sequence[Window]) -> float:
+        """How many targets a window needs to be resampled by itself."""
+
+    def _targets(self, ids: Tensor) -> Tensor:
+        """The ids with all special tokens ignored, as far as a tokenizer is there to tell them."""
+        special = self.encoder.tokenizer.all_special_ids if self.encoder.has_tokenizer else []
+        return ids.masked_fill(torch.isin(ids, torch.tensor(special, dtype=torch.int64)), IGNORED_LABEL)
+
+
+class HeldOutText(HeldOut):
+    """The texts of each language, concatenated and read in windows that overlap by one token."""
+
+    def __init__(self, encoder: RowEncoder, length: int, most: int) -> None:
+        super().__init__(encoder, length, most)
+        self._tokens: dict[str, list[int]] = {}
+        self._bytes: dict[str, int] = {}
+        self._without_text: set[str] = set()
+
+    @property
+    def languages(self) -> list[str]:
+        return sorted(self._tokens)
+
+    def add(self, language: str, row: Row) -> None:
+        ids = self.encoder.encode(row, language)
+        tokens = self._tokens.setdefault(language, [])
+        if not ids:
+            return
+        if not self.encoder.has_text(row):
+            tokens.extend(ids[: self.most - len(tokens)])
+            self._without_text.add(language)
+            return
+        tokenizer = self.encoder.tokenizer
+        if not tokens and ids[0] not in tokenizer.all_special_ids:
+            start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+            if start is not None:
+                tokens.append(start)
+        kept = ids[: self.most - len(tokens)]
+        whole = len(kept) == len(ids)
+        text = self.encoder.text(row) if whole else str(tokenizer.decode(kept, skip_special_tokens=True))
+        tokens.extend(kept)
+        self._bytes[language] = self._bytes.get(language, 0) + len(text.encode("utf-8"))
+
+    def is_full(self, language: str) -> bool:
+        return len(self._tokens.get(language, ())) >= self.most
+
+    def batches(self, language: str, batch_size: int) -> Iterator[Batch]:
+        ids = torch.tensor(self._tokens[language], dtype=torch.int64)
+        full = torch.split(ids.unfold(0, self.length, self.length - 1), batch_size) if len(ids) >= self.length else ()
+        rest = ids[sum(map(len, full)) * (self.length - 1) :]
+        parts = [*full, rest[None]] if len(rest) > 1 else full
+        for part, (start, end) in zip(parts, pairwise(accumulate(map(len, parts), initial=0)), strict=True):
+            yield Batch({"input_ids": part}, self._targets(part[:, 1:]), range(start, end))
+
+    def sizes(self, language: str, windows: Sequence[Window]) -> list[int] | None:
+        """As in the base class: the bytes of a language are split over its windows.
+
+        They are split in proportion to what the targets of a window decode to. That alone would not sum up: a window
+        may begin within a character, and a tokenizer may drop a space.
+        """
+        total = 0 if language in self._without_text else self._bytes[language]
+        if not total:
+            return None
+        decode = self.encoder.tokenizer.decode
+        lengths = [max(len(str(decode(each.targets, skip_special_tokens=True)).encode()), 1) for each in windows]
+        ends = [round(total * part / sum(lengths)) for part in accumulate(lengths)]
+        return [end - start for start, end in pairwise([0, *ends])]
+
+    def least_targets(self, windows: Sequence[Window]) -> float:
+        return (self.length - 1) / 2
+
+
+class _Pair(NamedTuple):
+    """A source, its target, and the UTF-8 length of the latter; None if only its tokens are known."""
+
+    input_ids: list[int]
+    labels: list[int]
+    bytes: int | None
+
+
+class HeldOutPairs(HeldOut):
+    """Pairs of source and target, each a window; only tokens of targets are counted.
+
+    Args:
+        encoder: Encodes the rows.
+        length: Most tokens of a source, and of a target.
+        most: Most tokens of all targets of a language.
+        target_column: Column with the target.
+    """
+
+    def __init__(self, encoder: RowEncoder, length: int, most: int, target_column: str) -> None:
+        super().__init__(encoder, length, most)
+        self._target_column = target_column
+        self._pairs: dict[str, list[_Pair]] = {}
+        self._counts: dict[str, int] = {}
+
+    @property
+    def languages(self) -> list[str]:
+        return sorted(self._pairs)
+
+    def add(self, language: str, row: Row) -> None:
+        pair = self.encoder.pair(row, language, self.length)
+        pairs = self._pairs.setdefault(language, [])
+        if pair:
+            count = self._counts.get(language, 0)
+            labels = pair["labels"][: self.most - count]
+            self._counts[language] = count + len(labels)
+            pairs.append(_Pair(pair["input_ids"], labels, self._size(row, labels)))
+
+    def is_full(self, language: str) -> bool:
+        return self._counts.get(language, 0) >= self.most
+
+    def batches(self, language: str, batch_size: int) -> Iterator[Batch]:
+        pairs = self._pairs[language]
+
+        def shape(number: int) -> tuple[int, int]:
+            return len(pairs[number].input_ids), len(pairs[number].labels)
+
+        for _, group in groupby(sorted(range(len(pairs)), key=shape), shape):
+            numbers = list(group)
+            for start in range(0, len(numbers), batch_size):
+                part = numbers[start : start + batch_size]
+                labels = torch.tensor([pairs[number].labels for number in part])
+                inputs = {"input_ids": torch.tensor([pairs[number].input_ids for number in part]), "labels": labels}
+                yield Batch(inputs, self._targets(labels), part)
+
+    def sizes(self, language: str, windows: Sequence[Window]) -> list[int] | None:
+        sizes = [pair.bytes for pair in self._pairs[language] if pair.bytes is not None]
+        return sizes if len(sizes) == len(windows) and any(sizes) else None
+
+    def least_targets(self, windows: Sequence[Window]) -> float:
+        return sum(len(window.targets) for window in windows) / len(windows) / 2
+
+    def _size(self, row: Row, labels: list[int]) -> int | None:
+        if row.get("input_ids") is not None and row.get("labels") is not None:
+            return None
+        tokenizer, text = self.encoder.tokenizer, row[self._target_column]
+        if labels != tokenizer(text_target=text, verbose=False)["input_ids"]:  # it was cut
+            text = str(tokenizer.decode(labels, skip_special_tokens=True))
+        return len(text.encode("utf-8"))

@@ -1,0 +1,57 @@
+"""From the losses of windows to the score of a language."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from .scores import LanguageScore, Windows
+
+
+class Window(NamedTuple):
+    """The loss over a window, in nats, and the tokens that it is over."""
+
+    nll: float
+    targets: list[int]
+
+
+def score_windows(
+    language: str, measured: Sequence[Window], sizes: Sequence[int] | None, least: float
+) -> LanguageScore:
+    """The score of a language.
+
+    Args:
+        language: Its name.
+        measured: Its windows, in the order of the text.
+        sizes: UTF-8 length of the text of each; None if it is not known.
+        least: Windows with fewer targets are joined to others.
+    """
+    nll = [window.nll for window in measured]
+    counts = [len(window.targets) for window in measured]
+    parts = _join_small(counts, [1] * len(counts) if sizes is None else sizes, least)
+    windows = Windows(
+        tuple(math.fsum(nll[part]) for part in parts),
+        tuple(sum(counts[part]) for part in parts),
+        None if sizes is None else tuple(sum(sizes[part]) for part in parts),
+    )
+    total = None if sizes is None else sum(sizes)
+    return LanguageScore(language, sum(counts), math.fsum(nll) / sum(counts), total, windows)
+
+
+def _join_small(counts: Sequence[int], sizes: Sequence[int], least: float) -> list[slice]:
+    """Groups consecutive windows so that each group has `least` targets and a byte, unless all together have not.
+
+    A figure per token or byte that is resampled from windows of no size would not be one.
+    """
+
+    def is_small(part: slice) -> bool:
+        return sum(counts[part]) < least or not any(sizes[part])
+
+    parts: list[slice] = []
+    for index in range(len(counts)):
+        if parts and is_small(parts[-1]):
+            parts[-1] = slice(parts[-1].start, index + 1)
+        else:
+            parts.append(slice(index, index + 1))
+    if len(parts) > 1 and is_small(parts[-1]):
+        parts[-2:] = [slice(parts[-2].start, len(counts))]
+    return parts

@@ -1,0 +1,216 @@
+"""Encoder-decoders, masked language models and others on the command line."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    BartConfig,
+    BartModel,
+    BertConfig,
+    BertForMaskedLM,
+    LlamaModel,
+)
+
+from optimum_mwanda.checkpoint.verification import sparsity_record, verify_sparsity
+from optimum_mwanda.comparison.results import read_results
+
+from ..checkpoint.families import TRANSLATION, make_family
+from ..conftest import make_model
+from .conftest import Run, make_texts, make_tokenizer
+
+Cli = Callable[..., Run]
+SMALL = ("--sequence-length", "16", "--samples-per-language", "3", "--quiet")
+PAIRS = ("--text-column", "source", "--target-column", "summary")
+FREE = ("--criterion", "magnitude", "--allocation", "uniform", "--quiet")
+
+
+def as_lines(rows: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+@pytest.fixture(scope="module")
+def t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("models") / "t5"
+    make_family("t5").save_pretrained(path)
+    make_tokenizer().save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("models") / "bert"
+    sizes = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 48}
+    BertForMaskedLM(BertConfig(**sizes, num_hidden_layers=2, num_attention_heads=4)).save_pretrained(path)
+    make_tokenizer().save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict[str, str]]:
+    return [
+        {"language": language, "source": " ".join(words[:12]), "summary": " ".join(words[12:])}
+        for language, lines in make_texts().items()
+        for words in map(str.split, lines)
+    ]
+
+
+@pytest.fixture(scope="module")
+def pairs(rows: list[dict[str, str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "pairs.jsonl"
+    path.write_text(as_lines(rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def ids(rows: list[dict[str, str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same pairs, tokenised."""
+    tokenizer = make_tokenizer()
+    path = tmp_path_factory.mktemp("data") / "ids.jsonl"
+    path.write_text(
+        as_lines(
+            [
+                {
+                    "language": row["language"],
+                    "input_ids": tokenizer(row["source"])["input_ids"],
+                    "labels": tokenizer(row["summary"])["input_ids"],
+                }
+                for row in rows
+            ]
+        )
+    )
+    return path
+
+
+def test_encoder_decoder_goes_through_every_command(cli: Cli, t5: Path, pairs: Path, ids: Path, tmp_path: Path) -> None:
+    def run(*words: str | Path) -> Run:
+        done = cli(*words)
+        assert done.code == 0, done.err
+        return done
+
+    pruned, data = tmp_path / "pruned", ("--dataset", pairs, *PAIRS, *SMALL)
+    printed = run("prune", t5, pruned, *data, "--eval-dataset", pairs, "--json").json
+    assert printed["achieved_sparsity"] == pytest.approx(0.5, abs=0.01)
+    model = AutoModelForSeq2SeqLM.from_pretrained(pruned)
+    assert model.config.architectures == ["T5ForConditionalGeneration"]
+    assert verify_sparsity(model).ok
+    assert (model.encoder.block[0].layer[0].SelfAttention.q.weight == 0).any()
+    assert (model.decoder.block[1].layer[1].EncDecAttention.v.weight == 0).any()
+    assert "All 32 matrices hold as many zeros" in run("inspect", pruned).out
+
+    # Text and tokens of the same rows are the same evaluation.
+    again = run("evaluate", pruned, "--dense", t5, "--dataset", pairs, *PAIRS, "--sequence-length", "16", "--json")
+    measured = printed["evaluation"]
+    assert again.json["dense"] == measured["dense"]
+    assert again.json["pruned"]["pruned"]["languages"] == measured["pruned"]["pruned"]["languages"]
+    tokenised = run("evaluate", t5, "--dataset", ids, "--sequence-length", "16", "--json").json["languages"]
+    dense = measured["dense"]["languages"]
+    assert [each["nll"] for each in tokenised] == [each["nll"] for each in dense]
+    assert all(each["bits_per_byte"] for each in dense)
+
+    run("calibrate", t5, tmp_path / "t5.safetensors", *data)
+    run("apply", t5, tmp_path / "t5.safetensors", tmp_path / "applied", *SMALL)
+    run("compress", tmp_path / "applied", tmp_path / "small")
+    run("decompress", tmp_path / "small", tmp_path / "plain")
+    first, last = (load_file(tmp_path / name / "model.safetensors") for name in ("applied", "plain"))
+    assert first.keys() == last.keys()
+    assert all(torch.equal(first[name], last[name]) for name in first)
+    small = run("evaluate", tmp_path / "small", "--dataset", pairs, *PAIRS, "--sequence-length", "16", "--json")
+    assert small.json["languages"] == measured["pruned"]["pruned"]["languages"]
+    run("card", tmp_path / "small")
+    assert "AutoModelForSeq2SeqLM.from_pretrained(" in (tmp_path / "small" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("flags", [("--calibration", "sequential"), ("--reconstruction", "obs")])
+def test_encoder_decoder_is_pruned_block_by_block_from_tokens(
+    cli: Cli, t5: Path, ids: Path, tmp_path: Path, flags: tuple[str, str]
+) -> None:
+    run = cli("prune", t5, tmp_path / "out", "--dataset", ids, *SMALL, *flags)
+    assert run.code == 0, run.err
+    assert verify_sparsity(tmp_path / "out").ok
+
+
+def test_sparsity_of_an_encoder_decoder_is_searched(cli: Cli, t5: Path, pairs: Path, tmp_path: Path) -> None:
+    words = ("--dataset", pairs, "--eval-dataset", pairs, *PAIRS, *SMALL, "--bounds", "0.3", "0.4")
+    run = cli("search", t5, tmp_path / "out", *words, "--resolution", "0.1", "--most-degradation", "9", "--json")
+    assert run.code == 0, run.err
+    assert sparsity_record(tmp_path / "out")["target_sparsity"] == 0.4  # type: ignore[index]
+
+
+def test_settings_of_an_encoder_decoder_are_compared(
+    cli: Cli, t5: Path, pairs: Path, ids: Path, tmp_path: Path
+) -> None:
+    columns = ("--settings", '{"text_column": "source", "target_column": "summary"}')
+    sizes = ("--sequence-length", "16", "--samples-per-language", "3", "--quiet", "--json")
+    losses = []
+    for data, flags in ((pairs, columns), (ids, ())):
+        words = ("--dataset", data, "--eval-dataset", data, "--methods", "wanda", "ria", "--sparsities", "0.5")
+        results = tmp_path / f"{data.stem}-runs.jsonl"
+        run = cli("compare", t5, "--results", results, *words, *sizes, *flags)
+        assert run.code == 0, run.err
+        assert run.json["runs"] == 2
+        losses.append([run.report.scores["sw"].nll for run in read_results(results).runs.values()])  # type: ignore[union-attr]
+    assert losses[0] == losses[1]
+
+
+def test_masked_language_model_is_pruned_with_its_head(cli: Cli, bert: Path, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run = cli("prune", bert, out, "--dataset", data, *SMALL)
+    assert run.code == 0, run.err
+    assert cli("inspect", out).code == 0
+    kept, dense = (AutoModelForMaskedLM.from_pretrained(path).cls.predictions.state_dict() for path in (out, bert))
+    assert all(torch.equal(kept[name], dense[name]) for name in dense)
+
+
+def test_masked_language_model_has_no_perplexity(cli: Cli, bert: Path, data: Path, tmp_path: Path) -> None:
+    held_out = ("--dataset", data, "--eval-dataset", data)
+    for words in (
+        ("evaluate", bert, "--dataset", data, "--quiet"),
+        ("prune", bert, tmp_path / "out", *held_out, *SMALL),
+        ("search", bert, *held_out, *SMALL),
+        ("compare", bert, "--results", tmp_path / "runs.jsonl", *held_out, "--quiet"),
+    ):
+        run = cli(*words)
+        assert run.code == 4
+        assert "BertForMaskedLM is a masked language model" in run.error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_encoder_decoder_that_names_no_head_is_not_taken_for_its_decoder(cli: Cli, tmp_path: Path) -> None:
+    BartModel(BartConfig(**TRANSLATION, pad_token_id=0, bos_token_id=1, eos_token_id=2)).save_pretrained(
+        tmp_path / "bart"
+    )
+    run = cli("prune", tmp_path / "bart", tmp_path / "out", *FREE, "--json")
+    assert run.code == 0, run.err
+    assert {name.split(".")[1] for name in run.json["blocks"]["names"]} == {"encoder", "decoder"}
+
+
+def test_model_whose_config_names_no_architecture_is_causal(cli: Cli, tmp_path: Path) -> None:
+    folder = tmp_path / "llama"
+    make_model().save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    del config["architectures"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert cli("prune", folder, tmp_path / "out", *FREE).code == 0
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
+
+
+def test_checkpoint_without_a_head_is_refused_by_name(cli: Cli, tmp_path: Path) -> None:
+    LlamaModel(make_model().config).save_pretrained(tmp_path / "headless")
+    run = cli("prune", tmp_path / "headless", tmp_path / "out", *FREE)
+    assert run.code == 4
+    assert "lack 1 weights of a LlamaForCausalLM, such as 'lm_head.weight'" in run.err
+    assert "config.json: 'LlamaModel'" in run.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_tokenizer_of_an_encoder_decoder_is_kept(cli: Cli, t5: Path, tmp_path: Path) -> None:
+    assert cli("prune", t5, tmp_path / "out", *FREE).code == 0
+    assert AutoTokenizer.from_pretrained(tmp_path / "out")("w2 w3")["input_ids"] == [2, 3]
