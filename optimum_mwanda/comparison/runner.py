@@ -85,7 +85,7 @@ def run_comparison(
         "tokens_per_language": plan.tokens_per_language,
         "seed": 0,
     }
-    names = {"language_column": columns.language_column, "text_column": columns.text_column}
+    names: dict[str, Any] = {"language_column": columns.language_column, "text_column": columns.text_column}
     if model.config.is_encoder_decoder:
         names["target_column"] = columns.target_column
     text = digest_text(evaluation_dataset, plan.tokens_per_language, evaluation["seed"], **names)

@@ -14,7 +14,18 @@ import pytest
 from .conftest import ROOT, Run, environment, run_here, run_process
 
 REGISTER = ROOT / "optimum" / "commands" / "register" / "register_mwanda.py"
-SUBCOMMANDS = ("prune", "calibrate", "apply", "search", "compare", "evaluate", "inspect", "card", "compress", "decompress")
+SUBCOMMANDS = (
+    "prune",
+    "calibrate",
+    "apply",
+    "search",
+    "compare",
+    "evaluate",
+    "inspect",
+    "card",
+    "compress",
+    "decompress",
+)
 PROBE = """
 import json, sys
 from optimum.commands.optimum_cli import main
