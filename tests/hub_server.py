@@ -192,7 +192,7 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
             repo = f"{wanted.get('organization') or 'me'}/{wanted['name']}"
             exists = repo in hub.repos
             if not exists:
-                hub.add(repo, private=wanted.get("visibility") == "private")
+                hub.add(repo, private=wanted.get("visibility") == "private" or wanted.get("private", False))
             self.send({"url": f"{hub.url}/{repo}", "id": repo, "name": repo}, 409 if exists else 200)
 
         def branch(self, body: bytes, query: Any, repo: str, revision: str) -> None:

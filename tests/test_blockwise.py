@@ -103,7 +103,14 @@ def test_values_are_the_least_squares_on_what_enters_each_weight(name: str, fami
         )
 
 
-@pytest.mark.parametrize("family", ["llama", "mixtral", "gpt_oss", "llama4_text", "dbrx", "t5", "bert", "jamba"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        name
+        for name in ["llama", "mixtral", "gpt_oss", "llama4_text", "dbrx", "t5", "bert", "jamba"]
+        if FAMILIES[name].is_current
+    ],
+)
 @pytest.mark.parametrize("values", [{"criterion": "sparsegpt"}, {"criterion": "alps"}, {"refinement": "swap"}])
 def test_the_target_is_met_and_what_was_asked_for_is_pruned(family: str, values: dict[str, Any]) -> None:
     model = prune(family, **values)

@@ -3,6 +3,8 @@
 from typing import Any
 
 import torch
+import transformers
+from packaging.version import Version
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
 SIZES: dict[str, Any] = {
@@ -106,8 +108,8 @@ def make_family(name: str, seed: int = 0) -> PreTrainedModel:
     settings = {key: value for key, value in FAMILIES[name].items() if value is not None}
     load = AutoModelForSeq2SeqLM if name in ENCODER_DECODERS else AutoModelForCausalLM
     config = AutoConfig.for_model(name, **settings)
-    if name == "jamba":
-        config.use_mamba_kernels = False  # transformers 5.0 runs on no CPU otherwise
+    if name == "jamba" and Version(transformers.__version__) < Version("5.23"):
+        config.use_mamba_kernels = False  # 5.0 runs on no CPU otherwise, and 5.23 deprecates the setting
     torch.manual_seed(seed)
     return load.from_config(config).eval()
 

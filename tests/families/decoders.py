@@ -115,7 +115,7 @@ DECODERS = (
     Family(
         "gpt_neox",
         (Blocks("gpt_neox.layers.{0-1}", "attention.{query_key_value,dense} mlp.{dense_h_to_4h,dense_4h_to_h}"),),
-        {"rotary_pct": 0.5},
+        {"rotary_pct": 0.25},  # transformers 5.0 loads every other value as this one
         known_as="GPT-NeoX, Pythia",
         note="Parallel attention and feed-forward, fused query, key and value, partial rotary embedding.",
     ),
@@ -213,5 +213,6 @@ DECODERS = (
         "apertus",
         (Blocks("model.layers.{0-1}", f"{ATTENTION} mlp.{{up,down}}_proj"),),
         note="No gate, query and key norms.",
+        since="5.23",
     ),
 )

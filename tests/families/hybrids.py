@@ -59,6 +59,7 @@ HYBRIDS = (
             "mamba_dt_rank": 4,
         },
         note=UNCALLED,
+        since="5.23",
     ),
     Family(
         "mamba",

@@ -213,6 +213,7 @@ MIXTURES = (
             "ffn_config": {"hidden_size": 32, "ffn_hidden_size": 24, "moe_num_experts": 4, "moe_top_k": 2},
         },
         note="Experts stacked in two-dimensional parameters, fused query, key and value, clipped.",
+        since="5.23",
     ),
     Family(
         "jetmoe",
