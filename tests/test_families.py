@@ -92,7 +92,7 @@ def test_blocks_computed_one_by_one_give_what_the_model_gives(family: Family) ->
         for stack in stacks(blocks):
             calls = BlockCalls(model, stack, family.batches())
             for name, block in stack.items():
-                calls.advance(name, block)
+                list(calls.advancing(name, block))
                 for batch, expected in enumerate(own[name]):
                     assert torch.equal(calls.hidden[batch], expected), f"{name}, batch {batch}"
 

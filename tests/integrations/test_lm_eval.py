@@ -7,9 +7,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import lm_eval
 import pytest
 import torch
 import yaml
+from lm_eval.loggers import EvaluationTracker
+from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from optimum_mwanda import MWandaConfig, MWandaPruner, evaluate_languages
@@ -17,11 +20,6 @@ from optimum_mwanda.evaluation.harness import HarnessReport
 from optimum_mwanda.evaluation.harness_comparison import HarnessComparison
 from optimum_mwanda.evaluation.harness_tasks import write_language_tasks, write_xcopa_tasks, write_xwinograd_tasks
 from tests.conftest import SAMPLE_DATA, SAMPLE_MODEL
-
-lm_eval = pytest.importorskip("lm_eval", reason="lm-evaluation-harness is an extra of its own")
-
-from lm_eval.loggers import EvaluationTracker
-from lm_eval.tasks import TaskManager
 
 INTEGRATION = Path(__file__).parents[2] / "integrations" / "lm_eval"
 LANGUAGES = ("en", "hi", "ja")
