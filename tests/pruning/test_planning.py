@@ -40,7 +40,7 @@ def test_alpha_prunes_heavy_tails_less_and_needs_no_data_for_it(family: str, cri
         for name, parameter in model.named_parameters():
             if ".1." in name and parameter.dim() == 2:
                 left, values, right = torch.linalg.svd(parameter, full_matrices=False)
-                parameter.copy_(left / torch.arange(1, len(values) + 1) @ right)
+                parameter.copy_(left / torch.arange(1, len(values) + 1).pow(3) @ right)
     settings = pruner(criterion=criterion, allocation="alpha", allocation_strength=0.3, sparsity=0.6)
     if criterion == "magnitude":
         plan = settings.allocate(model)
