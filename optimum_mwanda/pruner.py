@@ -241,7 +241,7 @@ class MWandaPruner:
             plan = make_plan(weights, settled, self.config)
             with WeightEditor(self.restore_on_failure) as editor:
                 for _ in self._bar(pruning.run(weights, plan, editor), len(_flat(weights))):
-                    check_interrupts()
+                    pass
                 record = build_record(model, self.config, weights, plan, statistics, statistics.model_fingerprint)
                 check_interrupts()
                 model.config.mwanda_config = record

@@ -44,12 +44,12 @@ class ExpertCoverage:
         everything = torch.stack(list(self.tokens.values())).sum(1)
         lines = [
             f"{len(self.tokens)} experts, reached by {int(everything.min()):,} to {int(everything.max()):,} tokens "
-            f"each; fewest of one language in one expert: {self.fewest:,}"
+            f"each; fewest of one language in one expert: {self.fewest:,}."
         ]
         if self.lacking:
-            lines.append(f"{len(self.lacking)} experts with fewer than {self.wanted:,} tokens: {_some(self.lacking)}")
+            lines.append(f"{len(self.lacking)} experts with fewer than {self.wanted:,} tokens: {_some(self.lacking)}.")
         for language, names in self.unreached.items():
-            lines.append(f"{language!r} does not reach {len(names)} of {len(self.tokens)} experts: {_some(names)}")
+            lines.append(f"{language!r} does not reach {len(names)} of {len(self.tokens)} experts: {_some(names)}.")
         return "\n".join(lines)
 
 
