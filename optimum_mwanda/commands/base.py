@@ -7,6 +7,7 @@ import dataclasses
 import importlib
 import json
 import math
+import os
 import signal
 import sys
 import threading
@@ -75,11 +76,7 @@ class Subcommand(BaseOptimumCLICommand):  # type: ignore[misc]
             self._fail(one_line(error), error.exit_code)
         except Exception as error:
             self._fail(f"internal error: {type(error).__name__}: {one_line(error)} (--debug shows more)")
-        if self.args.json:
-            print(visible(json.dumps(_finite(result.values), indent=2, ensure_ascii=False)))
-        else:
-            print(visible(result.text))
-        sys.stdout.flush()
+        _show(json.dumps(_finite(result.values), indent=2, ensure_ascii=False) if self.args.json else result.text)
         if result.failure is not None:
             self._fail(result.failure, ModelError.exit_code)
 
@@ -91,6 +88,16 @@ class Subcommand(BaseOptimumCLICommand):  # type: ignore[misc]
         if self.args.debug and sys.exc_info()[0] is not None:
             traceback.print_exc()
         self.parser.exit(code, f"{self.parser.prog}: error: {message}\n")
+
+
+def _show(text: str) -> None:
+    """Prints the result; that nobody reads it to its end, as with `| head`, is no error of the work that is done."""
+    try:
+        print(visible(text))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The interpreter flushes once more when it ends, which must not fail either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextlib.contextmanager

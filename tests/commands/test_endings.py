@@ -1,6 +1,7 @@
 """Exit codes, interrupts, and folders that appear as a whole or not at all."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from optimum_mwanda.commands.output import new_folder
 from optimum_mwanda.modeling.editor import PartiallyPrunedError
 
 from ..hub_server import TOKEN, HubServer
-from .conftest import SMALL, Run, as_jsonl, command, environment, make_texts, run_process
+from .conftest import SMALL, Pruned, Run, as_jsonl, command, environment, make_texts, run_process
 
 Cli = Callable[..., Run]
 MAGNITUDE = ("--criterion", "magnitude", "--allocation", "uniform", "--quiet")
@@ -68,6 +69,22 @@ def test_exit_codes_and_one_line(
         assert message in run.error
         assert run.error.startswith("optimum-cli mwanda prune: error: ")
         assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("words", [(), ("--json",)], ids=["text", "json"])
+def test_reader_that_leaves_early_is_no_error(pruned: Pruned, words: tuple[str, ...]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        process = subprocess.run(
+            command("mwanda", "inspect", pruned.path, *words),
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            env=environment(),
+        )
+    finally:
+        os.close(writer)
+    assert (process.returncode, process.stderr) == (0, b"")
 
 
 def test_missing_model_is_a_model_error(cli: Cli, tmp_path: Path) -> None:
