@@ -13,9 +13,9 @@ from ..calibration.dataset import build_chunks
 from ..calibration.statistics import CalibrationStatistics
 from ..checkpoint.schema import RECORD_KEY
 from ..configuration import MWandaConfig
+from ..dense_state import DenseState
 from ..evaluation.perplexity import evaluate_languages
 from ..evaluation.report import PerplexityReport
-from ..guard.trials import DenseState
 from ..modeling.blocks import find_blocks
 from ..modeling.editor import PartiallyPrunedError
 from ..modeling.fingerprint import model_fingerprint

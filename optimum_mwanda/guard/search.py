@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..checkpoint.schema import RECORD_KEY
 from ..configuration import MWandaConfig
+from ..dense_state import DenseState
 from ..evaluation.perplexity import evaluate_languages
 from ..evaluation.report import PerplexityComparison
 from ..modeling.blocks import find_blocks
@@ -17,7 +18,7 @@ from ..modeling.weights import find_weights
 from ..pruner import MWandaPruner
 from .report import PROTECTED, PRUNED, UNPROTECTED, SparsitySearch, SparsityTrial
 from .space import SearchSpace, protect_languages
-from .trials import DenseState, Pruning
+from .trials import Pruning
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
