@@ -19,10 +19,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..evaluation.harness_comparison import HarnessComparison
 from ..evaluation.report import PerplexityComparison
 from ..evaluation.tables import to_json
-from .card import CARD_NAME, describe, write_card
+from .card import CARD_NAME, DEGRADATION_PLOT, SPARSITY_PLOT, describe, write_card
 
 EVALUATION_NAME = "evaluation.json"
 HARNESS_NAME = "harness.json"
+_ABOUT_WEIGHTS = (EVALUATION_NAME, HARNESS_NAME, SPARSITY_PLOT, DEGRADATION_PLOT)
 
 _WEIGHTS = re.compile(
     r"(pytorch_)?model(\.mwanda)?(-\d{5}-of-\d{5})?(\.mwanda)?\.(safetensors|bin)(\.index)?(\.mwanda)?(\.json)?"
@@ -48,8 +49,9 @@ def push_to_hub(
 ) -> CommitInfo:
     """Pushes a pruned model with its card in one commit: the repository has all of it or none.
 
-    Everything is saved into a temporary folder first. A card in the repository keeps all but its own section. Weight
-    files of an earlier push that this one does not replace are deleted, because they could be loaded in its place.
+    Everything is saved into a temporary folder first. A card in the repository keeps all but its own section. Of an
+    earlier push, weight files that this one does not replace are deleted, because they could be loaded in its place,
+    and so are evaluations and pictures, which are about other weights.
 
     Args:
         model: The pruned model.
@@ -136,7 +138,7 @@ def _save(
 def _operations(folder: Path, remote: list[str]) -> list[CommitOperationAdd | CommitOperationDelete]:
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     local = {path.relative_to(folder).as_posix(): path for path in paths}
-    stale = [name for name in remote if _WEIGHTS.fullmatch(name) and name not in local]
+    stale = [name for name in remote if name not in local and (_WEIGHTS.fullmatch(name) or name in _ABOUT_WEIGHTS)]
     return [
         *(CommitOperationAdd(name, path) for name, path in local.items()),
         *(CommitOperationDelete(name) for name in stale),

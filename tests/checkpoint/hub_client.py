@@ -94,7 +94,7 @@ def with_token() -> dict[str, Any]:
         "settings": MWandaConfig.from_pretrained("me/first") == CONFIG,
     }
 
-    push_to_hub(model, "me/twice")
+    push_to_hub(model, "me/twice", report=comparison(), harness=harness())
     again = pruned_model()
     with torch.no_grad():
         again.lm_head.weight += 1

@@ -134,8 +134,19 @@ def test_second_push_replaces_weights_that_would_be_loaded_in_place_of_the_new_o
     assert session.seen["twice"]
     first, second = session.commits("me/twice")
     assert first.deleted == []
-    assert second.deleted == ["model.safetensors"]
+    assert "model.safetensors" in second.deleted
     assert "model.safetensors.index.json" in second.added
+
+
+def test_second_push_leaves_no_evaluation_of_the_weights_that_were_there_before(session: Session) -> None:
+    first, second = session.commits("me/twice")
+    evaluations = {"evaluation.json", "harness.json"}
+    assert evaluations <= set(first.added)
+    assert evaluations <= set(second.deleted)
+    card = session.text("me/twice", "README.md")
+    assert "xcopa" not in card
+    assert "degradation.png" not in card
+    assert "degradation.png" not in session.hub.repos["me/twice"]["main"]
 
 
 def test_push_that_fails_at_the_commit_leaves_nothing_and_can_be_repeated(session: Session) -> None:
