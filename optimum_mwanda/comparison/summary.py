@@ -91,18 +91,20 @@ def make_sections(results: Results, confidence: float = 0.95) -> list[Section]:
     counts. A seed counts for a method once all its folds are finished.
 
     Returns:
-        The sections, in the order in which their calibrations and points first appear; those with nothing finished are
-        left out.
+        The sections: calibrations in the order in which they first appear, of each the sparsities from low to high and
+        then the patterns. Those with nothing finished are left out.
     """
     groups: dict[tuple[str, str], dict[tuple[str, int, tuple[int, int] | None], RunResult]] = {}
     for run in results.runs.values():
         groups.setdefault((run.condition, run.point), {})[run.name, run.seed, run.fold] = run
     conditions = list(dict.fromkeys(condition for condition, _ in groups))
-    ordered = sorted(groups.items(), key=lambda item: conditions.index(item[0][0]))
-    sections = (
-        _section(condition, point, results.dense.report, list(runs.values()), confidence)
-        for (condition, point), runs in ordered
-    )
+
+    def place(group: list[RunResult]) -> tuple[int, float, str]:
+        first = group[0]
+        return conditions.index(first.condition), math.inf if first.sparsity is None else first.sparsity, first.point
+
+    ordered = sorted((list(runs.values()) for runs in groups.values()), key=place)
+    sections = (_section(runs[0].condition, runs[0].point, results.dense.report, runs, confidence) for runs in ordered)
     return [section for section in sections if section.seeds]
 
 

@@ -76,7 +76,7 @@ def test_last_of_several_runs_of_a_name_counts() -> None:
 def test_sections_are_ordered_by_calibration_and_then_by_point() -> None:
     runs = [
         make_run("a", 0.1, 0.1, 0.1, condition=condition, **point)
-        for point in ({"sparsity": 0.5}, {"sparsity": 0.7}, {"pattern": "2:4"})
+        for point in ({"pattern": "2:4"}, {"sparsity": 0.7}, {"sparsity": 0.5})  # as a file that was added to
         for condition in ("multilingual", "only en")
     ]
     found = [(section.condition, section.point, section.sparsity) for section in make_sections(make_results(*runs))]
