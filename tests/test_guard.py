@@ -140,7 +140,7 @@ class TestFound:
 
     def test_rows_of_ids_are_judged_by_the_loss_per_token(self) -> None:
         model = make_model()
-        search = search_tiny(model, most_degradation=10.0)
+        search = search_tiny(model, most_degradation=1.0)
         assert search.comparison.dense.scores["sw"].bits_per_byte is None
         after = evaluate_languages(model, None, make_rows(seed=1), sequence_length=16, progress=False)
         assert search.chosen is not None
@@ -159,7 +159,7 @@ class TestFound:
     )
     def test_model_is_as_the_pruner_leaves_it_with_any_way_of_calibrating(self, settings: dict[str, Any]) -> None:
         model, other, config = make_model(), make_model(), MWandaConfig(**TINY, **settings)
-        search = search_tiny(model, config, most_degradation=10.0, bounds=(0.3, 0.5))
+        search = search_tiny(model, config, most_degradation=1.0, bounds=(0.3, 0.5))
         assert search.chosen is not None
         assert search.chosen.sparsity == 0.5
         assert search.chosen.strength == (None if config.allocation == "uniform" else 0.04)
@@ -173,7 +173,7 @@ class TestModel:
     def test_is_as_it_was_if_it_is_not_to_be_pruned(self) -> None:
         model = make_model()
         before = state_of(model)
-        assert search_tiny(model, most_degradation=10.0, apply=False).chosen is not None
+        assert search_tiny(model, most_degradation=1.0, apply=False).chosen is not None
         assert_untouched(model, before)
         assert not hasattr(model.config, "mwanda_config")
 
@@ -192,10 +192,10 @@ class TestModel:
         model = make_model()
         MWandaPruner(MWandaConfig(**TINY, sparsity=0.2), progress=False).prune(model, make_rows())
         before, record = state_of(model), model.config.mwanda_config
-        search_tiny(model, most_degradation=10.0, apply=False)
+        search_tiny(model, most_degradation=1.0, apply=False)
         assert_untouched(model, before)
         assert model.config.mwanda_config is record
-        search_tiny(model, most_degradation=10.0)
+        search_tiny(model, most_degradation=1.0)
         (earlier,) = model.config.mwanda_config["history"]
         assert earlier["target_sparsity"] == 0.2
 
@@ -218,7 +218,7 @@ class TestModel:
         model = make_model()
         before = state_of(model)
         with pytest.raises(type(error)):
-            search_tiny(model, MWandaConfig(**TINY, criterion=criterion), most_degradation=10.0)
+            search_tiny(model, MWandaConfig(**TINY, criterion=criterion), most_degradation=1.0)
         assert_untouched(model, before)
         assert not hasattr(model.config, "mwanda_config")
 
@@ -236,7 +236,7 @@ class TestModel:
         model = make_model()
         before = state_of(model)
         with pytest.raises(KeyboardInterrupt):
-            search_tiny(model, protect={"sw": 2.0}, most_degradation=10.0)
+            search_tiny(model, protect={"sw": 2.0}, most_degradation=1.0)
         assert len(measured) == at + 1
         assert_untouched(model, before)
         assert not hasattr(model.config, "mwanda_config")
@@ -353,6 +353,8 @@ class TestSpace:
             ({"pattern": "2:4"}, {}, "nothing to search"),
             ({}, {"most_degradation": -0.1}, "most_degradation=-0.1"),
             ({}, {"most_degradation": float("nan")}, "most_degradation=nan"),
+            ({}, {"most_degradation": 5}, "most_degradation=5 .*0.05 allows 5 %"),
+            ({}, {"bounds": (0.1, 0.2, 0.3)}, "the lowest and the highest"),
             ({}, {"resolution": 0}, "resolution=0"),
             ({}, {"bounds": (0.5, 0.5)}, "the lower sparsity first"),
             ({}, {"bounds": (0.5, 1.0)}, "bounds=1.0"),

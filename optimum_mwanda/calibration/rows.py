@@ -118,7 +118,7 @@ def feed(
             "with a language column, a dict of language to texts, or a list of rows (dicts)."
         )
     groups = _group(labels, language_column)
-    for language in sorted(groups) if languages is None else languages:
+    for language in sorted(groups) if languages is None else dict.fromkeys(languages):
         if language not in groups:
             raise _absent(language, groups)
         for position in np.random.default_rng(seed).permutation(len(groups[language])):

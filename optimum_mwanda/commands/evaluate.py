@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from .base import Result, Subcommand, add_common_options
 from .data import add_dataset_options, open_dataset
 from .errors import DataError, UsageError, errors_as, one_line
-from .models import add_model_options, check_measurable, load_model, load_tokenizer, pruning_errors
-from .output import add_overwrite, check_file, whole_file, write_text
+from .models import add_model_options, check_measurable, load_config, load_model, load_tokenizer, pruning_errors
+from .output import add_overwrite, check_distinct, check_file, whole_file, write_text
 
 if TYPE_CHECKING:
     from ..evaluation.report import PerplexityComparison, PerplexityReport
@@ -54,7 +54,12 @@ class EvaluateCommand(Subcommand):
         add_overwrite(parser)
         add_dataset_options(parser, required=True, purpose="Held-out text")
         group = parser.add_argument_group("evaluation")
-        group.add_argument("--languages", nargs="+", metavar="NAME", help="Languages to evaluate (default: all)")
+        group.add_argument(
+            "--languages",
+            nargs="+",
+            metavar="NAME",
+            help="Languages to evaluate (default: those of --dense-report, or all)",
+        )
         group.add_argument(
             "--language-column", metavar="NAME", default="language", help="Column with the language (default: language)"
         )
@@ -80,13 +85,14 @@ class EvaluateCommand(Subcommand):
             "--tokens-per-language",
             type=int,
             metavar="N",
-            default=16384,
-            help="Most tokens to evaluate per language (default: 16384)",
+            help="Most tokens to evaluate per language (default: as --dense-report, or 16384)",
         )
         group.add_argument(
             "--batch-size", type=int, metavar="N", default=8, help="Windows per forward pass (default: 8)"
         )
-        group.add_argument("--seed", type=int, metavar="N", default=0, help="Seed of the choice of rows (default: 0)")
+        group.add_argument(
+            "--seed", type=int, metavar="N", help="Seed of the choice of rows (default: that of --dense-report, or 0)"
+        )
         add_model_options(parser)
         add_common_options(parser)
 
@@ -95,18 +101,24 @@ class EvaluateCommand(Subcommand):
         args = self.args
         target = None if args.output is None else check_file(args.output, args.overwrite)
         page = None if args.report is None else check_file(args.report, args.overwrite)
+        check_distinct(args, "output", "report")
         for name in ("batch_size", "tokens_per_language"):
-            if getattr(args, name) < 1:
-                raise UsageError(f"--{name.replace('_', '-')} {getattr(args, name)}: give at least 1.")
+            if (value := getattr(args, name)) is not None and value < 1:
+                raise UsageError(f"--{name.replace('_', '-')} {value}: give at least 1.")
         if not 0 < args.confidence < 1:
             raise UsageError(f"--confidence {args.confidence}: give a number between 0 and 1.")
         dense = None if args.dense_report is None else read_dense_report(Path(args.dense_report))
-        if dense is not None and args.sequence_length is None:
-            args.sequence_length = dense.sequence_length
+        if dense is not None and args.languages is not None:
+            with errors_as(DataError, ValueError):
+                dense = dense.select(args.languages)
+        options = self._options(dense)
+        for name, revision in ((args.model, args.revision), (args.dense, None)):
+            if name is not None:
+                load_config(name, args, revision)  # a name that leads nowhere must show before a long evaluation
         with open_dataset(args.dataset, args.dataset_config, args.split, args.streaming) as dataset:
-            report, record = self._evaluate(args.model, dataset, args.revision)
+            report, record = self._evaluate(args.model, dataset, options, args.revision)
             if args.dense is not None:
-                dense = self._evaluate(args.dense, dataset)[0]
+                dense = self._evaluate(args.dense, dataset, options)[0]
         result = report if dense is None else compare(dense, report, record, args.confidence)
         lines = tables(result)
         if target is not None:
@@ -119,8 +131,15 @@ class EvaluateCommand(Subcommand):
             lines.append(f"Wrote {page}.")
         return Result("\n\n".join(lines), result.to_dict())
 
+    def _options(self, dense: "PerplexityReport | None") -> dict[str, Any]:
+        """Arguments of `evaluate_languages`; what the flags leave open is as in the report of the dense model."""
+        names = ("languages", "sequence_length", "tokens_per_language", "seed", "batch_size")
+        columns = ("language_column", "text_column", "target_column")
+        given = {name: value for name in (*names, *columns) if (value := getattr(self.args, name)) is not None}
+        return {**({} if dense is None else dense.evaluation), **given, "progress": not self.args.quiet}
+
     def _evaluate(
-        self, name: str, dataset: Any, revision: str | None = None
+        self, name: str, dataset: Any, options: Mapping[str, Any], revision: str | None = None
     ) -> "tuple[PerplexityReport, dict[str, Any] | None]":
         """The report of a model, and its sparsity record, if it has one that can be read."""
         from ..checkpoint.verification import sparsity_record
@@ -132,21 +151,7 @@ class EvaluateCommand(Subcommand):
         except ValueError as error:  # no reason not to evaluate the model
             self.warn(f"{name!r} is treated as one without a record: {one_line(error)}")
             record = None
-        report = measure(
-            model,
-            load_tokenizer(name, args),
-            dataset,
-            languages=args.languages,
-            language_column=args.language_column,
-            text_column=args.text_column,
-            target_column=args.target_column,
-            sequence_length=args.sequence_length,
-            tokens_per_language=args.tokens_per_language,
-            batch_size=args.batch_size,
-            seed=args.seed,
-            progress=not args.quiet,
-        )
-        return report, record
+        return measure(model, load_tokenizer(name, args), dataset, **options), record
 
 
 def compare(

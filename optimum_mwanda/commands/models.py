@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import DataError, ModelError, errors_as, one_line
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from ..configuration import MWandaConfig
 
@@ -42,6 +42,22 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def load_config(name: str, args: argparse.Namespace, revision: str | None = None) -> "PreTrainedConfig":
+    """Loads the config of a model.
+
+    Raises:
+        ModelError: If there is none.
+    """
+    with errors_as(ModelError):
+        from transformers import AutoConfig
+
+        try:
+            config: PreTrainedConfig = AutoConfig.from_pretrained(name, **_source(args, revision))
+        except OSError as error:
+            raise ModelError(f"{name!r} cannot be loaded: {one_line(error)}") from error
+        return config
+
+
 def load_model(name: str, args: argparse.Namespace, revision: str | None = None) -> "PreTrainedModel":
     """Loads a model with the head that its checkpoint names: that of a causal language model if it names none we know.
 
@@ -53,17 +69,16 @@ def load_model(name: str, args: argparse.Namespace, revision: str | None = None)
 
         from ..checkpoint.architecture import auto_class
 
-        source = {"revision": revision or "main", "trust_remote_code": args.trust_remote_code}
+        config = load_config(name, args, revision)
+        architecture = (config.architectures or [""])[0]
+        loader = getattr(transformers, auto_class(architecture, config.is_encoder_decoder))
         try:
-            config = transformers.AutoConfig.from_pretrained(name, **source)
-            architecture = (config.architectures or [""])[0]
-            loader = getattr(transformers, auto_class(architecture, config.is_encoder_decoder))
             loaded: Any = loader.from_pretrained(
                 name,
                 config=config,
                 dtype=args.dtype,
                 device_map=args.device_map,
-                **source,
+                **_source(args, revision),
                 use_safetensors=None if args.allow_pickle else True,
                 output_loading_info=True,
             )
@@ -78,6 +93,10 @@ def load_model(name: str, args: argparse.Namespace, revision: str | None = None)
                 f"{missing[0]!r}: they are incomplete, or of another kind of model (config.json: {architecture!r})."
             )
     return model
+
+
+def _source(args: argparse.Namespace, revision: str | None) -> dict[str, Any]:
+    return {"revision": revision or "main", "trust_remote_code": args.trust_remote_code}
 
 
 def load_tokenizer(name: str, args: argparse.Namespace) -> "PreTrainedTokenizerBase | None":

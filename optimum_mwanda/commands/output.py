@@ -71,6 +71,19 @@ def check_file(path: str, overwrite: bool) -> Path:
     return target
 
 
+def check_distinct(args: argparse.Namespace, *names: str) -> None:
+    """Checks that no two flags name the same file, of which only what is written last would be left.
+
+    Raises:
+        UsageError: If two do.
+    """
+    flags: dict[Path, str] = {}
+    for name in names:
+        path = getattr(args, name)
+        if path is not None and (first := flags.setdefault(Path(path).resolve(), name)) != name:
+            raise UsageError(f"--{first} and --{name} both name {path}: give each a path of its own.")
+
+
 def write_text(target: Path, text: str) -> None:
     """Writes a file as a whole or not at all."""
     with whole_file(target) as partial:

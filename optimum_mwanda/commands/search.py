@@ -17,7 +17,7 @@ from .models import (
     load_tokenizer,
     pruning_errors,
 )
-from .output import add_overwrite, check_file, new_folder, write_text
+from .output import add_overwrite, check_distinct, check_file, new_folder, write_text
 from .settings import add_settings, read_settings
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ class SearchCommand(Subcommand):
         """Searches, and writes what is asked for."""
         args = self.args
         target = None if args.trials is None else check_file(args.trials, args.overwrite)
+        check_distinct(args, "output", "trials")
         search, record = self._search_and_write(self._space())
         parts = [search.to_markdown()]
         if record is not None:

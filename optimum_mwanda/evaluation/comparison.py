@@ -33,8 +33,8 @@ def compare(
         dataset: As for `evaluate_languages`; needed unless all are reports.
         seen: Languages that were calibrated on. None: what the records of the pruned models say, if they agree.
         confidence: Probability with which an interval shall cover the true value.
-        evaluation: Further arguments of `evaluate_languages`, the same for all models. `sequence_length` is by default
-            that of the reports.
+        evaluation: Further arguments of `evaluate_languages`, the same for all models. What is left out of `languages`,
+            `sequence_length`, `tokens_per_language` and `seed` is as in the first report; `languages` restrict reports.
 
     Returns:
         The comparison; `to_markdown()` shows it, `change(name, against=other)` compares two pruned models.
@@ -49,13 +49,14 @@ def compare(
         if not isinstance(subject, PerplexityReport):
             _check_model(name, subject, dataset)
     reports = [each for each in (dense, *named.values()) if isinstance(each, PerplexityReport)]
-    if reports:
-        evaluation = {"sequence_length": reports[0].sequence_length, **evaluation}
+    if (languages := evaluation.get("languages")) is not None:
+        reports = [each.select(languages) for each in reports]  # what one lacks must show before anything is measured
+    settings = {**(reports[0].evaluation if reports else {}), **evaluation}
 
     def report(subject: Any) -> PerplexityReport:
         if isinstance(subject, PerplexityReport):
-            return subject
-        return evaluate_languages(subject, tokenizer, dataset, **evaluation)
+            return subject if languages is None else subject.select(languages)
+        return evaluate_languages(subject, tokenizer, dataset, **settings)
 
     seen = _calibrated(named.values()) if seen is None else seen
     return PerplexityComparison(report(dense), {name: report(each) for name, each in named.items()}, seen, confidence)

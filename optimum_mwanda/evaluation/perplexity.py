@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..calibration.encoding import RowEncoder, resolve_sequence_length
-from ..calibration.rows import feed
 from ..calibration.tokenised import IGNORED_LABEL
 from ..checkpoint.architecture import is_masked
 from ..modeling.blocks import inference_mode, input_device
 from ..modeling.interrupts import interruptible
 from ..utils import progress_bar, sum_dtype
-from .held_out import Batch, HeldOut, HeldOutPairs, HeldOutText
+from .held_out import Batch
+from .reading import read_held_out
 from .report import PerplexityReport
 from .windows import Window, score_windows
 
@@ -74,34 +73,21 @@ def evaluate_languages(
             predict, or ids do not fit.
     """
     check_measurable(model)
-    length = resolve_sequence_length(sequence_length, model)
-    if length < 2 or tokens_per_language < 2 or batch_size < 1:
-        raise ValueError(
-            f"sequence_length={length} and tokens_per_language={tokens_per_language} must be at least 2, as the first "
-            f"token of a window is not predicted, and batch_size={batch_size} at least 1."
-        )
-    columns = {"text_column": text_column}
-    held_out: HeldOut
-    if model.config.is_encoder_decoder:
-        columns["target_column"] = target_column
-        encoder = RowEncoder(tokenizer, model, **columns)
-        held_out = HeldOutPairs(encoder, length, tokens_per_language, target_column)
-    else:
-        held_out = HeldOutText(RowEncoder(tokenizer, model, **columns), length, tokens_per_language)
-    feed(
+    reading = read_held_out(
+        model,
+        tokenizer,
         dataset,
-        held_out,
+        languages=languages,
         language_column=language_column,
-        languages=(languages,) if isinstance(languages, str) else languages,
+        text_column=text_column,
+        target_column=target_column,
+        sequence_length=sequence_length,
+        tokens_per_language=tokens_per_language,
+        batch_size=batch_size,
         seed=seed,
-        **columns,
     )
-    batches = {language: list(held_out.batches(language, batch_size)) for language in held_out.languages}
-    silent = [name for name, parts in batches.items() if all((part.targets == IGNORED_LABEL).all() for part in parts)]
-    if silent or not batches:
-        raise ValueError(f"There is no text to evaluate{' in ' + ', '.join(map(repr, silent)) if silent else ''}.")
-    jobs = [(language, batch) for language, parts in batches.items() for batch in parts]
-    measured: dict[str, dict[int, Window]] = {language: {} for language in batches}
+    jobs = [(language, batch) for language, parts in reading.batches.items() for batch in parts]
+    measured: dict[str, dict[int, Window]] = {language: {} for language in reading.batches}
     with inference_mode(model):
         for language, batch in progress_bar(jobs, total=len(jobs), description="Evaluating", show=progress):
             losses = _negative_log_likelihoods(model, batch)
@@ -112,11 +98,12 @@ def evaluate_languages(
                     )
                 measured[language][number] = Window(loss, wanted[wanted != IGNORED_LABEL].tolist())
     scores = {}
-    for language, found in measured.items():
-        windows = [found[number] for number in sorted(found)]
-        sizes, least = held_out.sizes(language, windows), held_out.least_targets(windows)
-        scores[language] = score_windows(language, windows, sizes, least)
-    return PerplexityReport(scores, getattr(model, "name_or_path", ""), length)
+    for language, digest in reading.digests.items():
+        windows = [measured[language][number] for number in sorted(measured[language])]
+        sizes, least = reading.held_out.sizes(language, windows), reading.held_out.least_targets(windows)
+        scores[language] = score_windows(language, windows, sizes, least, digest)
+    name = getattr(model, "name_or_path", "")
+    return PerplexityReport(scores, name, reading.sequence_length, tokens_per_language, seed)
 
 
 def check_measurable(model: "PreTrainedModel") -> None:

@@ -23,25 +23,57 @@ class PerplexityReport:
         scores: Language to score, languages in sorted order.
         model: Name or path of the model.
         sequence_length: Tokens per evaluation window.
+        tokens_per_language: Most tokens that were evaluated per language; None in reports of old versions.
+        seed: Seed of the choice of rows; likewise.
     """
 
     scores: dict[str, LanguageScore]
     model: str
     sequence_length: int
+    tokens_per_language: int | None = None
+    seed: int | None = None
+
+    @property
+    def evaluation(self) -> dict[str, Any]:
+        """Arguments of `evaluate_languages` that choose the same text of the same dataset, as far as they are known."""
+        known = {
+            "languages": list(self.scores),
+            "sequence_length": self.sequence_length,
+            "tokens_per_language": self.tokens_per_language,
+            "seed": self.seed,
+        }
+        return {name: value for name, value in known.items() if value is not None}
+
+    def select(self, languages: str | Sequence[str]) -> "PerplexityReport":
+        """The report on some of its languages.
+
+        Raises:
+            ValueError: If it does not cover one of them.
+        """
+        wanted = {languages} if isinstance(languages, str) else set(languages)
+        if missing := wanted - self.scores.keys():
+            raise ValueError(
+                f"The report of {self.model!r} covers {', '.join(self.scores)}, not {', '.join(sorted(missing))}: "
+                "evaluate these languages with that model too, or leave them out."
+            )
+        return dataclasses.replace(self, scores={name: each for name, each in self.scores.items() if name in wanted})
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain JSON values, derived figures included."""
         return {
             "model": self.model,
             "sequence_length": self.sequence_length,
+            "tokens_per_language": self.tokens_per_language,
+            "seed": self.seed,
             "languages": [score.to_dict() for score in self.scores.values()],
         }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "PerplexityReport":
-        """Inverse of `to_dict`."""
+        """Inverse of `to_dict`; `tokens_per_language` and `seed` may be missing, as in older reports."""
         scores = [LanguageScore.from_dict(entry) for entry in values["languages"]]
-        return cls({score.language: score for score in scores}, values["model"], values["sequence_length"])
+        named = {name: values.get(name) for name in ("tokens_per_language", "seed")}
+        return cls({score.language: score for score in scores}, values["model"], values["sequence_length"], **named)
 
     def to_json(self) -> str:
         """The report as JSON."""

@@ -36,6 +36,7 @@ class LanguageScore:
         nll: Mean negative log-likelihood per token, in nats.
         bytes: UTF-8 length of the text; None if only token ids were given.
         windows: The same per window, to resample; None if it was not kept.
+        digest: SHA-256 of the token ids that the model read; None in reports of old versions.
     """
 
     language: str
@@ -43,6 +44,7 @@ class LanguageScore:
     nll: float
     bytes: int | None = None
     windows: Windows | None = None
+    digest: str | None = None
 
     @property
     def perplexity(self) -> float:
@@ -55,8 +57,12 @@ class LanguageScore:
         return None if not self.bytes else self.nll * self.tokens / (math.log(2) * self.bytes)
 
     def is_on_the_text_of(self, other: "LanguageScore") -> bool:
-        """Whether all that is known of the text of both scores, its lengths over all and per window, agrees."""
-        known: list[tuple[Any, Any]] = [(self.tokens, other.tokens), (self.bytes, other.bytes)]
+        """Whether all that is known of the text of both scores agrees: tokens, and lengths over all and per window."""
+        known: list[tuple[Any, Any]] = [
+            (self.digest, other.digest),
+            (self.tokens, other.tokens),
+            (self.bytes, other.bytes),
+        ]
         if self.windows is not None and other.windows is not None:
             known += [(self.windows.tokens, other.windows.tokens), (self.windows.bytes, other.windows.bytes)]
         return all(mine == theirs or None in (mine, theirs) for mine, theirs in known)
@@ -99,17 +105,19 @@ class LanguageScore:
             "bits_per_byte": self.bits_per_byte,
             "standard_errors": self.standard_errors,
             "windows": None if self.windows is None else dataclasses.asdict(self.windows, dict_factory=_lists),
+            "digest": self.digest,
         }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "LanguageScore":
-        """Inverse of `to_dict`; `windows` may be missing, as in older reports."""
+        """Inverse of `to_dict`; `windows` and `digest` may be missing, as in older reports."""
         kept = values.get("windows")
         windows = None
         if kept is not None:
             bytes = kept["bytes"]
             windows = Windows(tuple(kept["nll"]), tuple(kept["tokens"]), None if bytes is None else tuple(bytes))
-        return cls(values["language"], values["tokens"], values["nll"], values["bytes"], windows)
+        digest = values.get("digest")
+        return cls(values["language"], values["tokens"], values["nll"], values["bytes"], windows, digest)
 
 
 def _lists(fields: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ class Window(NamedTuple):
 
 
 def score_windows(
-    language: str, measured: Sequence[Window], sizes: Sequence[int] | None, least: float
+    language: str, measured: Sequence[Window], sizes: Sequence[int] | None, least: float, digest: str
 ) -> LanguageScore:
     """The score of a language.
 
@@ -24,6 +24,7 @@ def score_windows(
         measured: Its windows, in the order of the text.
         sizes: UTF-8 length of the text of each; None if it is not known.
         least: Windows with fewer targets are joined to others.
+        digest: Of all that they hold.
     """
     nll = [window.nll for window in measured]
     counts = [len(window.targets) for window in measured]
@@ -34,7 +35,7 @@ def score_windows(
         None if sizes is None else tuple(sum(sizes[part]) for part in parts),
     )
     total = None if sizes is None else sum(sizes)
-    return LanguageScore(language, sum(counts), math.fsum(nll) / sum(counts), total, windows)
+    return LanguageScore(language, sum(counts), math.fsum(nll) / sum(counts), total, windows, digest)
 
 
 def _join_small(counts: Sequence[int], sizes: Sequence[int], least: float) -> list[slice]:

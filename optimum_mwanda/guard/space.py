@@ -40,7 +40,9 @@ class SearchSpace:
                 f"pattern={self.config.pattern!r} fixes the sparsity, so that there is nothing to search: set "
                 "pattern='unstructured'."
             )
-        check_number("most_degradation", self.most_degradation, lambda value: value >= 0, "0.05 to allow 5 %")
+        check_number(
+            "most_degradation", self.most_degradation, lambda value: 0 <= value <= 1, "a share: 0.05 allows 5 %"
+        )
         check_number("resolution", self.resolution, lambda value: 0 < value < 1, "a step between 0 and 1")
         self._check_bounds()
         self._check_strengths()
@@ -50,6 +52,10 @@ class SearchSpace:
                 self.at(sparsity, strength)  # the config knows what else is not allowed
 
     def _check_bounds(self) -> None:
+        if len(self.bounds) != 2:
+            raise ValueError(
+                f"bounds={self.bounds!r} are not allowed: give the lowest and the highest sparsity to try."
+            )
         low, high = self.bounds
         for value in (low, high):
             check_number("bounds", value, lambda value: 0 <= value < 1, "two sparsities in [0, 1)")
@@ -75,8 +81,9 @@ class SearchSpace:
             check_number(f"protect[{language!r}]", factor, lambda value: value > 0, "a factor above 0")
         if self.protect and not needs_statistics(self.config):
             raise ValueError(
-                f"protect has no effect with criterion={self.config.criterion!r} and allocation='uniform', which look "
-                "at no language: leave it out, or choose another criterion."
+                f"protect has no effect with criterion={self.config.criterion!r} and "
+                f"allocation={self.config.allocation!r}, which look at no language: leave it out, or choose another "
+                "criterion."
             )
         object.__setattr__(self, "protect", FrozenDict(self.protect))
 

@@ -139,7 +139,8 @@ def test_record_that_cannot_be_read_is_no_reason_not_to_evaluate(
     [
         (["--sequence-length", "20"], "different text or windows in 'en'"),
         (["--tokens-per-language", "40"], "different text or windows in 'en'"),
-        (["--languages", "sw"], "evaluate both on the same dataset"),
+        (["--seed", "1"], "different text or windows in 'en'"),
+        (["--languages", "sw", "yo"], "covers en, fr, sw, not yo"),
     ],
 )
 def test_dense_report_on_other_text_is_a_data_error(
@@ -148,6 +149,36 @@ def test_dense_report_on_other_text_is_a_data_error(
     run = cli("evaluate", pruned.path, "--dataset", data, "--dense-report", dense_report, "--quiet", *words)
     assert run.code == 3
     assert message in run.error
+
+
+def test_what_a_dense_report_covers_is_evaluated(
+    cli: Cli, model: Path, data: Path, pruned: Pruned, tmp_path: Path
+) -> None:
+    path = tmp_path / "dense.json"
+    few = ("--languages", "en", "sw", "--tokens-per-language", "40", "--seed", "2")
+    assert cli("evaluate", model, "--dataset", data, "--output", path, *few, *FAST).code == 0
+    words = ("evaluate", pruned.path, "--dataset", data, "--quiet", "--json")
+    run = cli(*words, "--dense-report", path)
+    assert run.code == 0, run.err
+    assert run.json == cli(*words, "--dense", model, *few, "--sequence-length", "16").json
+    part = cli(*words, "--dense-report", path, "--languages", "sw")
+    assert part.code == 0, part.err
+    assert [each["language"] for each in part.json["dense"]["languages"]] == ["sw"]
+
+
+@pytest.mark.parametrize("words", [["no-such-model"], ["MODEL", "--dense", "no-such-model"]])
+def test_model_that_is_not_there_shows_before_anything_is_read(cli: Cli, model: Path, words: list[str]) -> None:
+    run = cli("evaluate", *(model if word == "MODEL" else word for word in words), "--dataset", "nor-this.jsonl", *FAST)
+    assert run.code == 4
+    assert "'no-such-model' cannot be loaded" in run.error
+
+
+def test_two_outputs_need_two_files(cli: Cli, model: Path, data: Path, tmp_path: Path) -> None:
+    words = ("--output", tmp_path / "one.json", "--report", tmp_path / "x" / ".." / "one.json")
+    run = cli("evaluate", model, "--dataset", data, *words, *FAST)
+    assert run.code == 2
+    assert "--output and --report both name" in run.error
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"dense": 3}', None])

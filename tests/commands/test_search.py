@@ -90,7 +90,7 @@ def test_same_as_prune_at_that_sparsity(
 ) -> None:
     found, pruned = tmp_path / "found", tmp_path / "pruned"
     words = ("--dataset", data, *settings, *SMALL)
-    limits = ("--most-degradation", "9", "--bounds", "0.4", "0.6", "--resolution", "0.1")
+    limits = ("--most-degradation", "1", "--bounds", "0.4", "0.6", "--resolution", "0.1")
     run = cli("search", model, found, *words, "--eval-dataset", data, *limits)
     assert run.code == 0, run.err
     assert "highest sparsity of the bounds" in run.out

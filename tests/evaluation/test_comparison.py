@@ -32,6 +32,31 @@ def test_models_are_measured_in_the_windows_of_a_report(reports: list[Perplexity
     assert comparison.change("pruned").summary["mean"].low is not None
 
 
+def test_models_are_measured_on_the_text_of_a_report() -> None:
+    few = {"languages": ["fr"], "tokens_per_language": 32, "seed": 3}
+    dense = evaluate_languages(make_model(), None, ROWS, **few, **OPTIONS)
+    comparison = compare(dense, make_model(seed=1), dataset=ROWS, progress=False)
+    assert comparison.pruned["pruned"] == evaluate_languages(make_model(seed=1), None, ROWS, **few, **OPTIONS)
+
+
+def test_some_languages_of_a_report_can_be_compared(reports: list[PerplexityReport]) -> None:
+    whole = compare(reports[0], reports[1])
+    part = compare(reports[0], {"report": reports[1], "model": make_model(seed=1)}, dataset=ROWS, languages=["fr"])
+    for name in ("report", "model"):
+        assert part.pruned[name].scores == {"fr": reports[1].scores["fr"]}
+    assert part.change("report").languages["fr"] == whole.change("pruned").languages["fr"]
+    with pytest.raises(ValueError, match="covers en, fr, not sw"):
+        compare(reports[0], make_model(), dataset=ROWS, languages=["fr", "sw"])
+
+
+def test_equally_long_text_is_not_taken_for_the_same(reports: list[PerplexityReport]) -> None:
+    rows = make_rows("en fr", rows=3, length=40, seed=1)
+    other = evaluate_languages(make_model(), None, rows, **OPTIONS)
+    assert other.scores["en"].windows.tokens == reports[0].scores["en"].windows.tokens  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match="different text"):
+        compare(reports[0], other)
+
+
 def test_languages_of_the_records_are_the_seen_ones_if_they_agree() -> None:
     dense, one, other = (make_model(seed=seed) for seed in range(3))
     one.config.mwanda_config = {"languages": {"en": {}}}

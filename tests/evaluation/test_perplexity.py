@@ -43,6 +43,25 @@ def test_every_token_but_the_first_is_predicted_once(tokens: int) -> None:
     assert score.bits_per_byte is None
 
 
+def test_language_that_is_named_twice_is_read_once() -> None:
+    model, rows = make_model(), make_rows("en fr", rows=3, length=20)
+    options = {"sequence_length": 8, "progress": False}
+    once = evaluate_languages(model, None, rows, languages=["fr"], **options)  # type: ignore[arg-type]
+    assert evaluate_languages(model, None, rows, languages=["fr", "fr"], **options) == once  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_digest_is_of_the_tokens_and_not_of_the_batches(batch_size: int) -> None:
+    model, rows = make_model(), make_rows("en", rows=3, length=20)
+    options = {"sequence_length": 8, "progress": False}
+    found = evaluate_languages(model, None, rows, batch_size=batch_size, **options).scores["en"]  # type: ignore[arg-type]
+    assert found.digest == evaluate_languages(model, None, rows, **options).scores["en"].digest  # type: ignore[arg-type]
+    ids = rows[1]["input_ids"]
+    assert isinstance(ids, list)
+    ids[5] += 1
+    assert found.digest != evaluate_languages(model, None, rows, **options).scores["en"].digest  # type: ignore[arg-type]
+
+
 def test_special_tokens_are_context_and_never_targets(
     sample_model: PreTrainedModel, sample_tokenizer: PreTrainedTokenizerBase
 ) -> None:

@@ -1,5 +1,6 @@
 """Scores of one language and their standard errors."""
 
+import dataclasses
 import json
 import math
 
@@ -46,7 +47,10 @@ def test_error_of_an_enormous_perplexity_stays_a_number() -> None:
     assert score.standard_errors["perplexity"] == 0
 
 
-@pytest.mark.parametrize("score", [TWO, LanguageScore("en", 40, 2.5, None, Windows((30.0, 70.0), (20, 20)))])
+@pytest.mark.parametrize(
+    "score",
+    [TWO, dataclasses.replace(TWO, digest="d1"), LanguageScore("en", 40, 2.5, None, Windows((30.0, 70.0), (20, 20)))],
+)
 def test_score_survives_json(score: LanguageScore) -> None:
     assert LanguageScore.from_dict(json.loads(json.dumps(score.to_dict()))) == score
 
@@ -58,6 +62,11 @@ def test_older_score_without_windows_can_be_read() -> None:
     assert score.is_on_the_text_of(TWO)
 
 
+def test_equal_lengths_do_not_make_the_text_the_same() -> None:
+    one, other = (dataclasses.replace(TWO, digest=digest) for digest in ("d1", "d2"))
+    assert not one.is_on_the_text_of(other)
+
+
 @pytest.mark.parametrize(
     ("other", "same"),
     [
@@ -67,6 +76,7 @@ def test_older_score_without_windows_can_be_read() -> None:
         (LanguageScore("en", 41, 9.9, 120), False),
         (LanguageScore("en", 40, 9.9, 120, Windows((1.0, 2.0), (19, 21), (80, 40))), False),
         (LanguageScore("en", 40, 9.9, 120, Windows((1.0, 2.0), (20, 20), (81, 39))), False),
+        (dataclasses.replace(TWO, digest="d1"), True),
     ],
 )
 def test_scores_on_other_text_are_recognised(other: LanguageScore, same: bool) -> None:

@@ -2,6 +2,7 @@
 
 import datasets
 import evaluate
+import torch
 from transformers import AutoModelForCausalLM
 
 from optimum_mwanda import evaluate_languages
@@ -9,6 +10,7 @@ from optimum_mwanda import evaluate_languages
 _DESCRIPTION = """
 How well a causal language model predicts text, per language: negative log-likelihood per token, perplexity per token
 and bits per byte. Perplexities compare models that share a tokenizer; bits per byte compare languages and tokenizers.
+The texts of a language are scored as one, joined in an order that does not depend on that in which they are given.
 """
 
 _KWARGS_DESCRIPTION = """
@@ -19,9 +21,11 @@ Args:
     sequence_length (int, optional): Tokens per window. Default: 512, or the model's positions where those are fewer.
     batch_size (int): Windows per forward pass. Default: 8.
     revision (str, optional): Revision of the model. Default: the main branch.
+    device (str, optional): Where to run the model. Default: "cuda" if there is one, else "cpu".
 
 Returns:
-    languages (dict): language to `{"tokens", "nll", "bytes", "perplexity", "bits_per_byte"}`.
+    languages (dict): language to `{"tokens", "nll", "bytes", "perplexity", "bits_per_byte", "standard_errors"}`; the
+        last is a dict with the bootstrap standard errors of nll, perplexity and bits_per_byte, over windows.
     mean_nll (float): Mean over languages of the negative log-likelihood per token, in nats.
     worst_language (str): Language with the most bits per byte.
 """
@@ -50,9 +54,12 @@ class MultilingualPerplexity(evaluate.Metric):
             ),
         )
 
-    def _compute(self, predictions, references, model_id, sequence_length=None, batch_size=8, revision=None):
+    def _compute(
+        self, predictions, references, model_id, sequence_length=None, batch_size=8, revision=None, device=None
+    ):
         model = AutoModelForCausalLM.from_pretrained(model_id, revision=revision)
-        rows = [{"language": lang, "text": text} for lang, text in zip(references, predictions, strict=True)]
+        model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        rows = [{"language": lang, "text": text} for lang, text in sorted(zip(references, predictions, strict=True))]
         report = evaluate_languages(
             model,
             None,
@@ -62,7 +69,8 @@ class MultilingualPerplexity(evaluate.Metric):
             tokens_per_language=10**9,
             progress=False,
         )
-        scores = {entry.pop("language"): entry for entry in report.to_dict()["languages"]}
+        kept = ("tokens", "nll", "bytes", "perplexity", "bits_per_byte", "standard_errors")
+        scores = {each["language"]: {name: each[name] for name in kept} for each in report.to_dict()["languages"]}
         return {
             "languages": scores,
             "mean_nll": sum(entry["nll"] for entry in scores.values()) / len(scores),

@@ -1,0 +1,85 @@
+"""From a dataset to the windows of every language that a model is evaluated on."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..calibration.encoding import RowEncoder, resolve_sequence_length
+from ..calibration.rows import feed
+from ..calibration.tokenised import IGNORED_LABEL
+from .held_out import Batch, HeldOut, HeldOutPairs, HeldOutText
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Reading(NamedTuple):
+    """What a model is evaluated on.
+
+    Attributes:
+        held_out: The rows, which know how long the text of a window is.
+        batches: Language to its windows, languages in sorted order.
+        sequence_length: Most tokens of a window.
+    """
+
+    held_out: HeldOut
+    batches: dict[str, list[Batch]]
+    sequence_length: int
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """Language to SHA-256 of all that the model reads of it, which does not depend on the size of the batches."""
+        return {language: _digest(parts) for language, parts in self.batches.items()}
+
+
+def read_held_out(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase | str | None",
+    dataset: Any,
+    *,
+    languages: Sequence[str] | None = None,
+    language_column: str = "language",
+    text_column: str = "text",
+    target_column: str = "target",
+    sequence_length: int | None = None,
+    tokens_per_language: int = 16384,
+    batch_size: int = 8,
+    seed: int = 0,
+) -> Reading:
+    """Reads a dataset as far as `evaluate_languages` needs it; arguments and errors are its own."""
+    length = resolve_sequence_length(sequence_length, model)
+    if length < 2 or tokens_per_language < 2 or batch_size < 1:
+        raise ValueError(
+            f"sequence_length={length} and tokens_per_language={tokens_per_language} must be at least 2, as the first "
+            f"token of a window is not predicted, and batch_size={batch_size} at least 1."
+        )
+    columns = {"text_column": text_column}
+    held_out: HeldOut
+    if model.config.is_encoder_decoder:
+        columns["target_column"] = target_column
+        encoder = RowEncoder(tokenizer, model, **columns)
+        held_out = HeldOutPairs(encoder, length, tokens_per_language, target_column)
+    else:
+        held_out = HeldOutText(RowEncoder(tokenizer, model, **columns), length, tokens_per_language)
+    feed(
+        dataset,
+        held_out,
+        language_column=language_column,
+        languages=(languages,) if isinstance(languages, str) else languages,
+        seed=seed,
+        **columns,
+    )
+    batches = {language: list(held_out.batches(language, batch_size)) for language in held_out.languages}
+    silent = [name for name, parts in batches.items() if all((part.targets == IGNORED_LABEL).all() for part in parts)]
+    if silent or not batches:
+        raise ValueError(f"There is no text to evaluate{' in ' + ', '.join(map(repr, silent)) if silent else ''}.")
+    return Reading(held_out, batches, length)
+
+
+def _digest(batches: Iterable[Batch]) -> str:
+    windows = {}
+    for batch in batches:
+        for number, *rows in zip(batch.numbers, *batch.inputs.values(), strict=True):
+            windows[number] = [row.tolist() for row in rows]
+    return hashlib.sha256(json.dumps([windows[number] for number in sorted(windows)]).encode()).hexdigest()
