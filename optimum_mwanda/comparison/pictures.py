@@ -64,8 +64,12 @@ def write_reports(
     files = []
     for condition, group in groups:
         names = shown_methods(group, baseline, show)
-        parts = {section.point: section.compare(names) for section in group}
-        pruned = {f"{name}, {point}": part.pruned[name] for name in names for point, part in parts.items()}
+        pruned = {
+            f"{name}, {section.point}": section.compare([name]).pruned[name]
+            for name in names
+            for section in group
+            if name in section.seeds
+        }
         comparison = PerplexityComparison(group[0].dense, pruned, group[0].seen, group[0].confidence)
         target = path if len(groups) == 1 else path.with_stem(f"{path.stem}-{_file_name(condition)}")
         title = f"Pruning {group[0].dense.model or 'a model'}, calibration: {condition}"
@@ -82,8 +86,14 @@ def make_curves(
     if not plain:
         return {}
     names = shown_methods(plain, baseline, show)
-    parts = [(float(section.sparsity or 0), section.compare(names)) for section in plain]
-    return {name: [CurvePoint.of(sparsity, part, name) for sparsity, part in parts] for name in names}
+    return {
+        name: [
+            CurvePoint.of(float(section.sparsity or 0), section.compare([name]), name)
+            for section in plain
+            if name in section.seeds
+        ]
+        for name in names
+    }
 
 
 def _by_condition(sections: Sequence[Section]) -> Iterator[tuple[str, list[Section]]]:

@@ -45,8 +45,8 @@ class ComparisonPlan:
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "sparsities", "patterns", "only"):
-            values = getattr(self, name)
+        for name in ("seeds", "sparsities", "patterns", "languages", "only"):
+            values = getattr(self, name) or ()
             if len(set(values)) < len(values):
                 raise ValueError(f"{name}={values!r} names a value twice.")
         if taken := [name for name in self.settings if name in BY_THE_PLAN]:

@@ -119,7 +119,7 @@ def read_results(path: Path) -> Results | None:
     if not path.exists():
         return None
     dense, runs = None, {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], 1):
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):  # the last may end within a character
         try:
             values = json.loads(line)
             report = PerplexityReport.from_dict(values.pop("report"))

@@ -15,6 +15,7 @@ from ..checkpoint.schema import RECORD_KEY
 from ..configuration import MWandaConfig
 from ..dense_state import DenseState
 from ..evaluation.perplexity import evaluate_languages
+from ..evaluation.reading import read_held_out
 from ..evaluation.report import PerplexityReport
 from ..modeling.blocks import find_blocks
 from ..modeling.editor import PartiallyPrunedError
@@ -25,7 +26,6 @@ from ..pruner import MWandaPruner
 from ..utils import progress_bar
 from ..version import __version__
 from .conditions import Condition
-from .data import digest_text
 from .plan import ComparisonPlan
 from .results import DenseResult, Results, RunResult, append, digest, read_results
 
@@ -88,8 +88,10 @@ def run_comparison(
     names: dict[str, Any] = {"language_column": columns.language_column, "text_column": columns.text_column}
     if model.config.is_encoder_decoder:
         names["target_column"] = columns.target_column
-    text = digest_text(evaluation_dataset, plan.tokens_per_language, evaluation["seed"], **names)
-    dense_key = digest({"model": fingerprint, "text": text, **evaluation})
+    text = read_held_out(model, tokenizer, evaluation_dataset, **names, **evaluation).digests
+    dense_key = digest(
+        {"model": fingerprint, "text": text, "samples_per_language": plan.samples_per_language, **evaluation}
+    )
     languages = tuple(sorted(plan.languages or build_chunks(dataset, columns, model, tokenizer).chunks))
     results = _read_matching(path, dense_key, languages)
     conditions, known = plan.conditions(languages), {} if results is None else results.runs
@@ -128,8 +130,8 @@ def _read_matching(path: Path, dense_key: str, languages: tuple[str, ...]) -> Re
         return None
     if results.dense.key != dense_key:
         raise ValueError(
-            f"{path} holds results on another model, another held-out text, or windows of another length: name another "
-            "file."
+            f"{path} holds results on another model, another held-out text or tokenizer, windows of another length, or "
+            "another number of calibration chunks: name another file."
         )
     if results.dense.languages != languages:
         raise ValueError(

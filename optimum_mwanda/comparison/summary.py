@@ -47,6 +47,15 @@ class Section:
         pruned = {name: average(list(self.seeds[name].values())) for name in methods}
         return PerplexityComparison(self.dense, pruned, self.seen, self.confidence)
 
+    def on_shared_seeds(self, one: str, other: str) -> "Section":
+        """The two methods on the seeds that both have; on all of theirs if there is none."""
+        shared = self.seeds[one].keys() & self.seeds[other].keys()
+        kept = {
+            name: {seed: report for seed, report in self.seeds[name].items() if seed in shared or not shared}
+            for name in (one, other)
+        }
+        return dataclasses.replace(self, seeds=kept)
+
     def over_seeds(self, method: str) -> dict[str, Estimate]:
         """Increases of the log-perplexity, with intervals over seeds.
 
@@ -87,16 +96,18 @@ class Section:
 def make_sections(results: Results, confidence: float = 0.95) -> list[Section]:
     """Groups runs by calibration, then by sparsity or pattern.
 
-    Where a file holds several runs of one name, seed and fold, with settings that were changed in between, the last one
-    counts. A seed counts for a method once all its folds are finished.
+    Where the settings behind a name were changed between the runs of a file, those with the settings of its last run
+    count. A seed counts for a method once all its folds are finished.
 
     Returns:
         The sections: calibrations in the order in which they first appear, of each the sparsities from low to high and
         then the patterns. Those with nothing finished are left out.
     """
     groups: dict[tuple[str, str], dict[tuple[str, int, tuple[int, int] | None], RunResult]] = {}
+    last = {(run.condition, run.point, run.name): run for run in results.runs.values()}
     for run in results.runs.values():
-        groups.setdefault((run.condition, run.point), {})[run.name, run.seed, run.fold] = run
+        if _settings(run) == _settings(last[run.condition, run.point, run.name]):
+            groups.setdefault((run.condition, run.point), {})[run.name, run.seed, run.fold] = run
     conditions = list(dict.fromkeys(condition for condition, _ in groups))
 
     def place(group: list[RunResult]) -> tuple[int, float, str]:
@@ -108,11 +119,16 @@ def make_sections(results: Results, confidence: float = 0.95) -> list[Section]:
     return [section for section in sections if section.seeds]
 
 
+def _settings(run: RunResult) -> dict[str, Any]:
+    """What the seeds and folds of a method share."""
+    return {name: value for name, value in run.config.items() if name not in ("seed", "languages")}
+
+
 def average(reports: Sequence[PerplexityReport]) -> PerplexityReport:
     """The mean of log-perplexities of several models on the same text, entry by entry and window by window."""
     first = reports[0]
     scores = {name: _average([report.scores[name] for report in reports]) for name in first.scores}
-    return PerplexityReport(scores, first.model, first.sequence_length)
+    return dataclasses.replace(first, scores=scores)
 
 
 def _average(scores: Sequence[LanguageScore]) -> LanguageScore:

@@ -69,13 +69,13 @@ def cost_table(section: Section) -> str:
 def difference_table(section: Section, baseline: str) -> str:
     """How much smaller or larger the increases of each method are than those of the baseline.
 
-    The interval is that of the difference, over the increase of the baseline.
+    The interval is that of the difference, over the increase of the baseline; both from the seeds that both have.
     """
-    comparison = section.compare(section.seeds)
-    before = comparison.change(baseline).summary
     rows = []
     for name in section.seeds:
         if name != baseline:
+            comparison = section.on_shared_seeds(name, baseline).compare([name, baseline])
+            before = comparison.change(baseline).summary
             change = comparison.change(name, against=baseline).summary
             rows.append([name, *(_percent(change.get(each), before.get(each)) for each in FIGURES)])
     return markdown_table(["method", *FIGURES], rows)
@@ -96,10 +96,10 @@ def condition_table(sections: Sequence[Section]) -> str:
 
 
 def shown_methods(sections: Sequence[Section], baseline: str = BASELINE, show: Sequence[str] = ()) -> list[str]:
-    """The methods to show in full that all the sections hold: those asked for, or the baseline and the best of each."""
-    wanted = show or [baseline, *(section.best() for section in sections)]
-    found = [name for name in dict.fromkeys(wanted) if all(name in section.seeds for section in sections)]
-    return found or [sections[0].best()]
+    """The methods to show in full of those that some section holds: what is asked for, or the baseline and the best."""
+    best = [section.best() for section in sections]
+    found = [name for name in show or (baseline, *best) if any(name in section.seeds for section in sections)]
+    return list(dict.fromkeys(found or best))
 
 
 def _factor(estimate: Estimate | None) -> str:

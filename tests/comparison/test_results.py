@@ -9,7 +9,7 @@ from optimum_mwanda.comparison.results import append, read_results
 from .made import make_results, make_run, write
 
 RESULTS = make_results(
-    make_run("wanda", 0.1, 0.2, 0.3), make_run("ria", 0.1, 0.1, 0.2, pattern="2:4", fold=(1, 3), seed=7)
+    make_run("größe", 0.1, 0.2, 0.3), make_run("ria", 0.1, 0.1, 0.2, pattern="2:4", fold=(1, 3), seed=7)
 )
 
 
@@ -34,6 +34,8 @@ def test_line_that_an_interrupt_has_cut_is_left_out_and_written_over(tmp_path: P
     path = tmp_path / "results.jsonl"
     write(path, RESULTS)
     whole = path.read_bytes()
+    path.write_bytes(whole[: whole.index("größe".encode()) + 3])  # within a character
+    assert read_results(path).runs == {}  # type: ignore[union-attr]
     path.write_bytes(whole[:-30])
     found = read_results(path)
     assert list(found.runs) == list(RESULTS.runs)[:1]  # type: ignore[union-attr]

@@ -1,11 +1,13 @@
 """Running a comparison on a tiny model."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedModel
+from tokenizers.normalizers import Lowercase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from optimum_mwanda import MWandaConfig, MWandaPruner, evaluate_languages
 from optimum_mwanda.comparison.plan import ComparisonPlan
@@ -103,8 +105,6 @@ def test_what_is_there_is_not_run_again(tmp_path: Path, calibrations: list[MWand
     both = run(path, sparsities=[0.6, 0.7])
     assert path.read_text().startswith(lines)
     assert len(both.runs) == 6
-    changed = run(path, sparsities=[0.6], samples_per_language=1)
-    assert len(changed.runs) == 9
 
 
 @pytest.mark.parametrize(
@@ -113,6 +113,7 @@ def test_what_is_there_is_not_run_again(tmp_path: Path, calibrations: list[MWand
         {"model": make_model(seed=1)},
         {"held_out": make_rows(rows=3, length=40, seed=10)},
         {"tokens_per_language": 48},
+        {"samples_per_language": 1},
         {"languages": ["en", "fr"]},
     ],
 )
@@ -122,6 +123,21 @@ def test_results_of_something_else_are_refused(tmp_path: Path, change: dict[str,
     run(path, methods=methods)
     with pytest.raises(ValueError, match=r"name another\s+file"):
         run(path, methods=methods, **change)
+
+
+def test_results_with_another_tokenizer_are_refused(
+    sample_model: PreTrainedModel, sample_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    texts = {"en": ["The loop ends with the list of values. " * 9], "fr": ["La boucle finit avec la liste. " * 9]}
+    plan = ComparisonPlan(methods={"magnitude": METHODS["magnitude"]}, **{**SMALL, "tokens_per_language": 32})
+    lower = copy.deepcopy(sample_tokenizer)
+    lower.backend_tokenizer.normalizer = Lowercase()
+    path = tmp_path / "r.jsonl"
+    run_comparison(sample_model, texts, texts, path, plan, sample_tokenizer, progress=False)
+    lines = path.read_text()
+    with pytest.raises(ValueError, match="another held-out text or tokenizer"):
+        run_comparison(sample_model, texts, texts, path, plan, lower, progress=False)
+    assert path.read_text() == lines
 
 
 def test_failure_keeps_the_model_and_what_is_finished(tmp_path: Path) -> None:
@@ -145,6 +161,7 @@ def test_failure_keeps_the_model_and_what_is_finished(tmp_path: Path) -> None:
         ({"tokens_per_language": 1}, "tokens_per_language=1"),
         ({"sparsities": [1.5]}, "'magnitude'.*1.5"),
         ({"languages": ["en", "fr"], "rotate": 3}, "rotate=3"),
+        ({"languages": ["en", "en"]}, "names a value twice"),
         ({"settings": {"blocs": "model.layers"}}, "'blocks'"),
         ({"settings": {"sparsity": 0.5}}, "'sparsity'"),
     ],

@@ -73,6 +73,14 @@ def test_last_of_several_runs_of_a_name_counts() -> None:
     assert section.over_seeds("mine")["mean"].value == pytest.approx(0.2)
 
 
+def test_seeds_with_other_settings_are_no_seeds_of_a_method() -> None:
+    few, many = make_run("mine", 0.9, 0.9, 0.9), make_run("mine", 0.1, 0.1, 0.1, seed=1)
+    few.config["batch_size"] = 1  # type: ignore[index]
+    (section,) = make_sections(make_results(few, many))
+    assert list(section.seeds["mine"]) == [1]
+    assert section.over_seeds("mine")["mean"] == pytest.approx((0.1, None, None))
+
+
 def test_sections_are_ordered_by_calibration_and_then_by_point() -> None:
     runs = [
         make_run("a", 0.1, 0.1, 0.1, condition=condition, **point)

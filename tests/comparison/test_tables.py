@@ -43,6 +43,27 @@ def test_differences_are_percent_of_the_increase_of_the_baseline() -> None:
     assert "| wanda" not in table
 
 
+def test_differences_are_over_the_seeds_that_both_have() -> None:
+    runs = [make_run("wanda", *[0.2 + seed] * 3, seed=seed) for seed in (0, 1)]
+    (section,) = make_sections(make_results(*runs, make_run("ria", 0.1, 0.1, 0.1)))
+    assert cells(difference_table(section, "wanda"), "ria")[1] == "-50.0 [-50.0, -50.0]"
+
+
+def test_points_need_not_share_a_method(tmp_path: Path) -> None:
+    found = make_sections(
+        make_results(make_run("wanda", 0.2, 0.4, 0.6, sparsity=0.5), make_run("ria", 0.1, 0.2, 0.3, sparsity=0.7))
+    )
+    curves = make_curves(found)
+    assert {name: [point.sparsity for point in curve] for name, curve in curves.items()} == {
+        "wanda": [0.5],
+        "ria": [0.7],
+    }
+    assert len(plot_sections(found, tmp_path / "pictures")) == 6
+    (page,) = write_reports(found, tmp_path / "page.html")
+    assert "wanda, 50 %" in page.read_text()
+    assert "### 70 %" in to_markdown(found)
+
+
 def test_markdown_has_a_part_for_every_calibration_and_point() -> None:
     text = to_markdown(sections())
     heads = [line for line in text.splitlines() if line.startswith("#")]
