@@ -14,12 +14,16 @@ import jinja2
 from markupsafe import Markup
 
 from ..calibration.statistics import CalibrationStatistics
+from .changes import METRICS
+from .harness_comparison import HarnessComparison
 from .html_tables import (
     Table,
     calibration_table,
     correlation_table,
     curve_table,
+    harness_tables,
     language_table,
+    score_table,
     settings_table,
     sparsity_table,
     summary_table,
@@ -73,6 +77,7 @@ def write_html_report(
     *,
     blocks: Blocks | None = None,
     curves: Mapping[str, Sequence[CurvePoint]] | None = None,
+    harness: HarnessComparison | None = None,
     title: str | None = None,
 ) -> None:
     """Writes one HTML file that works offline, with sortable tables and the pictures of `plots`.
@@ -86,12 +91,15 @@ def write_html_report(
         statistics: Result of the calibration, to show how languages compare inside the model.
         blocks: Block to the names of its matrices, for the statistics; None to tell them by name.
         curves: Name of a criterion to its points, to show what each sparsity costs.
+        harness: Scores of lm-evaluation-harness, to show what became of every benchmark.
         title: Heading; None to name the model.
     """
     comparison = PerplexityComparison(results, {}) if isinstance(results, PerplexityReport) else results
     model = comparison.dense.model or "a model"
     draw = importlib.util.find_spec("matplotlib") is not None
     sections = [_results(comparison, draw)]
+    if harness is not None:
+        sections.append(_benchmarks(harness))
     if curves:
         sections.append(_curves(curves, draw))
     if record is not None:
@@ -105,16 +113,29 @@ def write_html_report(
 
 def _results(comparison: PerplexityComparison, draw: bool) -> Section:
     section = Section("Languages", "Perplexities compare models, bits per byte compare languages and tokenizers too.")
-    if comparison.pruned:
-        section.text += (
-            " A factor above 1 is what pruning costs; in brackets is the "
-            f"{100 * comparison.confidence:g} % confidence interval, where there was enough text for one."
-        )
-        section.parts.append(summary_table(comparison))
-        if draw:
-            section.draw("Increase of the log-perplexity in every language", degradation_figure(comparison))
-    section.parts.append(language_table(comparison))
+    if not comparison.pruned:
+        section.parts.append(score_table(comparison.dense))
+        return section
+    section.text += (
+        " A factor above 1, or an increase above 0 %, is what pruning costs; in brackets is the "
+        f"{100 * comparison.confidence:g} % confidence interval, where there was enough text for one."
+    )
+    changes = {
+        metric: {name: comparison.change(name, metric=metric) for name in comparison.pruned} for metric in METRICS
+    }
+    section.parts += [summary_table(metric, changes[metric]) for metric in METRICS]
+    if draw:
+        section.draw("Increase of the log-perplexity in every language", degradation_figure(comparison))
+    section.parts.append(language_table(comparison, changes))
     return section
+
+
+def _benchmarks(harness: HarnessComparison) -> Section:
+    name = f"lm-evaluation-harness {harness.dense.version}".strip()
+    text = f"Scores of {name}, with ± their standard errors where it gives any."
+    if harness.pruned:
+        text += " A change is the score of the pruned model less that of the dense one."
+    return Section("Benchmarks", text, [*harness_tables(harness)])
 
 
 def _curves(curves: Mapping[str, Sequence[CurvePoint]], draw: bool) -> Section:
@@ -142,7 +163,8 @@ def _calibration(statistics: CalibrationStatistics, blocks: Blocks | None, draw:
     if len(statistics.languages) > 1:
         correlations = pairwise_correlation(statistics, blocks)
         if draw:
-            section.draw("Cross-lingual correlation of every block", block_correlation_figure(correlations))
+            figure = block_correlation_figure(correlations, list(blocks))
+            section.draw("Cross-lingual correlation of every block", figure)
             figure = language_correlation_figure(correlations, statistics.languages)
             section.draw("Correlation between languages", figure)
         section.parts.append(correlation_table(correlations, statistics.languages, list(blocks)))

@@ -3,18 +3,22 @@
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from ..calibration.statistics import CalibrationStatistics
 from .bootstrap import Estimate
+from .changes import Change, Metric
+from .harness_comparison import HarnessComparison
 from .plots import CurvePoint
 from .plots.profiles import pairs
-from .report import PerplexityComparison
+from .report import PerplexityComparison, PerplexityReport
+from .tables import SUMMARIES, with_error
 
-SUMMARIES = ("mean", "seen", "unseen", "worst", "best")
+Changes = Mapping[Metric, Mapping[str, Change]]
+"""Metric to name of a pruned model to what pruning changed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,17 +59,32 @@ class Table:
     groups: Sequence[tuple[str, int]] = ()
 
 
-def language_table(comparison: PerplexityComparison) -> Table:
+def score_table(report: PerplexityReport) -> Table:
+    """Scores of one model, each with its standard error."""
+    columns = [Column("language", False), *map(Column, ("tokens", "nll", "perplexity", "bits per byte"))]
+    rows = [
+        [
+            Cell(language),
+            number(score.tokens, ",d"),
+            measured(score.nll, score.standard_errors["nll"], 4),
+            measured(score.perplexity, score.standard_errors["perplexity"], 2),
+            measured(score.bits_per_byte, score.standard_errors["bits_per_byte"], 4),
+        ]
+        for language, score in report.scores.items()
+    ]
+    return Table("Every language. After ± is the standard error, where there was enough text for one.", columns, rows)
+
+
+def language_table(comparison: PerplexityComparison, changes: Changes) -> Table:
     """Scores of the dense model and, for every pruned one, what became of them."""
-    changes = {name: comparison.change(name) for name in comparison.pruned}
     columns = [Column("language", False)]
     if comparison.seen is not None:
         columns.append(Column("calibrated on", False))
     columns += [Column("tokens"), Column("perplexity"), Column("bits per byte")]
-    groups = [("", len(columns) - 2), ("dense" if comparison.pruned else comparison.dense.model, 2)]
+    groups = [("", len(columns) - 2), ("dense", 2)]
     for name in comparison.pruned:
-        columns += [Column("perplexity"), Column("factor"), Column("bits per byte")]
-        groups.append((name, 3))
+        columns += [Column("perplexity"), Column("factor"), Column("bits per byte"), Column("increase (%)")]
+        groups.append((name, 4))
     rows = []
     for language, score in comparison.dense.scores.items():
         row = [Cell(language)]
@@ -76,31 +95,58 @@ def language_table(comparison: PerplexityComparison) -> Table:
             pruned = report.scores[language]
             row += [
                 number(pruned.perplexity, ".2f"),
-                factor(changes[name].languages[language]),
+                factor(changes["log_perplexity"][name].languages[language]),
                 number(pruned.bits_per_byte, ".4f"),
+                percent(changes["bits_per_byte"][name].languages[language]),
             ]
         rows.append(row)
-    return Table("Every language. The factor is by how much pruning raises the perplexity.", columns, rows, groups)
+    caption = "Every language. The factor is that of the perplexity, the increase that of bits per byte."
+    return Table(caption, columns, rows, groups)
 
 
-def summary_table(comparison: PerplexityComparison) -> Table:
-    """Factors of the perplexity over languages, a row per pruned model."""
-    changes = {name: comparison.change(name) for name in comparison.pruned}
-    shown = [key for key in SUMMARIES if all(key in change.summary for change in changes.values())]
+def summary_table(metric: Metric, changes: Mapping[str, Change]) -> Table:
+    """What pruning changed over languages, a row per pruned model."""
+    what, show = {
+        "log_perplexity": ("Factors of the perplexity; means are geometric", factor),
+        "bits_per_byte": ("Increase of bits per byte in percent", percent),
+    }[metric]
+    shown = {label: key for label, key in SUMMARIES.items() if all(key in each.summary for each in changes.values())}
     rows = []
     for name, change in changes.items():
         ranked = sorted(change.languages, key=lambda language: change.languages[language].value)
-        ends = {"worst": ranked[-1], "best": ranked[0]}
-        row = [Cell(name)]
-        for key in shown:
-            row.append(factor(change.summary[key]))
-            row += [Cell(ends[key])] if key in ends else []
-        rows.append(row)
-    columns = [Column("model", False)]
-    for key in shown:
-        columns.append(Column(key))
-        columns += [Column(f"{key} language", False)] if key in ("worst", "best") else []
-    return Table("All languages. Factors of the perplexity; means are geometric.", columns, rows)
+        ends = {"worst": f"{ranked[-1]}: ", "best": f"{ranked[0]}: "}
+        cells = {key: show(change.summary[key]) for key in shown.values()}
+        rows.append([Cell(name), *(Cell(ends.get(key, "") + cell.text, cell.key) for key, cell in cells.items())])
+    columns = [Column("model", False), *map(Column, shown)]
+    return Table(f"All languages. {what}. The spread is the standard deviation over languages.", columns, rows)
+
+
+def harness_tables(comparison: HarnessComparison) -> list[Table]:
+    """Every score of lm-evaluation-harness, and the means and worst cases where there are several languages."""
+    header, rows = comparison.table()
+    summaries = {"**mean**": "mean", "**worst**": "worst"}
+    scores = [row for row in rows if row[2] not in summaries]
+    # Without the number of documents, which belongs to single languages.
+    over = [[*row[:2], summaries[row[2]], *row[4:]] for row in rows if row[2] in summaries]
+    tables = [_harness_table("Every score.", header, scores)]
+    if over:
+        caption = "All languages, each counted equally. The worst is the one that suffers most."
+        tables.insert(0, _harness_table(caption, [*header[:2], "over languages", *header[4:]], over))
+    return tables
+
+
+def _harness_table(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """The first three columns are names; the others are sorted by the figure that they begin with."""
+    columns = [Column(name, at > 2) for at, name in enumerate(header)]
+    return Table(caption, columns, [[*map(Cell, row[:3]), *map(_leading_figure, row[3:])] for row in rows])
+
+
+def _leading_figure(text: str) -> Cell:
+    try:
+        value = float(text.partition(" ")[0])
+    except ValueError:  # the language that suffers most stands in such a column too
+        value = math.nan
+    return Cell(text, value if math.isfinite(value) else "")
 
 
 def curve_table(curves: Mapping[str, Sequence[CurvePoint]]) -> Table:
@@ -175,7 +221,22 @@ def number(value: float | None, digits: str) -> Cell:
     return Cell("", "") if value is None or math.isnan(value) else Cell(format(value, digits), value)
 
 
+def measured(value: float | None, error: float | None, digits: int) -> Cell:
+    """A figure with its standard error, where they are known."""
+    return Cell(with_error(value, error, digits), "" if value is None else value)
+
+
 def factor(estimate: Estimate) -> Cell:
     """Change of the log-perplexity as a factor of the perplexity, with its interval where that is known."""
-    value, *ends = (None if x is None else f"{math.exp(min(x, 700.0)):.3f}" for x in estimate)
-    return Cell(f"{value}" if None in ends else f"{value} [{ends[0]}, {ends[1]}]", estimate.value)
+    return _changed(estimate, lambda value: f"{math.exp(min(value, 700.0)):.3f}")
+
+
+def percent(estimate: Estimate) -> Cell:
+    """Change of bits per byte in percent, with its interval where that is known."""
+    return _changed(estimate, lambda value: f"{100 * value:.2f}")
+
+
+def _changed(estimate: Estimate, shown: Callable[[float], str]) -> Cell:
+    value, low, high = estimate
+    interval = "" if low is None or high is None else f" [{shown(low)}, {shown(high)}]"
+    return Cell(shown(value) + interval, value)

@@ -13,6 +13,9 @@ import pytest
 import torch
 
 from optimum_mwanda import PerplexityComparison, PerplexityReport
+from optimum_mwanda.evaluation.bootstrap import Estimate
+from optimum_mwanda.evaluation.harness import HarnessReport, HarnessScore
+from optimum_mwanda.evaluation.harness_comparison import HarnessComparison
 from optimum_mwanda.evaluation.html import write_html_report
 from optimum_mwanda.evaluation.plots import CurvePoint
 from tests.evaluation.pictured import make_comparison, make_languages, make_statistics, random_statistics
@@ -49,9 +52,26 @@ def comparison() -> PerplexityComparison:
     return PerplexityComparison(without_bytes(made.dense), pruned, made.seen)
 
 
+def harness(*names: str, languages: tuple[str, ...] = ("sw", "et", "th")) -> HarnessComparison:
+    """Accuracies 0.5, 0.75 and 1 become 0.25, 0.25 and 1; the perplexity, which rises, has no standard error."""
+
+    def report(*accuracies: float) -> HarnessReport:
+        scores = [
+            HarnessScore("xcopa", language, "acc", accuracy, 0.03, 500, True, "cambridgeltl/xcopa", "test")
+            for language, accuracy in zip(languages, accuracies, strict=False)
+        ]
+        single = HarnessScore("lambada", "", "perplexity", 9 / accuracies[0], None, 20, False, "lambada", "test")
+        return HarnessReport((*scores, single), "model", "0.4.13")
+
+    return HarnessComparison(report(0.5, 0.75, 1.0), {name: report(0.25, 0.25, 1.0) for name in names})
+
+
 def write_full_report(path: Path) -> None:
     points = [CurvePoint.of(sparsity, comparison(), "mwanda") for sparsity in (0.5, 0.6)]
-    write_html_report(path, comparison(), RECORD, random_statistics(3, 2), curves={"mwanda": points})
+    statistics = random_statistics(3, 2)
+    write_html_report(
+        path, comparison(), RECORD, statistics, curves={"mwanda": points}, harness=harness("mwanda", "wanda")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -118,21 +138,59 @@ def test_one_model_is_reported_without_a_comparison(tmp_path: Path) -> None:
     outline = Outline((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert "org/model, per language" in outline.texts
     assert "factor" not in outline.texts
-    assert f"{comparison().dense.scores['sw'].perplexity:.2f}" in outline.texts
+    score = comparison().dense.scores["sw"]
+    errors = score.standard_errors
+    assert {
+        f"{score.nll:.4f} ± {errors['nll']:.4f}",
+        f"{score.perplexity:.2f} ± {errors['perplexity']:.2f}",
+        f"{score.bits_per_byte:.4f} ± {errors['bits_per_byte']:.4f}",
+    } <= set(outline.texts)
+
+
+def test_standard_errors_that_are_not_known_are_left_out(tmp_path: Path) -> None:
+    report = comparison().dense
+    scores = {name: dataclasses.replace(score, windows=None) for name, score in report.scores.items()}
+    write_html_report(tmp_path / "report.html", dataclasses.replace(report, scores=scores))
+    texts = Outline((tmp_path / "report.html").read_text(encoding="utf-8")).texts
+    assert f"{scores['sw'].nll:.4f}" in texts
 
 
 def test_figures_of_the_tables_are_those_of_the_results(report: Path) -> None:
     texts = Outline(report.read_text(encoding="utf-8")).texts
     results = comparison()
-    summary = results.summary("wanda")
-    change = results.change("wanda")
-    for estimate in (change.languages["de"], change.summary["mean"], change.summary["unseen"]):
-        value, low, high = (f"{2.718281828459045**x:.3f}" for x in estimate)
-        assert f"{value} [{low}, {high}]" in texts
-    assert summary["mean"] == change.summary["mean"].value
+    change, bits = results.change("wanda"), results.change("wanda", metric="bits_per_byte")
+
+    def factor(estimate: Estimate) -> str:
+        return "{} [{}, {}]".format(*(f"{2.718281828459045**x:.3f}" for x in estimate))
+
+    def percent(estimate: Estimate) -> str:
+        return "{} [{}, {}]".format(*(f"{100 * x:.2f}" for x in estimate))
+
+    for each, shown in ((change, factor), (bits, percent)):
+        worst = max(LANGUAGES, key=lambda language, each=each: each.languages[language].value)
+        assert f"{worst}: {shown(each.summary['worst'])}" in texts
+        assert {shown(each.summary[key]) for key in ("mean", "seen", "unseen", "deviation")} <= set(texts)
+        assert shown(each.languages["de"]) in texts
     assert f"{results.pruned['wanda'].scores['de'].bits_per_byte:.4f}" in texts
     assert "60.00" in texts
     assert "null" in texts
+
+
+def test_scores_of_the_harness_have_a_section(report: Path, tmp_path: Path) -> None:
+    texts = Outline(report.read_text(encoding="utf-8")).texts
+    assert "Benchmarks" in texts
+    assert any("lm-evaluation-harness 0.4.13" in text for text in texts)
+    assert {"0.7500 ± 0.0300", "0.2500 ± 0.0300", "-0.5000", "18.0000", "36.0000", "+18.0000"} <= set(texts)
+    assert "**mean**" not in texts
+    write_html_report(tmp_path / "report.html", comparison())
+    assert "Benchmarks" not in Outline((tmp_path / "report.html").read_text(encoding="utf-8")).texts
+
+
+def test_scores_of_one_language_have_no_mean(tmp_path: Path) -> None:
+    write_html_report(tmp_path / "report.html", comparison().dense, harness=harness(languages=("sw",)))
+    texts = Outline((tmp_path / "report.html").read_text(encoding="utf-8")).texts
+    assert "0.5000 ± 0.0300" in texts
+    assert {"over languages", "change"}.isdisjoint(texts)
 
 
 def test_correlation_needs_no_second_language(tmp_path: Path) -> None:
@@ -225,7 +283,27 @@ def test_numbers_in_names_sort_as_numbers_and_tables_by_themselves(browser: "Bro
     blocks.get_by_role("button", name="block").click()
     assert first_column(blocks) == ["model.layers.2", "model.layers.10"]
     assert others.all_text_contents() == before
-    assert len(before) == 6
+    assert len(before) == 9
+
+
+def test_scores_of_the_harness_can_be_sorted(browser: "Browser", report: Path) -> None:
+    visit = Visit(browser, report)
+    scores = visit.page.locator("table", has_text="Every score")
+    languages = scores.locator("tbody td:nth-child(3)")
+    assert languages.all_text_contents() == ["sw", "et", "th", "–"]
+    scores.get_by_role("button", name="change").first.click()
+    assert languages.all_text_contents() == ["et", "sw", "th", "–"]
+
+    summary = visit.page.locator("table", has_text="each counted equally")
+    kinds = summary.locator("tbody td:nth-child(3)")
+    assert kinds.all_text_contents() == ["mean", "worst"]
+    worst = summary.locator("tbody tr").last.locator("td").all_text_contents()
+    assert worst == ["acc", "worst", "", "et", "-0.5000", "et", "-0.5000"]
+    summary.get_by_role("button", name="change").first.click()
+    assert kinds.all_text_contents() == ["worst", "mean"]
+    summary.get_by_role("button", name="mwanda").click()
+    assert kinds.all_text_contents() == ["mean", "worst"], "the language that suffers most is no figure"
+    visit.assert_quiet()
 
 
 @pytest.mark.parametrize(("languages", "models", "blocks"), [(2, 1, 2), (100, 2, 126)])
@@ -247,10 +325,12 @@ def test_hostile_names_are_shown_and_not_run(browser: "Browser", tmp_path: Path)
     results = dataclasses.replace(made, dense=dataclasses.replace(made.dense, model=HOSTILE))
     record = {**RECORD, "settings": {HOSTILE: HOSTILE}, "pattern": HOSTILE, "library_version": HOSTILE}
     statistics = make_statistics(["en", HOSTILE], {"layers.0.a": torch.rand(2, 8)})
-    write_html_report(tmp_path / "report.html", results, record, statistics)
+    scores = harness(HOSTILE, languages=(HOSTILE, "et"))
+    write_html_report(tmp_path / "report.html", results, record, statistics, harness=scores)
     visit = Visit(browser, tmp_path / "report.html")
     assert visit.page.title() == f"What pruning changes in {HOSTILE}"
     assert HOSTILE in first_column(visit.page.locator("table", has_text="Every language. The factor"))
+    assert HOSTILE in visit.page.locator("table", has_text="Every score").locator("td").all_text_contents()
     visit.assert_quiet()
 
 

@@ -17,6 +17,8 @@ pytest.importorskip("matplotlib")
 from matplotlib.colors import to_hex
 from matplotlib.container import ErrorbarContainer
 
+from optimum_mwanda import PerplexityComparison, PerplexityReport
+from optimum_mwanda.comparison.grid import PRESETS
 from optimum_mwanda.evaluation.bootstrap import Estimate
 from optimum_mwanda.evaluation.plots import (
     CurvePoint,
@@ -34,7 +36,7 @@ from optimum_mwanda.evaluation.plots.activations import (
 )
 from optimum_mwanda.evaluation.plots.curves import sparsity_curves_figure
 from optimum_mwanda.evaluation.plots.degradation import degradation_figure
-from optimum_mwanda.evaluation.plots.drawing import label_rows, new_figure, render, scale_of, style
+from optimum_mwanda.evaluation.plots.drawing import label_rows, new_figure, render, scale_of, shorten, style
 from optimum_mwanda.evaluation.plots.profiles import (
     group_by_block,
     language_activity,
@@ -44,7 +46,7 @@ from optimum_mwanda.evaluation.plots.profiles import (
 )
 from optimum_mwanda.evaluation.plots.sparsity import block_sparsity_figure
 from optimum_mwanda.pruning.allocation import cross_lingual_correlation
-from tests.evaluation.pictured import make_comparison, make_languages, make_statistics, random_statistics
+from tests.evaluation.pictured import make_comparison, make_languages, make_score, make_statistics, random_statistics
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -53,6 +55,9 @@ RECORD = {
     "blocks": {"names": ["layers.0", "layers.1", "layers.2"], "sparsity": [0.4, 0.5, 0.9]},
     "achieved_sparsity": 0.6,
 }
+LAYERS = [f"model.layers.{i}" for i in range(126)]
+ENCODER = [f"encoder.block.{i}" for i in range(24)]
+DECODER = [f"decoder.block.{i}" for i in range(24)]
 CRITERIA = ["mwanda", "wanda", "ria", "owl", "dlp", "alphapruning", "sparsegpt", "magnitude"]
 
 
@@ -85,7 +90,8 @@ def labels(axis: Any) -> list[str]:
 def tick_texts(axis: Any) -> list[Any]:
     """Labels in sight: matplotlib keeps some beyond the ends of an axis that it never draws."""
     low, high = sorted(axis.get_view_interval())
-    return [tick.label1 for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
+    ticks = sorted([*axis.get_major_ticks(), *axis.get_minor_ticks()], key=lambda tick: tick.get_loc())
+    return [tick.label1 for tick in ticks if low <= tick.get_loc() <= high]
 
 
 def assert_readable(figure: "Figure", texts: list[Any]) -> None:
@@ -199,6 +205,60 @@ def test_sparsity_bars_have_the_height_of_the_record() -> None:
     assert axes.lines[0].get_ydata()[0] == 60
 
 
+def sparsity_picture(names: list[str]) -> "Figure":
+    return block_sparsity_figure({"blocks": {"names": names, "sparsity": [0.5] * len(names)}, "achieved_sparsity": 0.5})
+
+
+def activity_picture(names: list[str]) -> "Figure":
+    return language_activity_figure(
+        make_statistics(["en", "sw"], {f"{name}.up": torch.rand(2, 4) + 0.1 for name in names})
+    )
+
+
+def correlation_picture(names: list[str]) -> "Figure":
+    return block_correlation_figure(torch.rand(len(names), 2, 2), names)
+
+
+@pytest.mark.parametrize("draw", [sparsity_picture, activity_picture, correlation_picture])
+@pytest.mark.parametrize(
+    ("names", "label", "numbers", "lines"),
+    [
+        (["h.0"], "block of h", {0: "0"}, []),
+        ([LAYERS[3], LAYERS[5]], "block of model.layers", {0: "3", 1: "5"}, []),
+        (LAYERS, "block of model.layers", {at: str(at) for at in range(0, 126, 20)}, []),
+        (LAYERS[60:], "block of model.layers", {at: str(at + 60) for at in range(0, 66, 10)}, []),
+        (
+            ENCODER[:6] + DECODER[:6],
+            "block of encoder.block | decoder.block",
+            {at: str(at % 6) for at in range(12)},
+            [5.5],
+        ),
+        (
+            ENCODER + DECODER,
+            "block of encoder.block | decoder.block",
+            {at: str(at % 24) for at in (0, 5, 10, 15, 20, 24, 29, 34, 39, 44)},
+            [23.5],
+        ),
+        (
+            ENCODER[3:4] + DECODER,
+            "block of encoder.block | decoder.block",
+            {0: "3", 1: "0", 6: "5", 11: "10", 16: "15", 21: "20"},
+            [0.5],
+        ),
+    ],
+)
+def test_blocks_have_the_numbers_of_the_model(
+    draw: Callable[[list[str]], "Figure"], names: list[str], label: str, numbers: dict[int, str], lines: list[float]
+) -> None:
+    figure = draw(names)
+    axes = figure.axes[0]
+    assert axes.get_xlabel() == label
+    assert dict(zip(axes.get_xticks(), labels(axes.xaxis), strict=True)) == numbers
+    upright = [line.get_xdata() for line in axes.lines if tuple(line.get_ydata()) == (0, 1)]
+    assert [list(ends) for ends in upright] == [[at, at] for at in lines]
+    assert_readable(figure, tick_texts(axes.xaxis))
+
+
 @pytest.mark.parametrize(("languages", "blocks"), [(1, 1), (2, 2), (100, 126)])
 def test_heat_map_of_activity_labels_every_language(languages: int, blocks: int) -> None:
     statistics = random_statistics(languages, blocks)
@@ -232,8 +292,9 @@ def test_heat_map_of_languages_shows_every_pair_under_its_labels(languages: int)
 
 def test_line_of_correlation_and_its_range_follow_the_pairs() -> None:
     statistics = random_statistics(4, 5)
-    values = pairs(pairwise_correlation(statistics, group_by_block(list(statistics.weights))))
-    axes = block_correlation_figure(pairwise_correlation(statistics, group_by_block(list(statistics.weights)))).axes[0]
+    blocks = group_by_block(list(statistics.weights))
+    values = pairs(pairwise_correlation(statistics, blocks))
+    axes = block_correlation_figure(pairwise_correlation(statistics, blocks), list(blocks)).axes[0]
     assert list(axes.lines[0].get_ydata()) == pytest.approx(values.mean(1).tolist())
     corners = axes.collections[0].get_paths()[0].vertices
     for block in range(5):
@@ -292,6 +353,34 @@ def test_languages_that_suffer_most_stand_on_top() -> None:
     assert all(axes.get_ylim()[0] > axes.get_ylim()[1] for axes in figure.axes)
 
 
+def test_one_collapsed_language_leaves_the_others_apart() -> None:
+    codes = make_languages(100)
+    dense = {each: make_score(each, 3, 0, 0) for each in codes}
+    costs = dict(zip(codes, [8.0, -0.1, *(0.3 * at / 97 for at in range(98))], strict=True))
+    pruned = {each: make_score(each, 3 + costs[each], 0, 0) for each in codes}
+    comparison = PerplexityComparison(PerplexityReport(dense, "m", 64), {"a": PerplexityReport(pruned, "a", 64)})
+    figure = degradation_figure(comparison)
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    worst, most, least, fewest = (
+        axes.transAxes.inverted().transform(axes.transData.transform((cost, 0)))[0] for cost in (8.0, 0.3, 0.0, -0.1)
+    )
+    assert worst < 0.98, "the marker is not cut off"
+    assert worst - most > 0.2
+    assert most - least > 0.2
+    assert least - fewest > 0.1
+    assert_readable(figure, tick_texts(axes.xaxis))
+
+
+def test_logarithmic_scale_of_two_languages_can_be_read() -> None:
+    dense = {each: make_score(each, 3, 0, 0) for each in ("en", "sw")}
+    pruned = {"en": make_score("en", 3.131, 0, 0), "sw": make_score("sw", 5.9, 0, 0)}
+    comparison = PerplexityComparison(PerplexityReport(dense, "m", 64), {"a": PerplexityReport(pruned, "a", 64)})
+    figure = degradation_figure(comparison)
+    figure.draw_without_rendering()
+    assert_readable(figure, tick_texts(figure.axes[0].xaxis))
+
+
 def test_degradation_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="no pruned model"):
         degradation_figure(make_comparison(["en", "sw"], []))
@@ -302,7 +391,7 @@ def test_curves_show_mean_and_worst_and_name_the_worst(criteria: int) -> None:
     sparsities = [0.3, 0.4, 0.5, 0.6, 0.7, 0.8]
     curves = make_curves(CRITERIA[:criteria], sparsities[::-1])
     figure = sparsity_curves_figure(curves)
-    mean, worst, legend, names = figure.axes
+    mean, worst, key, names = figure.axes
     for index, curve in enumerate(curves.values()):
         points = sorted(curve, key=lambda point: point.sparsity)
         for axes, values in ((mean, [p.mean.value for p in points]), (worst, [p.worst.value for p in points])):
@@ -310,12 +399,39 @@ def test_curves_show_mean_and_worst_and_name_the_worst(criteria: int) -> None:
             assert list(line.get_xdata()) == pytest.approx([30, 40, 50, 60, 70, 80])
             assert list(line.get_ydata()) == pytest.approx(values)
             assert line.get_color() == style(index)["color"]
-    assert [text.get_text() for text in legend.get_legend().get_texts()] == CRITERIA[:criteria]
+    for row, (text, line) in enumerate(zip(key.texts, key.lines, strict=True)):
+        assert (text.get_text(), text.get_position()[1], set(line.get_ydata())) == (CRITERIA[row], row, {row})
+        assert (line.get_color(), line.get_marker()) == tuple(style(row).values())
+    assert key.get_ylim() == names.get_ylim()
     named = {(round(t.get_position()[0]), t.get_position()[1]): t.get_text() for t in names.texts if t.get_visible()}
     assert named == {(round(100 * s), row): f"{name[:3]}_Latn" for row, name in enumerate(curves) for s in sparsities}
     assert_readable(figure, names.texts)
     assert names.get_xlabel() == ""
     assert mean.get_ylim() == worst.get_ylim()
+
+
+@pytest.mark.parametrize(
+    "methods",
+    [
+        ["a"],
+        list(PRESETS["ablation"].methods),
+        [f"a name that is longer than there is room {'x' * 40} {i}" for i in range(24)],
+    ],
+)
+def test_names_of_methods_neither_narrow_the_curves_nor_look_alike(methods: list[str]) -> None:
+    figure = sparsity_curves_figure(make_curves(methods, [0.5, 0.6, 0.7]))
+    mean, worst, key, _ = figure.axes
+    assert_readable(figure, key.texts)
+    assert min(mean.get_position().width, worst.get_position().width) > 0.4
+    assert len({text.get_text() for text in key.texts}) == len(methods)
+    boxes = [text.get_window_extent() for text in key.texts]
+    assert all(box.x0 >= key.bbox.x0 for box in boxes), "no name is clipped"
+
+
+def test_names_of_the_ablation_are_shown_in_full() -> None:
+    methods = list(PRESETS["ablation"].methods)
+    figure = sparsity_curves_figure(make_curves(methods, [0.5, 0.6]))
+    assert [text.get_text() for text in figure.axes[2].texts] == methods
 
 
 def test_names_that_would_lie_on_each_other_are_hidden() -> None:
@@ -345,9 +461,22 @@ def test_curves_without_a_point_are_refused() -> None:
 
 
 def test_increases_far_apart_are_drawn_on_a_logarithmic_scale() -> None:
-    assert scale_of([0.01, 0.5]) == "log"
-    assert scale_of([0.1, 0.5]) == "linear"
-    assert scale_of([-0.01, 5.0]) == "linear"
+    assert scale_of([0.01, 0.5]) == {"value": "log"}
+    assert scale_of([0.1, 0.5]) == {"value": "linear"}
+
+
+def test_scale_with_increases_of_zero_and_less_is_linear_unless_one_stands_out() -> None:
+    assert scale_of([-0.1, 0.1, 0.2, 0.3, 4.0]) == {"value": "linear"}  # the median size is 0.2
+    assert scale_of([-0.1, 0.1, 0.2, 0.3, 4.1]) == {"value": "symlog", "linthresh": pytest.approx(0.1)}
+    assert scale_of([0.1, 0.1, 0.2, 0.3, -4.1]) == {"value": "symlog", "linthresh": pytest.approx(0.1)}
+    assert scale_of([0.0, 0.0, 0.0, 0.2, 0.3, 7.0]) == {"value": "symlog", "linthresh": pytest.approx(0.1)}
+    assert scale_of([0.0, 0.0]) == {"value": "linear"}
+
+
+def test_shortened_name_keeps_its_ends() -> None:
+    assert shorten("wanda + cwl", 11) == "wanda + cwl"
+    assert shorten("wanda + cwl", 10) == "wanda… cwl"
+    assert shorten("wanda + cwl", 9) == "wand… cwl"
 
 
 def test_thinned_labels_say_so() -> None:

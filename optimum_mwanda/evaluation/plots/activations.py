@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from ...calibration.statistics import CalibrationStatistics
+from .blocks import label_blocks
 from .drawing import COLORS, GRID, MOST_INCHES, ROW, label_rows, new_figure, rows_height, save_figure
 from .profiles import Blocks, group_by_block, language_activity, pairs, pairwise_correlation, similarity_order
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _ABSENT = "#bbbbbb"
@@ -47,7 +47,7 @@ def language_activity_figure(statistics: CalibrationStatistics, blocks: Blocks |
         interpolation="none",
     )
     label_rows(axes.yaxis, statistics.languages, height)
-    _label_blocks(axes)
+    label_blocks(axes, list(blocks))
     # A short picture has no room for the words beside the bar.
     short = height < 2.5
     bar = figure.colorbar(image, ax=axes, location="top" if short else "right", aspect=40, shrink=1 if short else 0.6)
@@ -55,11 +55,12 @@ def language_activity_figure(statistics: CalibrationStatistics, blocks: Blocks |
     return figure
 
 
-def block_correlation_figure(correlations: Tensor) -> "Figure":
+def block_correlation_figure(correlations: Tensor, blocks: Sequence[str]) -> "Figure":
     """Line of the cross-lingual correlation `ρ_b` of every block, with the range over the pairs of languages.
 
     Args:
         correlations: `profiles.pairwise_correlation`, shape `(blocks, languages, languages)`.
+        blocks: Module paths, in the order of the correlations.
 
     Raises:
         ImportError: If matplotlib is not installed.
@@ -86,7 +87,7 @@ def block_correlation_figure(correlations: Tensor) -> "Figure":
     axes.plot(at, values.nanmean(1).numpy(), color=COLORS[0], marker="o", markersize=3, label="mean over the pairs")
     axes.set(ylabel="cross-lingual correlation", xlim=(-0.5, len(values) - 0.5))
     axes.grid(axis="y", color=GRID)
-    _label_blocks(axes)
+    label_blocks(axes, blocks)
     figure.legend(loc="outside upper right", ncols=2, frameon=False)
     return figure
 
@@ -158,7 +159,8 @@ def plot_block_correlation(
         ImportError: If matplotlib is not installed.
         ValueError: If there is only one language, or the path has another suffix.
     """
-    save_figure(block_correlation_figure(_correlations(statistics, blocks)), path)
+    blocks = group_by_block(list(statistics.weights)) if blocks is None else blocks
+    save_figure(block_correlation_figure(_correlations(statistics, blocks), list(blocks)), path)
 
 
 def plot_language_correlation(
@@ -175,20 +177,14 @@ def plot_language_correlation(
         ImportError: If matplotlib is not installed.
         ValueError: If there is only one language, or the path has another suffix.
     """
+    blocks = group_by_block(list(statistics.weights)) if blocks is None else blocks
     save_figure(language_correlation_figure(_correlations(statistics, blocks), statistics.languages), path)
 
 
-def _correlations(statistics: CalibrationStatistics, blocks: Blocks | None) -> Tensor:
+def _correlations(statistics: CalibrationStatistics, blocks: Blocks) -> Tensor:
     if len(statistics.languages) < 2:
         raise ValueError(
             f"Correlation needs two languages, but the statistics hold only {', '.join(statistics.languages)}: "
             "calibrate on more."
         )
-    return pairwise_correlation(statistics, group_by_block(list(statistics.weights)) if blocks is None else blocks)
-
-
-def _label_blocks(axes: "Axes") -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axes.set_xlabel("block")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    return pairwise_correlation(statistics, blocks)

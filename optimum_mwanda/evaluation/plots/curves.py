@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..bootstrap import Estimate
 from ..report import PerplexityComparison
-from .drawing import GRID, LABEL_SIZE, error_lengths, label_rows, new_figure, save_figure, scale_of, shorten, style
+from .drawing import GRID, LABEL_SIZE, error_lengths, new_figure, save_figure, scale_of, shorten, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,7 +42,8 @@ class CurvePoint:
 def sparsity_curves_figure(curves: Mapping[str, Sequence[CurvePoint]]) -> "Figure":
     """Two panels, mean over languages and worst language, with a curve per criterion.
 
-    A table below names the worst language of every point, as far as there is room.
+    A table below has a row per criterion: its name and look, and the worst language of every point, as far as there is
+    room.
 
     Args:
         curves: Name of a criterion to its points, in any order.
@@ -56,25 +57,21 @@ def sparsity_curves_figure(curves: Mapping[str, Sequence[CurvePoint]]) -> "Figur
         raise ValueError("There is no point to draw: give at least one pruned model.")
     strip = max(0.3, 0.17 * len(curves))
     figure = new_figure(10, 4.6 + strip)
-    axes = figure.subplot_mosaic([["mean", "worst"], ["legend", "names"]], gridspec_kw={"height_ratios": [3.7, strip]})
+    axes = figure.subplot_mosaic([["mean", "worst"], ["key", "names"]], gridspec_kw={"height_ratios": [3.7, strip]})
     axes["worst"].sharey(axes["mean"])
     axes["names"].sharex(axes["worst"])
-    for index, (name, curve) in enumerate(curves.items()):
+    axes["key"].sharey(axes["names"])
+    axes["mean"].set_yscale(**scale_of([each.value for point in points for each in (point.mean, point.worst)]))
+    for index, curve in enumerate(curves.values()):
         ordered = sorted(curve, key=lambda point: point.sparsity)
         at = [100 * point.sparsity for point in ordered]
-        _draw(axes["mean"], at, [point.mean for point in ordered], index, "-", shorten(name, 40))
+        _draw(axes["mean"], at, [point.mean for point in ordered], index, "-")
         _draw(axes["worst"], at, [point.worst for point in ordered], index, "--")
-    scale = scale_of([estimate.value for point in points for estimate in (point.mean, point.worst)])
     for panel, title in (("mean", "mean over languages"), ("worst", "worst language")):
-        axes[panel].set(title=title, xlabel="sparsity (%)", yscale=scale)
+        axes[panel].set(title=title, xlabel="sparsity (%)")
         axes[panel].grid(color=GRID)
     axes["mean"].set_ylabel("increase of log-perplexity over dense\n(nats per token)")
-    axes["legend"].axis("off")
-    legend = axes["legend"].legend(
-        *axes["mean"].get_legend_handles_labels(), loc="center left", ncols=2, frameon=False, fontsize=LABEL_SIZE + 1
-    )
-    for text in legend.get_texts():
-        text.set_parse_math(False)
+    _name_curves(axes["key"], list(curves))
     _name_worst(axes["names"], curves)
     for panel in ("mean", "worst", "names"):
         axes[panel].margins(x=0.1)  # room for the names below the first and the last point
@@ -97,9 +94,7 @@ def plot_sparsity_curves(curves: Mapping[str, Sequence[CurvePoint]], path: str |
     save_figure(sparsity_curves_figure(curves), path)
 
 
-def _draw(
-    axes: "Axes", at: Sequence[float], estimates: Sequence[Estimate], index: int, line: str, label: str | None = None
-) -> None:
+def _draw(axes: "Axes", at: Sequence[float], estimates: Sequence[Estimate], index: int, line: str) -> None:
     axes.errorbar(
         at,
         [each.value for each in estimates],
@@ -107,13 +102,31 @@ def _draw(
         linestyle=line,
         markersize=5,
         elinewidth=0.8,
-        label=label,
         **style(index),
     )
 
 
+def _name_curves(axes: "Axes", names: Sequence[str]) -> None:
+    """The heads of the rows of the table, which are the legend too."""
+    for row, name in enumerate(names):
+        axes.plot([0.92, 0.96, 1], [row] * 3, markevery=[1], markersize=5, **style(row))
+        # What is clipped takes no room from the curves.
+        axes.text(
+            0.9,
+            row,
+            shorten(name, 60),
+            fontsize=LABEL_SIZE + 1,
+            ha="right",
+            va="center",
+            parse_math=False,
+            clip_on=True,
+        )
+    axes.set_xlim(0, 1)
+    axes.axis("off")
+
+
 def _name_worst(axes: "Axes", curves: Mapping[str, Sequence[CurvePoint]]) -> None:
-    """A table below the curves: which language is worst, a row per curve, each under its point."""
+    """The rows of the table: which language is worst, each under its point."""
     for row, curve in enumerate(curves.values()):
         for point in curve:
             axes.text(
@@ -127,8 +140,7 @@ def _name_worst(axes: "Axes", curves: Mapping[str, Sequence[CurvePoint]]) -> Non
                 parse_math=False,
             )
     axes.set_ylim(len(curves) - 0.5, -0.5)
-    label_rows(axes.yaxis, list(curves), 0.17 * len(curves))
-    axes.tick_params(left=False, bottom=False, labelbottom=False)
+    axes.tick_params(left=False, labelleft=False, bottom=False, labelbottom=False)
     axes.spines[:].set_visible(False)
 
 

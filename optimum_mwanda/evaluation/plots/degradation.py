@@ -52,13 +52,14 @@ def degradation_figure(comparison: PerplexityComparison) -> "Figure":
     legend_rows = math.ceil((len(changes) + 2) / _legend_columns(panels))
     figure = new_figure(6 * panels, height + 0.6 + 0.22 * legend_rows)
     columns = figure.subplots(1, panels, sharex=True, squeeze=False)[0]
-    scale = scale_of([each.value for change in changes.values() for each in change.languages.values()])
+    columns[0].set_xscale(**scale_of([each.value for change in changes.values() for each in change.languages.values()]))
     for panel, axes in enumerate(columns):
         shown = languages[panel * rows : (panel + 1) * rows]
         _draw(axes, changes, comparison.unseen, shown)
         label_rows(axes.yaxis, shown, height)
-        axes.set(ylim=(rows - 0.5, -0.5), xscale=scale)
+        axes.set_ylim(rows - 0.5, -0.5)
         axes.set_xlabel("increase of log-perplexity over dense (nats per token)", fontsize=LABEL_SIZE + 1)
+        axes.tick_params(axis="x", which="both", labelsize=LABEL_SIZE)
     _legend(figure, comparison, panels)
     return figure
 

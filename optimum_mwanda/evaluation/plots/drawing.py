@@ -3,6 +3,7 @@
 import io
 import math
 import os
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,8 +89,9 @@ def error_lengths(estimates: Sequence[Estimate]) -> list[list[float]]:
 
 
 def shorten(label: str, most: int = 24) -> str:
-    """A label that leaves room for the picture."""
-    return label if len(label) <= most else label[: most - 1] + "…"
+    """A label that leaves room for the picture; names of variants differ at their ends, so the middle goes."""
+    end = (most - 1) // 2
+    return label if len(label) <= most else f"{label[: most - 1 - end]}…{label[-end:]}"
 
 
 def rows_height(rows: int, row: float = ROW) -> float:
@@ -115,9 +117,20 @@ def label_rows(axis: "Axis", labels: Sequence[str], inches: float) -> None:
         axis.set_label_text(f"every {_ordinal(step)} of {len(labels)} is labelled")
 
 
-def scale_of(values: Sequence[float]) -> str:
-    """Scale on which increases can be told apart: logarithmic where they are all positive and far apart."""
-    return "log" if min(values) > 0 and max(values) > 20 * min(values) else "linear"
+def scale_of(values: Sequence[float]) -> dict[str, Any]:
+    """Scale on which increases can be told apart, as arguments of `set_xscale` and `set_yscale`.
+
+    It is logarithmic where they are all positive and differ more than twentyfold. Where others are not, but one is more
+    than twenty times the median size, it is linear around zero and logarithmic beyond.
+    """
+    if min(values) > 0:
+        return {"value": "log" if max(values) > 20 * min(values) else "linear"}
+    sizes = [abs(value) for value in values if value]
+    typical = statistics.median(sizes) if sizes else 1.0
+    if max(sizes, default=0.0) <= 20 * typical:
+        return {"value": "linear"}
+    # Ticks beyond zero stand at powers of ten: the first at the end of the linear part does not touch that of zero.
+    return {"value": "symlog", "linthresh": 10.0 ** math.floor(math.log10(typical))}
 
 
 def _ordinal(number: int) -> str:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from .blocks import label_blocks
 from .drawing import COLORS, new_figure, save_figure
 
 if TYPE_CHECKING:
@@ -20,8 +21,6 @@ def block_sparsity_figure(record: Mapping[str, Any]) -> "Figure":
         ImportError: If matplotlib is not installed.
     """
     figure = new_figure(8, 3.2)
-    from matplotlib.ticker import MaxNLocator
-
     shares = [100 * share for share in record["blocks"]["sparsity"]]
     everything = 100 * record["achieved_sparsity"]
     axes = figure.subplots()
@@ -29,10 +28,8 @@ def block_sparsity_figure(record: Mapping[str, Any]) -> "Figure":
     axes.axhline(everything, color=COLORS[1], linewidth=1, linestyle="--", label=f"all blocks: {everything:.1f} %")
     # Few blocks shall not fill the width with two slabs.
     room = max(0.0, (8 - len(shares)) / 2)
-    axes.set(xlabel="block", ylabel="zeros (%)", ylim=(0, 100), xlim=(-0.6 - room, len(shares) - 0.4 + room))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if room:
-        axes.set_xticks(range(len(shares)))
+    axes.set(ylabel="zeros (%)", ylim=(0, 100), xlim=(-0.6 - room, len(shares) - 0.4 + room))
+    label_blocks(axes, record["blocks"]["names"])
     figure.legend(loc="outside upper right", frameon=False)
     return figure
 

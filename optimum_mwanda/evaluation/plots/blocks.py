@@ -1,0 +1,38 @@
+"""An axis whose positions are the blocks of a model."""
+
+import itertools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from .drawing import shorten
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_MOST_TICKS = 12
+
+
+def label_blocks(axes: "Axes", names: Sequence[str]) -> None:
+    """Numbers the blocks at the positions 0, 1, … of the horizontal axis as the model does.
+
+    The axis says which lists of modules the numbers belong to. Where there are several, as in an encoder-decoder, a
+    line parts one from the next, and each shows the number that it begins with.
+
+    Args:
+        axes: Where the blocks are drawn.
+        names: Module paths in the order of the positions, such as `model.layers.3`: the last part is the number.
+    """
+    lists, numbers = zip(*(name.rpartition(".")[::2] for name in names), strict=True)
+    starts = [at for at in range(len(names)) if at == 0 or lists[at] != lists[at - 1]]
+    steps = (digit * 10**power for power in itertools.count() for digit in (1, 2, 5))
+    step = next(each for each in steps if len(names) <= each * _MOST_TICKS)
+    room = step // 2  # between the last number of a list and the first of the next
+    ticks = [
+        at
+        for start, end in itertools.pairwise([*starts, len(names) + room])
+        for at in range(start, max(start + 1, end - room), step)
+    ]
+    axes.set_xticks(ticks, [numbers[at] for at in ticks], parse_math=False)
+    axes.set_xlabel(shorten(f"block of {' | '.join(lists[at] for at in starts)}", 80), parse_math=False)
+    for start in starts[1:]:
+        axes.axvline(start - 0.5, color="#444444", linewidth=1)
