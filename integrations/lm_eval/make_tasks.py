@@ -3,6 +3,7 @@
 import argparse
 
 from optimum_mwanda.commands.data import add_dataset_options, open_dataset
+from optimum_mwanda.commands.errors import CommandError, one_line
 from optimum_mwanda.evaluation.harness_tasks import write_language_tasks, write_xcopa_tasks, write_xwinograd_tasks
 
 
@@ -31,24 +32,31 @@ def main() -> None:
         command.add_argument("--output", required=True, metavar="FOLDER", help="folder for --include_path")
     args = parser.parse_args()
 
-    if args.command == "xcopa":
-        names = write_xcopa_tasks(args.folder, args.output)
-    elif args.command == "xwinograd":
-        names = write_xwinograd_tasks(args.folder, args.output)
-    else:
-        with open_dataset(args.dataset, args.dataset_config, args.split, args.streaming) as dataset:
-            names = write_language_tasks(
-                dataset,
-                args.output,
-                group=args.group,
-                languages=args.languages,
-                language_column=args.language_column,
-                text_column=args.text_column,
-                documents_per_language=args.documents,
-                characters_per_document=args.characters,
-                seed=args.seed,
-            )
+    try:
+        names = write_tasks(args)
+    except (CommandError, ImportError, OSError, TypeError, ValueError) as error:
+        parser.exit(2, f"{parser.prog}: error: {one_line(error)}\n")
     print(f"Wrote {names[0]}: {', '.join(names[1:])}.")
+
+
+def write_tasks(args: argparse.Namespace) -> list[str]:
+    """Writes what the user asked for; gives the name of the group, then those of its tasks."""
+    if args.command == "xcopa":
+        return write_xcopa_tasks(args.folder, args.output)
+    if args.command == "xwinograd":
+        return write_xwinograd_tasks(args.folder, args.output)
+    with open_dataset(args.dataset, args.dataset_config, args.split, args.streaming) as dataset:
+        return write_language_tasks(
+            dataset,
+            args.output,
+            group=args.group,
+            languages=args.languages,
+            language_column=args.language_column,
+            text_column=args.text_column,
+            documents_per_language=args.documents,
+            characters_per_document=args.characters,
+            seed=args.seed,
+        )
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from .base import Result, Subcommand, add_common_options
 from .checkpoint import (
     EVALUATION_NAME,
     HARNESS_NAME,
+    check_harness,
     own_harness,
     own_report,
     read_harness,
@@ -63,10 +64,13 @@ class CardCommand(Subcommand):
             from ..evaluation.tables import to_json
 
             known = repositories_on_card(folder / CARD_NAME)
+            repo_id = args.repo_id or known.get("repo_id")
+            if args.harness is not None and harness is not None:
+                check_harness(harness, folder, repo_id, self.warn)
             path = save_card(
                 folder,
                 folder,
-                repo_id=args.repo_id or known.get("repo_id"),
+                repo_id=repo_id,
                 report=report,
                 harness=harness,
                 base_model=args.base_model or known.get("base_model"),

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import DataError, ModelError, errors_as, one_line
+from .errors import DataError, ModelError, UsageError, errors_as, one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -103,6 +103,37 @@ def read_harness(dense: str, pruned: str) -> "HarnessComparison":
 
     with errors_as(DataError, OSError, ValueError):
         return HarnessComparison(HarnessReport.from_files(dense), {"pruned": HarnessReport.from_files(pruned)})
+
+
+def check_harness(harness: "HarnessComparison", folder: Path, repo_id: str | None, warn: Callable[[str], None]) -> None:
+    """Checks that results of lm-evaluation-harness are of the model in a folder and of another one, its dense original.
+
+    The harness knows models by a path, of which nothing may be left, or by the name of a repository. A path that leads
+    to a folder has to lead to this one; of other names the last part has to be that of the folder or the repository.
+
+    Args:
+        harness: The results, of one pruned model.
+        folder: Where that model lies.
+        repo_id: The repository that it goes to.
+        warn: Told if the results of the pruned model seem to be of another one.
+
+    Raises:
+        UsageError: If the results of the dense model are of the one in the folder.
+    """
+    (pruned,) = harness.pruned.values()
+    here = folder.resolve()
+    if Path(harness.dense.model).resolve() == here:
+        raise UsageError(
+            f"--harness: the first results are of {harness.dense.model!r}, which is the model of the card: give those "
+            "of the dense model first and those of this one second."
+        )
+    place, names = Path(pruned.model), {here.name, Path(repo_id or "").name}
+    is_ours = place.resolve() == here if place.is_dir() else place.name in names
+    if not is_ours:
+        warn(
+            f"--harness: the second results are of {pruned.model!r}, and the card shows them as those of {folder}: if "
+            "they are of another model, write the card again with the right ones."
+        )
 
 
 def own_harness(folder: Path) -> "HarnessComparison | None":

@@ -41,6 +41,11 @@ def test_documents_are_limited_in_number_and_length(tmp_path: Path) -> None:
     assert len(set(other)) == 3
 
 
+def test_language_that_is_named_twice_gives_every_document_once(tmp_path: Path) -> None:
+    write_language_tasks(TEXTS, tmp_path, group="g", languages=["sw", "sw"])
+    assert sorted(documents_of(tmp_path / "g", "g_sw")) == ["dunia nzima", "habari"]
+
+
 def test_labels_of_a_dataset_become_language_codes(tmp_path: Path) -> None:
     features = Features({"lang": ClassLabel(names=["en", "sw"]), "body": Value("string")})
     dataset = Dataset.from_dict({"lang": [1, 0], "body": ["habari", "hello"]}, features=features)

@@ -209,3 +209,25 @@ def test_script_makes_tasks_of_a_file_that_the_harness_can_load(tmp_path: Path) 
         loaded["mwanda_bits_per_byte_ru"].doc_to_target(doc) for doc in loaded["mwanda_bits_per_byte_ru"].eval_docs
     ]
     assert [len(text) for text in texts] == [20, 20]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("bits-per-byte", "--dataset", "nope.jsonl"), "There is no file or folder 'nope.jsonl'"),
+        (("bits-per-byte", "--dataset", "en.txt", "--languages", "xx"), "Language 'xx' was asked for"),
+        (("bits-per-byte", "--dataset", "en.txt", "--group", "taken"), "taken is not empty"),
+        (("xwinograd", "."), "dataset.tsv"),
+    ],
+)
+def test_script_ends_with_one_line_where_the_user_erred(tmp_path: Path, words: tuple[str, ...], message: str) -> None:
+    (tmp_path / "en.txt").write_text("A line.\n")
+    (tmp_path / "tasks" / "taken").mkdir(parents=True)
+    (tmp_path / "tasks" / "taken" / "_group.yaml").touch()
+    command = [sys.executable, str(INTEGRATION / "make_tasks.py"), *words, "--output", "tasks"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("make_tasks.py: error: ")
+    assert message in line
+    assert [path.name for path in (tmp_path / "tasks").iterdir()] == ["taken"]

@@ -1,0 +1,77 @@
+"""`card --harness`: whose results they are."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ..evaluation.test_harness import TASKS, make_results
+from .conftest import Pruned, Run
+
+Cli = Callable[..., Run]
+
+
+@pytest.fixture
+def folder(pruned: Pruned, tmp_path: Path) -> Path:
+    """A pruned model without a card, the only thing in its folder."""
+    return Path(shutil.copytree(pruned.path, tmp_path / "pruned-50", ignore=shutil.ignore_patterns("README.md")))
+
+
+def results(path: Path, model: str | Path, accuracy: float = 0.6) -> Path:
+    """A results file of the harness that says which model it is of."""
+    task = TASKS["xcopa_sw"] | {"values": {"acc,none": accuracy}}
+    path.write_text(json.dumps(make_results({"xcopa_sw": task}, str(model))))
+    return path
+
+
+def test_results_that_are_swapped_are_refused(cli: Cli, folder: Path, model: Path, tmp_path: Path) -> None:
+    dense, pruned = results(tmp_path / "dense.json", model), results(tmp_path / "pruned.json", folder)
+    run = cli("card", folder, "--harness", pruned, dense)
+    assert run.code == 2
+    assert f"the first results are of '{folder}', which is the model of the card" in run.error
+    assert {"README.md", "harness.json"}.isdisjoint(path.name for path in folder.iterdir())
+    assert cli("card", folder, "--harness", dense, pruned).code == 0
+
+
+@pytest.mark.parametrize("kind", ["folder", "repository"])
+def test_results_of_another_model_are_shown_with_a_warning(
+    cli: Cli, folder: Path, model: Path, tmp_path: Path, kind: str
+) -> None:
+    dense, name = results(tmp_path / "dense.json", model), str(model) if kind == "folder" else "acme/base"
+    run = cli("card", folder, "--harness", dense, results(tmp_path / "other.json", name), "--repo-id", "me/small")
+    assert run.code == 0
+    assert f"warning: --harness: the second results are of '{name}'" in run.error
+    assert (folder / "harness.json").is_file()
+
+
+def test_folder_of_the_same_name_elsewhere_is_another_model(
+    cli: Cli, folder: Path, model: Path, tmp_path: Path
+) -> None:
+    (other := tmp_path / "other" / folder.name).mkdir(parents=True)
+    run = cli(
+        *("card", folder, "--harness"), results(tmp_path / "dense.json", model), results(tmp_path / "other.json", other)
+    )
+    assert "the second results are of" in run.error
+
+
+@pytest.mark.parametrize(
+    "name", ["{folder}", "pruned-50", "gone/pruned-50/", "somebody/pruned-50", "me/small", "you/small"]
+)
+def test_results_of_this_model_give_no_warning(
+    cli: Cli, folder: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """As a path, here or where the harness ran, and as a repository, in whatever namespace."""
+    monkeypatch.chdir(tmp_path)
+    dense = results(tmp_path / "dense.json", model)
+    pruned = results(tmp_path / "pruned.json", name.format(folder=folder), accuracy=0.5)
+    run = cli("card", folder.name, "--harness", dense, pruned, "--repo-id", "me/small")
+    assert (run.code, run.err) == (0, "")
+    assert "-0.1000" in (folder / "README.md").read_text()
+
+
+def test_repository_that_an_earlier_card_names_is_known(cli: Cli, folder: Path, model: Path, tmp_path: Path) -> None:
+    assert cli("card", folder, "--repo-id", "me/small").code == 0
+    dense, pruned = results(tmp_path / "dense.json", model), results(tmp_path / "pruned.json", "me/small")
+    assert cli("card", folder, "--harness", dense, pruned).err == ""
