@@ -124,15 +124,15 @@ def check_harness(harness: "HarnessComparison", folder: Path, repo_id: str | Non
     here = folder.resolve()
     if Path(harness.dense.model).resolve() == here:
         raise UsageError(
-            f"--harness: the first results are of {harness.dense.model!r}, which is the model of the card: give those "
-            "of the dense model first and those of this one second."
+            f"--harness: the first results are of {harness.dense.model!r}, which is the pruned model: give those of "
+            "the dense model first and those of this one second."
         )
     place, names = Path(pruned.model), {here.name, Path(repo_id or "").name}
     is_ours = place.resolve() == here if place.is_dir() else place.name in names
     if not is_ours:
         warn(
-            f"--harness: the second results are of {pruned.model!r}, and the card shows them as those of {folder}: if "
-            "they are of another model, write the card again with the right ones."
+            f"--harness: the second results are of {pruned.model!r}, and are shown as those of {folder}: if they "
+            "are of another model, do it again with the right ones."
         )
 
 

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .base import Result, Subcommand, add_common_options
+from .checkpoint import check_harness, read_harness
 from .data import add_dataset_options, open_dataset
 from .errors import DataError, UsageError, errors_as, one_line
 from .models import add_model_options, check_measurable, load_config, load_model, load_tokenizer, pruning_errors
 from .output import add_overwrite, check_distinct, check_file, whole_file, write_text
 
 if TYPE_CHECKING:
+    from ..evaluation.harness_comparison import HarnessComparison
     from ..evaluation.report import PerplexityComparison, PerplexityReport
 
 
@@ -50,6 +52,13 @@ class EvaluateCommand(Subcommand):
         )
         parser.add_argument(
             "--report", metavar="FILE", help="HTML page to write, with sortable tables and pictures (default: none)"
+        )
+        parser.add_argument(
+            "--harness",
+            nargs=2,
+            metavar=("DENSE", "PRUNED"),
+            help="Results of lm-evaluation-harness to show on the page: the results_*.json, or the folder with them, "
+            "of the dense and of this model (default: none)",
         )
         add_overwrite(parser)
         add_dataset_options(parser, required=True, purpose="Held-out text")
@@ -102,6 +111,7 @@ class EvaluateCommand(Subcommand):
         target = None if args.output is None else check_file(args.output, args.overwrite)
         page = None if args.report is None else check_file(args.report, args.overwrite)
         check_distinct(args, "output", "report")
+        harness = self._harness()
         for name in ("batch_size", "tokens_per_language"):
             if (value := getattr(args, name)) is not None and value < 1:
                 raise UsageError(f"--{name.replace('_', '-')} {value}: give at least 1.")
@@ -127,9 +137,19 @@ class EvaluateCommand(Subcommand):
             lines.append(f"Wrote {target}.")
         if page is not None:
             with errors_as(DataError, OSError):
-                write_report(page, result, record)
+                write_report(page, result, record, harness)
             lines.append(f"Wrote {page}.")
         return Result("\n\n".join(lines), result.to_dict())
+
+    def _harness(self) -> "HarnessComparison | None":
+        args = self.args
+        if args.harness is None:
+            return None
+        if args.report is None:
+            raise UsageError("--harness shows benchmarks on an HTML page: name it with --report.")
+        harness = read_harness(*args.harness)
+        check_harness(harness, Path(args.model), args.model, self.warn)
+        return harness
 
     def _options(self, dense: "PerplexityReport | None") -> dict[str, Any]:
         """Arguments of `evaluate_languages`; what the flags leave open is as in the report of the dense model."""
@@ -209,7 +229,10 @@ def in_format_of(path: Path, result: "PerplexityReport | PerplexityComparison") 
 
 
 def write_report(
-    path: Path, result: "PerplexityReport | PerplexityComparison", record: Mapping[str, Any] | None
+    path: Path,
+    result: "PerplexityReport | PerplexityComparison",
+    record: Mapping[str, Any] | None,
+    harness: "HarnessComparison | None" = None,
 ) -> None:
     """Writes the HTML page as a whole or not at all; the sparsity record of the pruned model adds its blocks.
 
@@ -219,7 +242,7 @@ def write_report(
     from ..evaluation.html import write_html_report
 
     with whole_file(path) as partial:
-        write_html_report(partial, result, record)
+        write_html_report(partial, result, record, harness=harness)
 
 
 def measure(model: Any, tokenizer: Any, dataset: Any, **options: Any) -> "PerplexityReport":

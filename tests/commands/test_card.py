@@ -1,4 +1,4 @@
-"""`card --harness`: whose results they are."""
+"""`--harness` of `card` and `evaluate`: whose results they are."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ def test_results_that_are_swapped_are_refused(cli: Cli, folder: Path, model: Pat
     dense, pruned = results(tmp_path / "dense.json", model), results(tmp_path / "pruned.json", folder)
     run = cli("card", folder, "--harness", pruned, dense)
     assert run.code == 2
-    assert f"the first results are of '{folder}', which is the model of the card" in run.error
+    assert f"the first results are of '{folder}', which is the pruned model" in run.error
     assert {"README.md", "harness.json"}.isdisjoint(path.name for path in folder.iterdir())
     assert cli("card", folder, "--harness", dense, pruned).code == 0
 
@@ -75,3 +75,14 @@ def test_repository_that_an_earlier_card_names_is_known(cli: Cli, folder: Path, 
     assert cli("card", folder, "--repo-id", "me/small").code == 0
     dense, pruned = results(tmp_path / "dense.json", model), results(tmp_path / "pruned.json", "me/small")
     assert cli("card", folder, "--harness", dense, pruned).err == ""
+
+
+def test_page_of_an_evaluation_shows_them(cli: Cli, folder: Path, model: Path, data: Path, tmp_path: Path) -> None:
+    dense, pruned = results(tmp_path / "dense.json", model), results(tmp_path / "pruned.json", folder, accuracy=0.55)
+    words = ("evaluate", folder, "--dataset", data, "--sequence-length", "16", "--quiet", "--harness")
+    run = cli(*words, dense, pruned, "--report", tmp_path / "page.html")
+    assert run.code == 0, run.err
+    assert ">xcopa" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert cli(*words, dense, pruned).code == 2
+    assert cli(*words, pruned, dense, "--report", tmp_path / "swapped.html").code == 2
+    assert not (tmp_path / "swapped.html").exists()
