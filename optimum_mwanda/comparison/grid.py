@@ -103,6 +103,13 @@ BASELINES: dict[str, dict[str, Any]] = {
 }
 BEST: dict[str, dict[str, Any]] = {
     "m-wanda on wanda": {"base": "wanda", "group": "row"},
+    "m-wanda on wanda, tuned": {
+        "base": "wanda",
+        "group": "row",
+        "allocation": "owl",
+        "allocation_strength": 0.06,
+        "owl_multiplier": 16.0,
+    },
     "m-wanda on wanda + swap": {"base": "wanda", "group": "row", "refinement": "swap"},
     "defaults": {},
     "defaults + swap": {"refinement": "swap"},
@@ -110,8 +117,8 @@ BEST: dict[str, dict[str, Any]] = {
     "alps": {"criterion": "alps", "allocation": "uniform"},
     "alps + owl": {"criterion": "alps", "allocation": "owl"},
 }
-"""What `MWandaConfig()` does, on either base, and what refinement and weight updates make of it. N:M patterns fix the
-allocation: there `+ owl` is left out."""
+"""What `MWandaConfig()` does, on either base, and what refinement and weight updates make of it; `tuned` has the OWL
+that is best on Wanda's score by `--tune`. N:M patterns fix the allocation: there this one and `+ owl` are left out."""
 
 PRESETS: dict[str, Preset] = {
     "quick": Preset({**BASES, "defaults": {}}),
