@@ -86,7 +86,8 @@ class MWandaConfig:
     batch_size: int = _setting(8, "Calibration chunks per forward pass.")
     refinement: str = _setting(
         "none",
-        "'swap' exchanges pruned and kept weights of a row as long as that lowers the error of the layer.",
+        "'swap' exchanges pruned and kept weights of a row as long as that lowers an estimate of the layer's error "
+        "that trusts the calibration text less (refinement_shrinkage, refinement_ridge); the plain error may rise.",
     )
     refinement_shrinkage: float = _setting(
         0.3, "Share by which refinement weakens correlations between channels, against overfitting to the languages."

@@ -10,7 +10,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .refinement import median_energy
+
 Select = Callable[[Tensor], Tensor]
+SelectPart = Callable[[Tensor, int], Tensor]
 
 
 def reconstruct(
@@ -28,10 +31,12 @@ def reconstruct(
     Each row solves `(H + δI)_SS w_S = (B + δW)_S` on its support `S`, with `B = W H` and `δ = λ · median(diag H)`:
     damping pulls towards the dense weights, most of all where the calibrated languages say little. A channel that is
     never active is not damped and keeps its weights. All rows are solved at once by conjugate gradients,
-    preconditioned with the diagonal, at one matrix product per iteration.
+    preconditioned with the diagonal, at one matrix product per iteration. What is solved for is `W' − W`, as a
+    difference of outputs would drown in the rounding of the largest channel.
 
     The solution lowers the layer error without damping too, as the masked weights are the nearest to the dense ones
-    that the mask allows. Should rounding spoil that in a row, the row keeps its masked weights.
+    that the mask allows. A row in which the values as they are stored do not, or by no more than rounding may pretend,
+    keeps its masked weights.
 
     Args:
         weight: `W`, shape `(out, in)`.
@@ -48,27 +53,25 @@ def reconstruct(
     Raises:
         FloatingPointError: If the Gram matrix or the weights are not finite.
     """
+    _check_finite(gram, weight)
     dense = weight.to(gram.dtype)
-    wanted = dense @ gram
-    _check_finite(gram, wanted)
-    masked = dense.masked_fill(pruned, 0)
-    ridge = _ridge(gram, damping)
-    damped = gram + torch.diag(ridge)
-    solution = masked if start is None else start.to(gram.dtype).masked_fill(pruned, 0)
-    solution = _conjugate_gradients(damped, wanted + ridge * dense, solution, pruned, iterations, tolerance)
-    solution = solution.to(weight.dtype).to(gram.dtype)  # judged as it will be stored
-    change = solution - masked
-    gained = (change * (change @ gram + 2 * (masked @ gram - wanted))).sum(1, keepdim=True)
-    return torch.where(gained < 0, solution, masked).to(weight.dtype)
+    lost = torch.where(pruned, -dense, 0.0)
+    offset = lost
+    if start is not None:
+        offset = torch.where(pruned | (gram.diagonal() <= 0), lost, start.to(gram.dtype) - dense)
+    damped = gram + torch.diag(_ridge(gram, damping))
+    offset = _conjugate_gradients(damped, offset, pruned, iterations, tolerance)
+    masked = weight.masked_fill(pruned, 0)
+    update = (weight + offset).masked_fill(pruned, 0).to(weight.dtype)
+    wide = torch.promote_types(weight.dtype, gram.dtype)
+    change = (update.to(wide) - masked).to(gram.dtype)
+    return torch.where(_lowers_error(change, lost, gram), update, masked)
 
 
-def _conjugate_gradients(
-    gram: Tensor, target: Tensor, start: Tensor, pruned: Tensor, iterations: int, tolerance: float
-) -> Tensor:
-    """Minimises `w H wᵀ / 2 − w b` for every row on its support; each step lowers it."""
-    solution = start
+def _conjugate_gradients(gram: Tensor, offset: Tensor, pruned: Tensor, iterations: int, tolerance: float) -> Tensor:
+    """Minimises `o H oᵀ` for every row over the entries of `o` that are not pruned; each step lowers it."""
     inverse = torch.where(gram.diagonal() > 0, 1 / gram.diagonal(), 0.0)
-    residual = (target - solution @ gram).masked_fill_(pruned, 0)
+    residual = -(offset @ gram).masked_fill_(pruned, 0)
     direction = residual * inverse
     size = (residual * direction).sum(1, keepdim=True)
     enough = tolerance * size
@@ -79,12 +82,28 @@ def _conjugate_gradients(
         image = (direction @ gram).masked_fill_(pruned, 0)
         curvature = (direction * image).sum(1, keepdim=True)
         step = torch.where(active & (curvature > 0), size / curvature, 0.0)
-        solution = solution + step * direction
+        offset = offset + step * direction
         residual = residual - step * image
         scaled = residual * inverse
         before, size = size, (residual * scaled).sum(1, keepdim=True)
         direction = scaled + torch.where(active, size / before, 0.0) * direction
-    return solution
+    return offset
+
+
+def _lowers_error(change: Tensor, lost: Tensor, gram: Tensor) -> Tensor:
+    """Whether `(c + l) H (c + l)ᵀ < l H lᵀ` for the change `c` and the loss `l` of each row, whatever the rounding.
+
+    The difference is `c H (c + 2l)ᵀ`, and as `|H_jk| ≤ √(H_jj H_kk)` its terms add up to no more than the product
+    below. Of that, rounding was measured at half an epsilon at most, from 64 to 12,288 channels.
+
+    Returns:
+        Boolean, shape `(out, 1)`; False where a change is not finite.
+    """
+    across = change + 2 * lost
+    gained = (change * (across @ gram)).sum(1, keepdim=True)
+    norm = gram.diagonal().clamp_min(0).sqrt()[:, None]
+    terms = (change.abs() @ norm) * (across.abs() @ norm)
+    return gained < -2 * torch.finfo(gram.dtype).eps * terms
 
 
 def admm(
@@ -147,7 +166,7 @@ def admm(
 def sparsegpt(
     weight: Tensor,
     gram: Tensor,
-    select: Select,
+    select: SelectPart,
     *,
     every: int | None = None,
     block_size: int = 128,
@@ -161,7 +180,7 @@ def sparsegpt(
     Args:
         weight: `W`, shape `(out, in)`.
         gram: `H`, shape `(in, in)`.
-        select: Gives the mask for scores of shape `(out, columns)`.
+        select: Gives the mask for scores of shape `(out, columns)`, the first of which is the given column of `W`.
         every: Columns for which `select` is asked at once, when the sweep reaches them: M for an N:M pattern. None:
             those of a block.
         block_size: Columns of a block, lowered to a multiple of `every`.
@@ -186,7 +205,7 @@ def sparsegpt(
         for column in range(block.start, block.stop):
             if (column - start) % every == 0:
                 ahead = slice(column, min(column + every, block.stop))
-                pruned[:, ahead] = select((free[:, ahead] / upper.diagonal()[ahead]).square())
+                pruned[:, ahead] = select((free[:, ahead] / upper.diagonal()[ahead]).square(), column)
             gone = pruned[:, column]
             error = torch.where(gone, free[:, column], 0.0) / upper[column, column]
             free[:, column : block.stop] -= torch.outer(error, upper[column, column : block.stop])
@@ -196,13 +215,8 @@ def sparsegpt(
 
 
 def _ridge(gram: Tensor, damping: float) -> Tensor:
-    """`δ = λ · median(diag H)` for every channel that is ever active, 0 for the others; shape `(in,)`.
-
-    The median, as a few channels of huge activations would lift the mean, and with it the damping, above all others.
-    """
-    diagonal = gram.diagonal()
-    active = diagonal > 0
-    return torch.where(active, damping * diagonal[active].median(), 0.0) if active.any() else diagonal
+    """`δ = λ · median(diag H)` for every channel that is ever active, 0 for the others; shape `(in,)`."""
+    return torch.where(gram.diagonal() > 0, damping * median_energy(gram), 0.0)
 
 
 def _inverse_factor(gram: Tensor, damping: float) -> Tensor:

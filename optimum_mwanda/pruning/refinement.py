@@ -61,15 +61,26 @@ def shrink_gram(gram: Tensor, shrinkage: float, ridge: float) -> Tensor:
     Args:
         gram: `G`, shape `(in, in)`.
         shrinkage: `γ`, in [0, 1].
-        ridge: `δ`; of the median, as the mean may be that of a few channels of huge activations.
+        ridge: `δ`, a multiple of the median over the channels that are ever active.
 
     Returns:
         Shape `(in, in)`, positive semidefinite if `gram` is.
     """
     diagonal = gram.diagonal()
     shrunk = (1 - shrinkage) * gram
-    shrunk.diagonal().copy_(diagonal + ridge * diagonal.median())
+    shrunk.diagonal().copy_(diagonal + ridge * median_energy(gram))
     return shrunk
+
+
+def median_energy(gram: Tensor) -> Tensor:
+    """Median of the diagonal of a Gram matrix over the channels that are ever active, 0 if none is; a scalar.
+
+    The median, as the mean may be that of a few channels of huge activations; of active channels, as it would be 0
+    where most are dead.
+    """
+    diagonal = gram.diagonal()
+    active = diagonal[diagonal > 0]
+    return active.median() if len(active) else diagonal.new_zeros(())
 
 
 def _refine_rows(

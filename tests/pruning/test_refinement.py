@@ -147,6 +147,25 @@ def test_shrinking_weakens_correlations_and_lifts_every_channel() -> None:
     assert torch.equal(shrink_gram(gram, 0.0, 0.0), gram)
 
 
+def test_most_channels_may_be_dead_and_every_one_is_lifted() -> None:
+    gram = torch.zeros(7, 7)
+    gram[2, 2], gram[5, 5], gram[2, 5], gram[5, 2] = 4.0, 6.0, 1.0, 1.0
+    # of the two that are active the lower is the median: 0.5 times 4 is added to all
+    assert shrink_gram(gram, 0.0, 0.5).diagonal().tolist() == [2, 2, 6, 2, 2, 8, 2]
+    assert torch.equal(shrink_gram(torch.zeros(3, 3), 0.3, 2.0), torch.zeros(3, 3))
+
+
+@given(layers(), st.integers(1, 20), st.floats(0, 1), st.floats(0, 10))
+@settings(max_examples=40)
+def test_dead_channels_change_nothing_for_the_others(layer: Layer, dead: int, shrinkage: float, ridge: float) -> None:
+    _, _, gram = layer
+    width = len(gram)
+    padded = torch.nn.functional.pad(gram, (0, dead, 0, dead))
+    expected, found = (shrink_gram(g, shrinkage, ridge) for g in (gram, padded))
+    assert torch.equal(found[:width, :width], expected)
+    assert (found.diagonal()[width:] == ridge * gram.diagonal().median()).all()
+
+
 @given(layers(), st.floats(0, 1), st.floats(0, 10))
 @settings(max_examples=40)
 def test_a_shrunk_gram_is_no_less_positive(layer: Layer, shrinkage: float, ridge: float) -> None:

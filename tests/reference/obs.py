@@ -1,5 +1,7 @@
 """Slow reference for `optimum_mwanda.pruning.reconstruction`: textbook formulas, row by row, in float64."""
 
+from fractions import Fraction
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -10,6 +12,13 @@ def layer_error(weight: Array, update: Array, activations: Array) -> list[float]
     """Squared difference of the outputs, per output row."""
     difference = activations @ (weight - update).T
     return [float(sum(value**2 for value in column)) for column in difference.T]
+
+
+def exact_errors(weight: Array, update: Array, gram: Array) -> NDArray[np.object_]:
+    """`(w − w') H (w − w')ᵀ` per output row in rational numbers: nothing is rounded."""
+    weight, update, gram = (np.vectorize(Fraction, otypes=[object])(values) for values in (weight, update, gram))
+    difference = weight - update
+    return ((difference @ gram) * difference).sum(1)
 
 
 def ridge(activations: Array, damping: float) -> float:
