@@ -20,6 +20,7 @@ from ..evaluation.harness_comparison import HarnessComparison
 from ..evaluation.report import PerplexityComparison
 from ..evaluation.tables import to_json
 from .card import CARD_NAME, DEGRADATION_PLOT, SPARSITY_PLOT, describe, write_card
+from .card_update import BEGIN
 
 EVALUATION_NAME = "evaluation.json"
 HARNESS_NAME = "harness.json"
@@ -51,7 +52,7 @@ def push_to_hub(
 
     Everything is saved into a temporary folder first. A card in the repository keeps all but its own section. Of an
     earlier push, weight files that this one does not replace are deleted, because they could be loaded in its place,
-    and so are evaluations and pictures, which are about other weights.
+    and, where the card is one of ours, so are evaluations and pictures, which are about other weights.
 
     Args:
         model: The pruned model.
@@ -88,14 +89,16 @@ def push_to_hub(
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         info = api.model_info(repo_id, revision=revision)
         files = [sibling.rfilename for sibling in info.siblings or []]
+        has_our_card = False
         if CARD_NAME in files:
             card = api.hf_hub_download(repo_id, CARD_NAME, revision=info.sha)
             (folder / CARD_NAME).write_bytes(Path(card).read_bytes())
+            has_our_card = BEGIN in (folder / CARD_NAME).read_text(encoding="utf-8-sig")
         write_card(dataclasses.replace(content, repo_id=repo_id, compressed=compressed), folder)
         # upload_folder would split a large folder into several commits.
         return api.create_commit(
             repo_id,
-            operations=_operations(folder, files),
+            operations=_operations(folder, files, has_our_card),
             commit_message=commit_message or "Upload pruned model",
             commit_description=commit_description,
             revision=revision,
@@ -135,10 +138,11 @@ def _save(
             (folder / name).write_text(to_json(evaluation.to_dict()), encoding="utf-8")
 
 
-def _operations(folder: Path, remote: list[str]) -> list[CommitOperationAdd | CommitOperationDelete]:
+def _operations(folder: Path, remote: list[str], is_ours: bool) -> list[CommitOperationAdd | CommitOperationDelete]:
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     local = {path.relative_to(folder).as_posix(): path for path in paths}
-    stale = [name for name in remote if name not in local and (_WEIGHTS.fullmatch(name) or name in _ABOUT_WEIGHTS)]
+    replaced = [name for name in remote if _WEIGHTS.fullmatch(name) or (is_ours and name in _ABOUT_WEIGHTS)]
+    stale = [name for name in replaced if name not in local]
     return [
         *(CommitOperationAdd(name, path) for name, path in local.items()),
         *(CommitOperationDelete(name) for name in stale),

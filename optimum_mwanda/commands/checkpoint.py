@@ -110,6 +110,7 @@ def check_harness(harness: "HarnessComparison", folder: Path, repo_id: str | Non
 
     The harness knows models by a path, of which nothing may be left, or by the name of a repository. A path that leads
     to a folder has to lead to this one; of other names the last part has to be that of the folder or the repository.
+    Where both models go by such a name, it says nothing.
 
     Args:
         harness: The results, of one pruned model.
@@ -118,22 +119,26 @@ def check_harness(harness: "HarnessComparison", folder: Path, repo_id: str | Non
         warn: Told if the results of the pruned model seem to be of another one.
 
     Raises:
-        UsageError: If the results of the dense model are of the one in the folder.
+        UsageError: If the results of the dense model seem to be of the one in the folder, and the others do not.
     """
     (pruned,) = harness.pruned.values()
     here = folder.resolve()
-    if Path(harness.dense.model).resolve() == here:
+    names = {here.name, Path(repo_id or "").name}
+
+    def is_ours(model: str) -> bool:
+        return Path(model).resolve() == here if Path(model).is_dir() else Path(model).name in names
+
+    if is_ours(pruned.model):
+        return
+    if is_ours(harness.dense.model):
         raise UsageError(
             f"--harness: the first results are of {harness.dense.model!r}, which is the pruned model: give those of "
             "the dense model first and those of this one second."
         )
-    place, names = Path(pruned.model), {here.name, Path(repo_id or "").name}
-    is_ours = place.resolve() == here if place.is_dir() else place.name in names
-    if not is_ours:
-        warn(
-            f"--harness: the second results are of {pruned.model!r}, and are shown as those of {folder}: if they "
-            "are of another model, do it again with the right ones."
-        )
+    warn(
+        f"--harness: the second results are of {pruned.model!r}, and are shown as those of {folder}: if they are of "
+        "another model, do it again with the right ones."
+    )
 
 
 def own_harness(folder: Path) -> "HarnessComparison | None":

@@ -58,7 +58,7 @@ class CompareCommand(Subcommand):
         path = Path(args.results)
         if not 0 < args.confidence < 1:
             raise UsageError(f"--confidence {args.confidence}: give a number between 0 and 1.")
-        check_distinct(args, "results", "tables", "report")
+        check_distinct({"--results": args.results, "--tables": args.tables, "--report": args.report})
         results = self._read(path) if args.tables_only else self._run(path, self._plan())
         for name in (*(args.show or ()), *([] if args.baseline is None else [args.baseline])):
             if name not in results.names:

@@ -110,7 +110,7 @@ class EvaluateCommand(Subcommand):
         args = self.args
         target = None if args.output is None else check_file(args.output, args.overwrite)
         page = None if args.report is None else check_file(args.report, args.overwrite)
-        check_distinct(args, "output", "report")
+        check_distinct({"--output": args.output, "--report": args.report})
         harness = self._harness()
         for name in ("batch_size", "tokens_per_language"):
             if (value := getattr(args, name)) is not None and value < 1:
@@ -156,7 +156,8 @@ class EvaluateCommand(Subcommand):
         names = ("languages", "sequence_length", "tokens_per_language", "seed", "batch_size")
         columns = ("language_column", "text_column", "target_column")
         given = {name: value for name in (*names, *columns) if (value := getattr(self.args, name)) is not None}
-        return {**({} if dense is None else dense.evaluation), **given, "progress": not self.args.quiet}
+        known = {} if dense is None else {**dense.evaluation, "reference": dense}
+        return {**known, **given, "progress": not self.args.quiet}
 
     def _evaluate(
         self, name: str, dataset: Any, options: Mapping[str, Any], revision: str | None = None

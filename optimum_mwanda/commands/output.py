@@ -4,7 +4,7 @@ import argparse
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from .errors import UsageError
@@ -71,17 +71,19 @@ def check_file(path: str, overwrite: bool) -> Path:
     return target
 
 
-def check_distinct(args: argparse.Namespace, *names: str) -> None:
-    """Checks that no two flags name the same file, of which only what is written last would be left.
+def check_distinct(paths: Mapping[str, str | None]) -> None:
+    """Checks that no two arguments name the same file, of which only what is written last would be left.
+
+    Args:
+        paths: Argument, as the user knows it, to what was given.
 
     Raises:
         UsageError: If two do.
     """
-    flags: dict[Path, str] = {}
-    for name in names:
-        path = getattr(args, name)
-        if path is not None and (first := flags.setdefault(Path(path).resolve(), name)) != name:
-            raise UsageError(f"--{first} and --{name} both name {path}: give each a path of its own.")
+    known: dict[Path, str] = {}
+    for name, path in paths.items():
+        if path is not None and (first := known.setdefault(Path(path).resolve(), name)) != name:
+            raise UsageError(f"{first} and {name} both name {path}: give each a path of its own.")
 
 
 def write_text(target: Path, text: str) -> None:

@@ -76,7 +76,7 @@ class SearchCommand(Subcommand):
         """Searches, and writes what is asked for."""
         args = self.args
         target = None if args.trials is None else check_file(args.trials, args.overwrite)
-        check_distinct(args, "output", "trials")
+        check_distinct({"OUT": args.output, "--trials": args.trials})
         search, record = self._search_and_write(self._space())
         parts = [search.to_markdown()]
         if record is not None:

@@ -128,6 +128,11 @@ def _read_matching(path: Path, dense_key: str, languages: tuple[str, ...]) -> Re
     results = read_results(path)
     if results is None:
         return None
+    if any(score.digest is None for score in results.dense.report.scores.values()):
+        raise ValueError(
+            f"{path} was written by an earlier version, and nothing can be added to its results: show them with "
+            "--tables-only, and name another file for new ones."
+        )
     if results.dense.key != dense_key:
         raise ValueError(
             f"{path} holds results on another model, another held-out text or tokenizer, windows of another length, or "
@@ -164,7 +169,9 @@ def _missing(
             for condition, name, run in runs:
                 read = {language: texts[language] for language in condition.languages}
                 key = digest({"config": run.to_dict(), "calibration": read, "dense": dense_key})
-                if key not in known:
+                if key in known:
+                    known[key] = known.pop(key)  # of several settings of a name the last in the order count
+                else:
                     yield _Run(key, name, run, condition, statistics)
 
 

@@ -2,14 +2,14 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from ..evaluation.bootstrap import Estimate
 from ..evaluation.report import PerplexityComparison, PerplexityReport
 from ..evaluation.scores import LanguageScore, Windows
 from .intervals import mean_interval
-from .results import Results, RunResult
+from .results import Results, RunResult, digest
 
 FIGURES = ("mean", "seen", "unseen", "worst")
 LEFT_OUT = " (left out)"
@@ -96,32 +96,27 @@ class Section:
 def make_sections(results: Results, confidence: float = 0.95) -> list[Section]:
     """Groups runs by calibration, then by sparsity or pattern.
 
-    Where the settings behind a name were changed between the runs of a file, those with the settings of its last run
-    count. A seed counts for a method once all its folds are finished.
+    Where the settings behind a name were changed between the runs of a file, its last ones count, if a seed is finished
+    with them. A seed is finished once all its folds are.
 
     Returns:
         The sections: calibrations in the order in which they first appear, of each the sparsities from low to high and
         then the patterns. Those with nothing finished are left out.
     """
-    groups: dict[tuple[str, str], dict[tuple[str, int, tuple[int, int] | None], RunResult]] = {}
-    last = {(run.condition, run.point, run.name): run for run in results.runs.values()}
+    groups: dict[tuple[str, str], list[RunResult]] = {}
     for run in results.runs.values():
-        if _settings(run) == _settings(last[run.condition, run.point, run.name]):
-            groups.setdefault((run.condition, run.point), {})[run.name, run.seed, run.fold] = run
+        groups.setdefault((run.condition, run.point), []).append(run)
     conditions = list(dict.fromkeys(condition for condition, _ in groups))
 
     def place(group: list[RunResult]) -> tuple[int, float, str]:
         first = group[0]
         return conditions.index(first.condition), math.inf if first.sparsity is None else first.sparsity, first.point
 
-    ordered = sorted((list(runs.values()) for runs in groups.values()), key=place)
-    sections = (_section(runs[0].condition, runs[0].point, results.dense.report, runs, confidence) for runs in ordered)
+    sections = (
+        _section(runs[0].condition, runs[0].point, results.dense.report, runs, confidence)
+        for runs in sorted(groups.values(), key=place)
+    )
     return [section for section in sections if section.seeds]
-
-
-def _settings(run: RunResult) -> dict[str, Any]:
-    """What the seeds and folds of a method share."""
-    return {name: value for name, value in run.config.items() if name not in ("seed", "languages")}
 
 
 def average(reports: Sequence[PerplexityReport]) -> PerplexityReport:
@@ -148,13 +143,8 @@ def _mean(values: Iterable[float]) -> float:
 def _section(
     condition: str, point: str, dense: PerplexityReport, runs: Sequence[RunResult], confidence: float
 ) -> Section:
-    finished: dict[str, dict[int, list[RunResult]]] = {}
-    for run in runs:
-        finished.setdefault(run.name, {}).setdefault(run.seed, []).append(run)
-    for seeds in finished.values():
-        for seed, folds in list(seeds.items()):
-            if len(folds) < _count(folds[0]):
-                del seeds[seed]
+    names = dict.fromkeys(run.name for run in runs)
+    finished = {name: _finished([run for run in runs if run.name == name]) for name in names}
     roles = {
         (language, language in run.seen)
         for seeds in finished.values()
@@ -184,9 +174,22 @@ def _section(
     )
 
 
-def _count(run: RunResult) -> int:
-    """How many runs its seed has when all folds are finished."""
-    return 1 if run.fold is None else run.fold[1]
+def _finished(runs: Sequence[RunResult]) -> dict[int, list[RunResult]]:
+    """Seed to folds of a method, with the last of its settings with which a seed is finished."""
+    found: dict[str, dict[int, dict[tuple[int, int] | None, RunResult]]] = {}
+    for run in runs:
+        settings = digest({key: value for key, value in run.config.items() if key not in ("seed", "languages")})
+        found[settings] = found.pop(settings, {})  # the last ones stand at the end
+        found[settings].setdefault(run.seed, {})[run.fold] = run
+    for seeds in reversed(found.values()):
+        if whole := {seed: list(folds.values()) for seed, folds in seeds.items() if _is_whole(folds)}:
+            return whole
+    return {}
+
+
+def _is_whole(folds: Collection[tuple[int, int] | None]) -> bool:
+    """Whether these are all folds of a rotation, or the one run outside one."""
+    return all(fold is None or fold[1] == len(folds) for fold in folds)
 
 
 def _over_folds(folds: Sequence[RunResult], entries: Mapping[tuple[str, bool], str]) -> PerplexityReport:

@@ -51,7 +51,7 @@ def compare(
     reports = [each for each in (dense, *named.values()) if isinstance(each, PerplexityReport)]
     if (languages := evaluation.get("languages")) is not None:
         reports = [each.select(languages) for each in reports]  # what one lacks must show before anything is measured
-    settings = {**(reports[0].evaluation if reports else {}), **evaluation}
+    settings = {**reports[0].evaluation, "reference": reports[0], **evaluation} if reports else evaluation
 
     def report(subject: Any) -> PerplexityReport:
         if isinstance(subject, PerplexityReport):

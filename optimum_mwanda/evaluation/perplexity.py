@@ -34,6 +34,7 @@ def evaluate_languages(
     tokens_per_language: int = 16384,
     batch_size: int = 8,
     seed: int = 0,
+    reference: PerplexityReport | None = None,
     progress: bool = True,
 ) -> PerplexityReport:
     """Measures negative log-likelihood, perplexity and bits per byte of held-out text in every language.
@@ -61,6 +62,7 @@ def evaluate_languages(
             to fit.
         batch_size: Windows per forward pass.
         seed: Seed of the choice of rows, where there are more than needed.
+        reference: Report to compare with later: where it is on other text, that shows before anything is measured.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -70,7 +72,7 @@ def evaluate_languages(
         TypeError: If the dataset or its columns have a type that cannot be read.
         FloatingPointError: If the model gives NaN or infinite losses; the message names the language.
         ValueError: If the model gives text no likelihood, columns or languages are missing, a language has no token to
-            predict, or ids do not fit.
+            predict, ids do not fit, or the text is not that of `reference`.
     """
     check_measurable(model)
     reading = read_held_out(
@@ -86,6 +88,8 @@ def evaluate_languages(
         batch_size=batch_size,
         seed=seed,
     )
+    if reference is not None:
+        reference.check_text(reading.digests)
     jobs = [(language, batch) for language, parts in reading.batches.items() for batch in parts]
     measured: dict[str, dict[int, Window]] = {language: {} for language in reading.batches}
     with inference_mode(model):

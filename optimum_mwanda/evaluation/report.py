@@ -48,15 +48,33 @@ class PerplexityReport:
         """The report on some of its languages.
 
         Raises:
-            ValueError: If it does not cover one of them.
+            ValueError: If it does not cover one of them, or there is none.
         """
         wanted = {languages} if isinstance(languages, str) else set(languages)
+        if not wanted:
+            raise ValueError("languages=[] names no language: give some, or leave it out.")
         if missing := wanted - self.scores.keys():
             raise ValueError(
                 f"The report of {self.model!r} covers {', '.join(self.scores)}, not {', '.join(sorted(missing))}: "
                 "evaluate these languages with that model too, or leave them out."
             )
         return dataclasses.replace(self, scores={name: each for name, each in self.scores.items() if name in wanted})
+
+    def check_text(self, digests: Mapping[str, str]) -> None:
+        """Checks that some text is what the report is on, as far as that is known.
+
+        Args:
+            digests: Language to SHA-256 of its tokens, as in `LanguageScore.digest`.
+
+        Raises:
+            ValueError: If it is another one.
+        """
+        for language, score in self.scores.items():
+            if score.digest is not None and digests.get(language) != score.digest:
+                raise ValueError(
+                    f"The report of {self.model!r} is on different text or windows in {language!r}: evaluate both "
+                    "models with the same dataset, tokenizer, sequence_length, tokens_per_language and seed."
+                )
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain JSON values, derived figures included."""

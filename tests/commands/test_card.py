@@ -86,3 +86,16 @@ def test_page_of_an_evaluation_shows_them(cli: Cli, folder: Path, model: Path, d
     assert cli(*words, dense, pruned).code == 2
     assert cli(*words, pruned, dense, "--report", tmp_path / "swapped.html").code == 2
     assert not (tmp_path / "swapped.html").exists()
+
+
+def test_names_that_are_alike_say_nothing_of_the_order(cli: Cli, folder: Path, tmp_path: Path) -> None:
+    # The harness was run with pretrained=pruned-50 in two directories.
+    dense, pruned = results(tmp_path / "dense.json", folder.name), results(tmp_path / "pruned.json", folder.name)
+    run = cli("card", folder, "--harness", dense, pruned)
+    assert (run.code, run.err) == (0, "")
+
+
+def test_swapped_results_of_repositories_are_refused(cli: Cli, folder: Path, tmp_path: Path) -> None:
+    dense, pruned = results(tmp_path / "dense.json", "acme/base"), results(tmp_path / "pruned.json", "me/small")
+    assert cli("card", folder, "--harness", pruned, dense, "--repo-id", "me/small").code == 2
+    assert cli("card", folder, "--harness", dense, pruned, "--repo-id", "me/small").code == 0

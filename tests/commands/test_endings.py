@@ -56,6 +56,7 @@ def broken_card(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], No
             4,
             "*.no",
         ),
+        (["--dataset", "DATA", "--eval-dataset", "DATA", "--report", "OUT"], 2, "OUT and --report both name"),
         (["--dataset", "DATA", "--pattern", "3:5"], 4, "does not divide"),
         (["--dataset", "DATA", "--tokenizer", "./none"], 4, "./none"),
     ],
@@ -63,7 +64,8 @@ def broken_card(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], No
 def test_exit_codes_and_one_line(
     cli: Cli, model: Path, data: Path, tmp_path: Path, words: list[str], code: int, message: str
 ) -> None:
-    run = cli("prune", model, tmp_path / "out", *(data if word == "DATA" else word for word in words), "--quiet")
+    paths = {"DATA": data, "OUT": tmp_path / "out"}
+    run = cli("prune", model, paths["OUT"], *(paths.get(word, word) for word in words), "--quiet")
     assert run.code == code, run.err
     if code:
         assert message in run.error

@@ -1,6 +1,7 @@
 """Running a comparison on a tiny model."""
 
 import copy
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from optimum_mwanda import MWandaConfig, MWandaPruner, evaluate_languages
 from optimum_mwanda.comparison.plan import ComparisonPlan
-from optimum_mwanda.comparison.results import Results, RunResult, read_results
+from optimum_mwanda.comparison.results import Results, RunResult, append, read_results
 from optimum_mwanda.comparison.runner import run_comparison
+from optimum_mwanda.comparison.summary import make_sections
 from tests.conftest import make_model, make_rows, state_of
 
 ROWS = make_rows(rows=6, length=40)
@@ -123,6 +125,25 @@ def test_results_of_something_else_are_refused(tmp_path: Path, change: dict[str,
     run(path, methods=methods)
     with pytest.raises(ValueError, match=r"name another\s+file"):
         run(path, methods=methods, **change)
+
+
+def test_settings_that_were_asked_for_last_are_shown(tmp_path: Path) -> None:
+    shown = []
+    for group in ("row", "matrix", "row"):
+        methods = {"mine": {**METHODS["magnitude"], "group": group}}
+        (section,) = make_sections(run(tmp_path / "r.jsonl", methods=methods))
+        shown.append(section.over_seeds("mine")["mean"].value)
+    assert shown[0] == shown[2] != shown[1]
+    assert len(read_results(tmp_path / "r.jsonl").runs) == 2  # type: ignore[union-attr]
+
+
+def test_results_of_an_earlier_version_are_not_added_to(tmp_path: Path) -> None:
+    results = run(tmp_path / "r.jsonl", methods={"magnitude": METHODS["magnitude"]})
+    scores = {name: dataclasses.replace(each, digest=None) for name, each in results.dense.report.scores.items()}
+    dense = dataclasses.replace(results.dense, report=dataclasses.replace(results.dense.report, scores=scores))
+    append(tmp_path / "old.jsonl", dense)
+    with pytest.raises(ValueError, match="written by an earlier version"):
+        run(tmp_path / "old.jsonl", methods={"magnitude": METHODS["magnitude"]})
 
 
 def test_results_with_another_tokenizer_are_refused(

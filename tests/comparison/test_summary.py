@@ -81,6 +81,16 @@ def test_seeds_with_other_settings_are_no_seeds_of_a_method() -> None:
     assert section.over_seeds("mine")["mean"] == pytest.approx((0.1, None, None))
 
 
+def test_unfinished_runs_with_other_settings_hide_no_finished_ones() -> None:
+    (changed,) = rotation("wanda", folds=1)
+    changed.config["batch_size"] = 1  # type: ignore[attr-defined]
+    results = make_results(*rotation("wanda"))  # type: ignore[arg-type]
+    results.runs["changed"] = changed  # type: ignore[assignment]
+    (section,) = make_sections(results)
+    assert (list(section.seeds), section.unfinished) == (["wanda"], ())
+    assert section.over_seeds("wanda")["unseen"].value == pytest.approx(0.5)
+
+
 def test_sections_are_ordered_by_calibration_and_then_by_point() -> None:
     runs = [
         make_run("a", 0.1, 0.1, 0.1, condition=condition, **point)

@@ -76,6 +76,13 @@ def test_what_is_no_model_and_no_report_is_refused(reports: list[PerplexityRepor
         compare(reports[0], {"mine": "path/of/a/model"}, dataset=ROWS)  # type: ignore[dict-item]
 
 
-def test_report_on_other_text_is_refused(reports: list[PerplexityReport]) -> None:
+def test_report_on_other_text_is_refused_before_anything_is_measured(reports: list[PerplexityReport]) -> None:
+    model = make_model()
+    model.forward = None  # type: ignore[assignment]  # that would fail if it were called
     with pytest.raises(ValueError, match="different text"):
-        compare(reports[0], make_model(), dataset=ROWS, tokens_per_language=64, progress=False)
+        compare(reports[0], model, dataset=ROWS, tokens_per_language=64, progress=False)
+
+
+def test_no_language_is_refused(reports: list[PerplexityReport]) -> None:
+    with pytest.raises(ValueError, match="names no language"):
+        compare(reports[0], reports[1], languages=[])

@@ -20,9 +20,13 @@ def label_blocks(axes: "Axes", names: Sequence[str]) -> None:
 
     Args:
         axes: Where the blocks are drawn.
-        names: Module paths in the order of the positions, such as `model.layers.3`: the last part is the number.
+        names: Module paths in the order of the positions, at least one, such as `model.layers.3`: the last part is the
+            number. If that of any is none, the blocks are numbered by their positions.
     """
-    lists, numbers = zip(*(name.rpartition(".")[::2] for name in names), strict=True)
+    parts = [name.rpartition(".")[::2] for name in names]
+    if not all(number.isdecimal() for _, number in parts):
+        parts = [("", str(at)) for at in range(len(names))]
+    lists, numbers = zip(*parts, strict=True)
     starts = [at for at in range(len(names)) if at == 0 or lists[at] != lists[at - 1]]
     steps = (digit * 10**power for power in itertools.count() for digit in (1, 2, 5))
     step = next(each for each in steps if len(names) <= each * _MOST_TICKS)
@@ -33,6 +37,7 @@ def label_blocks(axes: "Axes", names: Sequence[str]) -> None:
         for at in range(start, max(start + 1, end - room), step)
     ]
     axes.set_xticks(ticks, [numbers[at] for at in ticks], parse_math=False)
-    axes.set_xlabel(shorten(f"block of {' | '.join(lists[at] for at in starts)}", 80), parse_math=False)
+    named = " | ".join(lists[at] for at in starts)
+    axes.set_xlabel(shorten(f"block of {named}", 80) if named else "block", parse_math=False)
     for start in starts[1:]:
         axes.axvline(start - 0.5, color="#444444", linewidth=1)
