@@ -108,6 +108,7 @@ def with_token() -> dict[str, Any]:
     seen["flaky"] = {"failure": failure, "left": left, "equal": is_equal(model, loaded)}
 
     push_to_hub(model, "me/carded", report=comparison())
+    push_to_hub(model, "me/foreign")
     push_to_hub(model, "me/branched", revision="pruned")
     loaded = AutoModelForCausalLM.from_pretrained("me/branched", revision="pruned")
     seen["branched"] = is_equal(model, loaded)

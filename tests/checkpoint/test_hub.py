@@ -73,7 +73,8 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
         hub.add(
             "acme/base", {"README.md": b"---\nlicense: other\nlicense_name: acme\nlicense_link: LICENSE\n---\n# Base\n"}
         )
-        hub.add("me/carded", {"README.md": OWN_CARD.encode(), "harness.json": b"mine"})
+        hub.add("me/carded", {"README.md": OWN_CARD.encode()})
+        hub.add("me/foreign", {"README.md": b"# Mine", "harness.json": b"mine"})
         hub.failing_commits["me/flaky"] = 1
         yield Session(hub, run_client("with_token", tmp_path_factory.mktemp("home"), hub.url, TOKEN))
 
@@ -170,7 +171,7 @@ def test_card_in_the_repository_keeps_all_but_its_own_section(session: Session) 
 
 
 def test_files_of_others_are_kept(session: Session) -> None:
-    assert session.text("me/carded", "harness.json") == "mine"
+    assert session.text("me/foreign", "harness.json") == "mine"
 
 
 def test_commit_names_the_state_whose_card_was_read(session: Session) -> None:

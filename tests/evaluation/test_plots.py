@@ -228,7 +228,6 @@ def correlation_picture(names: list[str]) -> "Figure":
         (LAYERS, "block of model.layers", {at: str(at) for at in range(0, 126, 20)}, []),
         (LAYERS[60:], "block of model.layers", {at: str(at + 60) for at in range(0, 66, 10)}, []),
         (["first", "second"], "block", {0: "0", 1: "1"}, []),
-        ([f"{name}.mixer" for name in LAYERS[3:6]], "block", {0: "0", 1: "1", 2: "2"}, []),
         (
             ENCODER[:6] + DECODER[:6],
             "block of encoder.block | decoder.block",
