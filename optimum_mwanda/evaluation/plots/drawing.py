@@ -121,13 +121,15 @@ def scale_of(values: Sequence[float]) -> dict[str, Any]:
     """Scale on which increases can be told apart, as arguments of `set_xscale` and `set_yscale`.
 
     It is logarithmic where they are all positive and differ more than twentyfold. Where others are not, but one is more
-    than twenty times the median size, it is linear around zero and logarithmic beyond.
+    than twenty times the median size, it is linear around zero and logarithmic beyond. What is not finite is not drawn.
     """
+    sizes = [abs(value) for value in values if value and math.isfinite(value)]
+    if not sizes:
+        return {"value": "linear"}
     if min(values) > 0:
-        return {"value": "log" if max(values) > 20 * min(values) else "linear"}
-    sizes = [abs(value) for value in values if value]
-    typical = statistics.median(sizes) if sizes else 1.0
-    if max(sizes, default=0.0) <= 20 * typical:
+        return {"value": "log" if max(sizes) > 20 * min(sizes) else "linear"}
+    typical = statistics.median(sizes)
+    if max(sizes) <= 20 * typical:
         return {"value": "linear"}
     # Ticks beyond zero stand at powers of ten: the first at the end of the linear part does not touch that of zero.
     return {"value": "symlog", "linthresh": 10.0 ** math.floor(math.log10(typical))}
