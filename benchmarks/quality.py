@@ -14,13 +14,13 @@ import torch
 from datasets import load_dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from optimum_mwanda.comparison.data import halve_documents
-from optimum_mwanda.comparison.grid import BEST, PRESETS, choose
-from optimum_mwanda.comparison.pictures import plot_sections
-from optimum_mwanda.comparison.plan import ComparisonPlan
-from optimum_mwanda.comparison.runner import run_comparison
-from optimum_mwanda.comparison.summary import make_sections
-from optimum_mwanda.comparison.tables import to_markdown
+from optimum_mwanda.experiments.grid.halves import halve_documents
+from optimum_mwanda.experiments.grid.markdown import to_markdown
+from optimum_mwanda.experiments.grid.methods import BEST, PRESETS, choose
+from optimum_mwanda.experiments.grid.pictures import plot_sections
+from optimum_mwanda.experiments.grid.plan import ComparisonPlan
+from optimum_mwanda.experiments.grid.runner import run_comparison
+from optimum_mwanda.experiments.grid.summary import make_sections
 
 FEW = {**PRESETS["quick"].methods, **choose(BEST, ["defaults + obs"])}
 PARTS = {

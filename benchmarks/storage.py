@@ -19,7 +19,7 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-from optimum_mwanda.checkpoint.compressed import compress
+from optimum_mwanda.storage.compressed import compress
 
 
 def weights_size(folder: Path) -> int:

@@ -6,61 +6,61 @@ The names below are imported on first use: importing this package imports neithe
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .checkpoint.hooks import install as _install_hooks
+from .loading.hooks import install as _install_hooks
 from .version import __version__
 
 _HOMES = {
     "CalibrationStatistics": "calibration.statistics",
-    "LanguageCoverage": "calibration.dataset",
+    "LanguageCoverage": "data.chunks",
     "MWandaConfig": "configuration",
     "MWandaPruner": "pruner",
-    "PartiallyPrunedError": "modeling.editor",
+    "PartiallyPrunedError": "walking.editor",
     "PerplexityComparison": "evaluation.report",
     "PerplexityReport": "evaluation.report",
     "SparsityPlan": "pruning.allocation",
-    "SparsitySearch": "guard.report",
-    "SparsityTrial": "guard.report",
-    "SparsityVerification": "checkpoint.verification",
-    "compare": "evaluation.comparison",
-    "compress": "checkpoint.compressed",
-    "create_card": "checkpoint.card",
-    "decompress": "checkpoint.compressed",
+    "SparsitySearch": "experiments.search.outcome",
+    "SparsityTrial": "experiments.search.outcome",
+    "SparsityVerification": "record.verification",
+    "compare": "evaluation.side_by_side",
+    "compress": "storage.compressed",
+    "create_card": "sharing.model_card",
+    "decompress": "storage.compressed",
     "evaluate_languages": "evaluation.perplexity",
-    "find_sparsity": "guard.search",
-    "push_to_hub": "checkpoint.hub",
-    "save_card": "checkpoint.card",
-    "save_pretrained_compressed": "checkpoint.compressed",
-    "sparsity_map": "checkpoint.verification",
-    "sparsity_record": "checkpoint.verification",
-    "verify_sparsity": "checkpoint.verification",
+    "find_sparsity": "experiments.search.bisection",
+    "push_to_hub": "sharing.hub",
+    "save_card": "sharing.model_card",
+    "save_pretrained_compressed": "storage.compressed",
+    "sparsity_map": "record.verification",
+    "sparsity_record": "record.verification",
+    "verify_sparsity": "record.verification",
 }
 
 __all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:
-    from .calibration.dataset import LanguageCoverage as LanguageCoverage
     from .calibration.statistics import CalibrationStatistics as CalibrationStatistics
-    from .checkpoint.card import create_card as create_card
-    from .checkpoint.card import save_card as save_card
-    from .checkpoint.compressed import compress as compress
-    from .checkpoint.compressed import decompress as decompress
-    from .checkpoint.compressed import save_pretrained_compressed as save_pretrained_compressed
-    from .checkpoint.hub import push_to_hub as push_to_hub
-    from .checkpoint.verification import SparsityVerification as SparsityVerification
-    from .checkpoint.verification import sparsity_map as sparsity_map
-    from .checkpoint.verification import sparsity_record as sparsity_record
-    from .checkpoint.verification import verify_sparsity as verify_sparsity
     from .configuration import MWandaConfig as MWandaConfig
-    from .evaluation.comparison import compare as compare
+    from .data.chunks import LanguageCoverage as LanguageCoverage
     from .evaluation.perplexity import evaluate_languages as evaluate_languages
     from .evaluation.report import PerplexityComparison as PerplexityComparison
     from .evaluation.report import PerplexityReport as PerplexityReport
-    from .guard.report import SparsitySearch as SparsitySearch
-    from .guard.report import SparsityTrial as SparsityTrial
-    from .guard.search import find_sparsity as find_sparsity
-    from .modeling.editor import PartiallyPrunedError as PartiallyPrunedError
+    from .evaluation.side_by_side import compare as compare
+    from .experiments.search.bisection import find_sparsity as find_sparsity
+    from .experiments.search.outcome import SparsitySearch as SparsitySearch
+    from .experiments.search.outcome import SparsityTrial as SparsityTrial
     from .pruner import MWandaPruner as MWandaPruner
     from .pruning.allocation import SparsityPlan as SparsityPlan
+    from .record.verification import SparsityVerification as SparsityVerification
+    from .record.verification import sparsity_map as sparsity_map
+    from .record.verification import sparsity_record as sparsity_record
+    from .record.verification import verify_sparsity as verify_sparsity
+    from .sharing.hub import push_to_hub as push_to_hub
+    from .sharing.model_card import create_card as create_card
+    from .sharing.model_card import save_card as save_card
+    from .storage.compressed import compress as compress
+    from .storage.compressed import decompress as decompress
+    from .storage.compressed import save_pretrained_compressed as save_pretrained_compressed
+    from .walking.editor import PartiallyPrunedError as PartiallyPrunedError
 
 
 def __getattr__(name: str) -> Any:

@@ -5,24 +5,24 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from .blockwise import BlockwisePruning
 from .calibration.collector import StatisticsCollector
-from .calibration.dataset import CalibrationChunks, build_chunks
 from .calibration.statistics import CalibrationStatistics, WeightStatistics
-from .checkpoint.record import build_record
-from .checks import check_pattern, check_plan, check_statistics
 from .configuration import MWandaConfig
+from .data.chunks import CalibrationChunks, build_chunks
+from .modeling.bits import pack_bits, unpack_bits
 from .modeling.blocks import find_blocks, inference_mode, run_blocks
-from .modeling.editor import WeightEditor
 from .modeling.fingerprint import model_fingerprint
 from .modeling.interrupts import check_interrupts, deferred_interrupts
 from .modeling.weights import PrunableWeight, find_weights
 from .pruning.allocation import SparsityPlan
-from .pruning.experts import apply_experts_policy
-from .pruning.masks import pack_bits, unpack_bits
+from .pruning.checks import check_pattern, check_plan, check_statistics
+from .pruning.experts_policy import apply_experts_policy
 from .pruning.planning import make_plan
 from .pruning.scoring import compute_mask, language_weights, needs_statistics
+from .record.build import build_record
 from .utils import progress_bar
+from .walking.blockwise import BlockwisePruning
+from .walking.editor import WeightEditor
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
@@ -225,7 +225,7 @@ class MWandaPruner:
         Raises:
             ValueError: If the model carries no sparsity record.
         """
-        from .checkpoint.hub import push_to_hub
+        from .sharing.hub import push_to_hub
 
         return push_to_hub(model, repo_id, tokenizer=tokenizer, report=report, **options)
 

@@ -12,8 +12,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from optimum_mwanda import MWandaConfig, MWandaPruner, verify_sparsity
 from optimum_mwanda.modeling.blocks import find_blocks, inference_mode
-from optimum_mwanda.modeling.replay import BlockCalls
 from optimum_mwanda.modeling.weights import find_weights
+from optimum_mwanda.walking.replay import BlockCalls
 from tests.conftest import EXAMPLES, state_of
 from tests.families.family import LENGTH, Blocks, Family, expand
 from tests.families.matrix import FAMILIES, REASONS, Reason

@@ -12,8 +12,8 @@ from transformers.pytorch_utils import Conv1D
 
 from optimum_mwanda import CalibrationStatistics, MWandaConfig, MWandaPruner
 from optimum_mwanda import pruner as pruner_module
-from optimum_mwanda.modeling.editor import PartiallyPrunedError, WeightEditor
 from optimum_mwanda.pruning import update as update_module
+from optimum_mwanda.walking.editor import PartiallyPrunedError, WeightEditor
 from tests.conftest import FAMILIES, assert_untouched, make_model, make_rows, state_of
 
 ROWS = make_rows(rows=3, length=16)

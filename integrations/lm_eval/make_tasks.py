@@ -2,9 +2,13 @@
 
 import argparse
 
-from optimum_mwanda.commands.data import add_dataset_options, open_dataset
+from optimum_mwanda.commands.dataset import add_dataset_options, open_dataset
 from optimum_mwanda.commands.errors import CommandError, one_line
-from optimum_mwanda.evaluation.harness_tasks import write_language_tasks, write_xcopa_tasks, write_xwinograd_tasks
+from optimum_mwanda.evaluation.harness.tasks import (
+    write_language_tasks,
+    write_xcopa_tasks,
+    write_xwinograd_tasks,
+)
 
 
 def main() -> None:

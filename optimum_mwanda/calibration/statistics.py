@@ -14,9 +14,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..data.chunks import LanguageCoverage, coverage_table
 from ..utils import sum_dtype
-from .dataset import LanguageCoverage, coverage_table
-from .experts import ExpertCoverage
+from .coverage import ExpertCoverage
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 
 from .base import Result, Subcommand, add_common_options
-from .data import add_dataset_options, open_dataset
+from .dataset import add_dataset_options, open_dataset
 from .errors import DataError, errors_as
 from .models import add_model_options, check_prunable, load_model, load_tokenizer, pruning_errors
 from .output import add_overwrite, check_file

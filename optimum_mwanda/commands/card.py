@@ -4,7 +4,9 @@ import argparse
 from pathlib import Path
 
 from .base import Result, Subcommand, add_common_options
-from .checkpoint import (
+from .errors import ModelError, UsageError, errors_as
+from .output import write_text
+from .saving import (
     EVALUATION_NAME,
     HARNESS_NAME,
     check_harness,
@@ -14,8 +16,6 @@ from .checkpoint import (
     read_report,
     repositories_on_card,
 )
-from .errors import ModelError, UsageError, errors_as
-from .output import write_text
 
 
 class CardCommand(Subcommand):
@@ -59,9 +59,9 @@ class CardCommand(Subcommand):
         report = own_report(folder) if args.report is None else read_report(Path(args.report))
         harness = own_harness(folder) if args.harness is None else read_harness(*args.harness)
         with errors_as(ModelError):
-            from ..checkpoint.card import CARD_NAME, save_card
-            from ..checkpoint.files import is_compressed
             from ..evaluation.tables import to_json
+            from ..sharing.model_card import CARD_NAME, save_card
+            from ..storage.files import is_compressed
 
             known = repositories_on_card(folder / CARD_NAME)
             repo_id = args.repo_id or known.get("repo_id")

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..comparison.grid import PRESETS, choose, read_methods
+from ..experiments.grid.methods import PRESETS, choose, read_methods
 from .base import Result, Subcommand, add_common_options
-from .data import add_dataset_options, open_dataset
+from .dataset import add_dataset_options, open_dataset
 from .errors import DataError, UsageError, errors_as
 from .models import (
     add_model_options,
@@ -22,8 +22,8 @@ from .models import (
 from .output import check_distinct, write_text
 
 if TYPE_CHECKING:
-    from ..comparison.plan import ComparisonPlan
-    from ..comparison.results import Results
+    from ..experiments.grid.plan import ComparisonPlan
+    from ..experiments.grid.results import Results
 
 
 class CompareCommand(Subcommand):
@@ -52,7 +52,7 @@ class CompareCommand(Subcommand):
 
     def execute(self) -> Result:
         """Runs what is missing, and shows everything."""
-        from ..comparison.summary import make_sections
+        from ..experiments.grid.summary import make_sections
 
         args = self.args
         path = Path(args.results)
@@ -70,7 +70,7 @@ class CompareCommand(Subcommand):
 
     def _plan(self) -> "ComparisonPlan":
         """What to run; what is not allowed is found out before anything is loaded."""
-        from ..comparison.plan import ComparisonPlan
+        from ..experiments.grid.plan import ComparisonPlan
 
         args = self.args
         if args.model is None or args.dataset is None or (args.eval_dataset is None) is not args.tune:
@@ -94,7 +94,7 @@ class CompareCommand(Subcommand):
             )
 
     def _read(self, path: Path) -> "Results":
-        from ..comparison.results import read_results
+        from ..experiments.grid.results import read_results
 
         with errors_as(DataError, OSError, ValueError):
             results = read_results(path)
@@ -103,7 +103,7 @@ class CompareCommand(Subcommand):
         return results
 
     def _run(self, path: Path, plan: "ComparisonPlan") -> "Results":
-        from ..comparison.runner import run_comparison
+        from ..experiments.grid.runner import run_comparison
 
         args = self.args
         with self._texts(plan) as (dataset, held_out):
@@ -127,7 +127,7 @@ class CompareCommand(Subcommand):
     @contextlib.contextmanager
     def _texts(self, plan: "ComparisonPlan") -> Iterator[tuple[Any, Any]]:
         """Text to calibrate on and text to evaluate on."""
-        from ..comparison.data import halve_documents
+        from ..experiments.grid.halves import halve_documents
 
         args = self.args
         with open_dataset(args.dataset, args.dataset_config, args.split, args.streaming) as dataset:
@@ -140,8 +140,8 @@ class CompareCommand(Subcommand):
                 yield dataset, held_out
 
     def _show(self, sections: Any, results: "Results") -> Result:
-        from ..comparison.pictures import plot_sections, write_reports
-        from ..comparison.tables import BASELINE, to_markdown
+        from ..experiments.grid.markdown import BASELINE, to_markdown
+        from ..experiments.grid.pictures import plot_sections, write_reports
 
         args = self.args
         choice = (args.baseline or BASELINE, args.show or ())

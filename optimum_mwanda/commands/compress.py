@@ -4,9 +4,9 @@ import argparse
 from pathlib import Path
 
 from .base import Result, Subcommand, add_common_options
-from .checkpoint import refresh_card
 from .errors import ModelError, errors_as
 from .output import add_overwrite, new_folder
+from .saving import refresh_card
 
 
 class CompressCommand(Subcommand):
@@ -39,7 +39,7 @@ class CompressCommand(Subcommand):
 
     def convert(self, source: str, folder: Path) -> None:
         """Fills the new folder."""
-        from ..checkpoint.compressed import compress
+        from ..storage.compressed import compress
 
         compress(source, folder)
 

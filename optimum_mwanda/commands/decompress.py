@@ -12,6 +12,6 @@ class DecompressCommand(CompressCommand):
 
     def convert(self, source: str, folder: Path) -> None:
         """Fills the new folder."""
-        from ..checkpoint.compressed import decompress
+        from ..storage.compressed import decompress
 
         decompress(source, folder)

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .base import Result, Subcommand, add_common_options
-from .checkpoint import check_harness, read_harness
-from .data import add_dataset_options, open_dataset
+from .dataset import add_dataset_options, open_dataset
 from .errors import DataError, UsageError, errors_as, one_line
 from .models import add_model_options, check_measurable, load_config, load_model, load_tokenizer, pruning_errors
 from .output import add_overwrite, check_distinct, check_file, whole_file, write_text
+from .saving import check_harness, read_harness
 
 if TYPE_CHECKING:
-    from ..evaluation.harness_comparison import HarnessComparison
+    from ..evaluation.harness.comparison import HarnessComparison
     from ..evaluation.report import PerplexityComparison, PerplexityReport
 
 
@@ -163,7 +163,7 @@ class EvaluateCommand(Subcommand):
         self, name: str, dataset: Any, options: Mapping[str, Any], revision: str | None = None
     ) -> "tuple[PerplexityReport, dict[str, Any] | None]":
         """The report of a model, and its sparsity record, if it has one that can be read."""
-        from ..checkpoint.verification import sparsity_record
+        from ..record.verification import sparsity_record
 
         args = self.args
         model = load_model(name, args, revision)
@@ -240,7 +240,7 @@ def write_report(
     Raises:
         OSError: If the file cannot be written.
     """
-    from ..evaluation.html import write_html_report
+    from ..reporting.page import write_html_report
 
     with whole_file(path) as partial:
         write_html_report(partial, result, record, harness=harness)

@@ -5,8 +5,8 @@ import dataclasses
 from typing import Any
 
 from .base import Result, Subcommand, add_common_options
-from .checkpoint import summary
 from .errors import ModelError, errors_as
+from .saving import summary
 
 
 class InspectCommand(Subcommand):
@@ -26,7 +26,7 @@ class InspectCommand(Subcommand):
     def execute(self) -> Result:
         """Reads, counts and compares."""
         with errors_as(ModelError):
-            from ..checkpoint.verification import sparsity_map, sparsity_record, verify_sparsity
+            from ..record.verification import sparsity_map, sparsity_record, verify_sparsity
 
             revision = {} if self.args.revision is None else {"revision": self.args.revision}
             record = sparsity_record(self.args.model, **revision)
@@ -45,7 +45,7 @@ class InspectCommand(Subcommand):
 
 
 def _facts(record: dict[str, Any]) -> str:
-    from ..checkpoint.card_text import clean
+    from ..sharing.card_text import clean
     from ..utils import markdown_table
 
     rows = [

@@ -67,7 +67,7 @@ def load_model(name: str, args: argparse.Namespace, revision: str | None = None)
     with errors_as(ModelError):
         import transformers
 
-        from ..checkpoint.architecture import auto_class
+        from ..modeling.architecture import auto_class
 
         config = load_config(name, args, revision)
         architecture = (config.architectures or [""])[0]
@@ -154,7 +154,7 @@ def pruning_errors() -> Iterator[None]:
     """Inside the block a model that fits the settings meets data, whose errors are named as such."""
     import torch
 
-    from ..modeling.editor import PartiallyPrunedError
+    from ..walking.editor import PartiallyPrunedError
 
     no_fault_of_the_data = (FloatingPointError, MemoryError, torch.cuda.OutOfMemoryError)
     with errors_as(ModelError, *no_fault_of_the_data), errors_as(DataError, ValueError, TypeError):

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .base import Result, Subcommand, add_common_options
-from .checkpoint import add_storage_options, facts, summary, write_checkpoint
-from .data import add_dataset_options, open_dataset
+from .dataset import add_dataset_options, open_dataset
 from .errors import DataError, HubError, UsageError, one_line
 from .evaluate import compare, measure, write_report
 from .models import add_model_options, check_prunable, load_model, load_tokenizer, pruning_errors
 from .output import add_overwrite, check_distinct, check_file, new_folder
+from .saving import add_storage_options, facts, summary, write_checkpoint
 from .settings import add_settings, read_settings
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ class PruneCommand(Subcommand):
             ) from error
 
     def _push(self, model: Any, tokenizer: Any, report: "PerplexityComparison | None") -> str:
-        from ..checkpoint.hub import push_to_hub
+        from ..sharing.hub import push_to_hub
 
         args = self.args
         try:

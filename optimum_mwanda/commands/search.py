@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .base import Result, Subcommand, add_common_options
-from .checkpoint import add_storage_options, summary, write_checkpoint
-from .data import add_dataset_options, open_dataset
+from .dataset import add_dataset_options, open_dataset
 from .errors import DataError, UsageError, errors_as
 from .models import (
     add_model_options,
@@ -18,11 +17,12 @@ from .models import (
     pruning_errors,
 )
 from .output import add_overwrite, check_distinct, check_file, new_folder, write_text
+from .saving import add_storage_options, summary, write_checkpoint
 from .settings import add_settings, read_settings
 
 if TYPE_CHECKING:
-    from ..guard.report import SparsitySearch
-    from ..guard.space import SearchSpace
+    from ..experiments.search.outcome import SparsitySearch
+    from ..experiments.search.space import SearchSpace
 
 
 class _NothingFound(Exception):
@@ -90,7 +90,7 @@ class SearchCommand(Subcommand):
 
     def _space(self) -> "SearchSpace":
         """The limits; what is not allowed is found out before anything is loaded."""
-        from ..guard.space import SearchSpace
+        from ..experiments.search.space import SearchSpace
         from ..pruning.scoring import needs_statistics
 
         args, config = self.args, read_settings(self.args)
@@ -122,7 +122,7 @@ class SearchCommand(Subcommand):
 
     def _search(self, space: "SearchSpace") -> "tuple[SparsitySearch, Any, Any]":
         """What was found, the model, which is pruned there if it is to be written, and its tokenizer."""
-        from ..guard.search import find_sparsity
+        from ..experiments.search.bisection import find_sparsity
 
         args = self.args
         with (

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..calibration.encoding import RowEncoder
-from ..calibration.rows import Row
-from ..calibration.tokenised import IGNORED_LABEL
+from ..data.encoding import RowEncoder
+from ..data.rows import Row
+from ..data.tokenised import IGNORED_LABEL
 from .windows import Window
 
 

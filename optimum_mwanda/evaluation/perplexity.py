@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..calibration.tokenised import IGNORED_LABEL
-from ..checkpoint.architecture import is_masked
+from ..data.tokenised import IGNORED_LABEL
+from ..modeling.architecture import is_masked
 from ..modeling.blocks import inference_mode, input_device
 from ..modeling.interrupts import interruptible
 from ..utils import progress_bar, sum_dtype

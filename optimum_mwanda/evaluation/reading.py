@@ -5,9 +5,9 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..calibration.encoding import RowEncoder, resolve_sequence_length
-from ..calibration.rows import feed
-from ..calibration.tokenised import IGNORED_LABEL
+from ..data.encoding import RowEncoder, resolve_sequence_length
+from ..data.rows import feed
+from ..data.tokenised import IGNORED_LABEL
 from .held_out import Batch, HeldOut, HeldOutPairs, HeldOutText
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .experts import find_experts
+from .fused_experts import find_experts
 from .weights import PrunableWeight
 
 See = Callable[[str, Tensor], None]

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from .experts import find_experts
+from .fused_experts import find_experts
 
 # Module names, anywhere in a path, that choose experts: pruning them reroutes tokens and saves next to nothing.
 ROUTERS = ("router", "gate", "shared_expert_gate")

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from optimum_mwanda import CalibrationStatistics, MWandaConfig, MWandaPruner
 from optimum_mwanda.calibration.collector import reduce_channels
-from optimum_mwanda.calibration.dataset import build_chunks
+from optimum_mwanda.data.chunks import build_chunks
 from tests.conftest import FAMILIES, assert_untouched, make_model, make_rows, state_of
 
 Inputs = dict[str, dict[str, np.ndarray]]

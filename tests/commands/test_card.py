@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ..evaluation.test_harness import TASKS, make_results
+from ..evaluation.harness.test_results import TASKS, make_results
 from .conftest import Pruned, Run
 
 Cli = Callable[..., Run]

@@ -12,11 +12,11 @@ from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from optimum_mwanda import CalibrationStatistics, MWandaConfig, MWandaPruner
-from optimum_mwanda.checkpoint.verification import sparsity_record, verify_sparsity
+from optimum_mwanda.record.verification import sparsity_record, verify_sparsity
 
-from ..checkpoint.families import make_family
 from ..conftest import make_model
-from ..evaluation.test_harness import TASKS, make_results
+from ..evaluation.harness.test_results import TASKS, make_results
+from ..storage.families import make_family
 from .conftest import SMALL, Pruned, Run
 
 Cli = Callable[..., Run]

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-import optimum_mwanda.checkpoint.card
+import optimum_mwanda.sharing.model_card
 from optimum_mwanda.commands.base import _termination_as_exit
 from optimum_mwanda.commands.errors import UsageError
 from optimum_mwanda.commands.models import pruning_errors
 from optimum_mwanda.commands.output import new_folder
-from optimum_mwanda.modeling.editor import PartiallyPrunedError
+from optimum_mwanda.walking.editor import PartiallyPrunedError
 
 from ..hub_server import TOKEN, HubServer
 from .conftest import SMALL, Pruned, Run, as_jsonl, command, environment, make_texts, run_process
@@ -33,7 +33,7 @@ def broken_card(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], No
         def fail(*_: Any, **__: Any) -> None:
             raise error
 
-        monkeypatch.setattr(optimum_mwanda.checkpoint.card, "save_card", fail)
+        monkeypatch.setattr(optimum_mwanda.sharing.model_card, "save_card", fail)
 
     return install
 

@@ -19,11 +19,11 @@ from transformers import (
     LlamaModel,
 )
 
-from optimum_mwanda.checkpoint.verification import sparsity_record, verify_sparsity
-from optimum_mwanda.comparison.results import read_results
+from optimum_mwanda.experiments.grid.results import read_results
+from optimum_mwanda.record.verification import sparsity_record, verify_sparsity
 
-from ..checkpoint.families import TRANSLATION, make_family
 from ..conftest import make_model
+from ..storage.families import TRANSLATION, make_family
 from .conftest import Run, make_texts, make_tokenizer
 
 Cli = Callable[..., Run]

@@ -9,8 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from optimum_mwanda import MWandaConfig
-from optimum_mwanda.checkpoint.verification import sparsity_record, verify_sparsity
-from optimum_mwanda.guard.report import SparsitySearch
+from optimum_mwanda.experiments.search.outcome import SparsitySearch
+from optimum_mwanda.record.verification import sparsity_record, verify_sparsity
 
 from ..conftest import SAMPLE_DATA, SAMPLE_MODEL
 from .conftest import SMALL, Run

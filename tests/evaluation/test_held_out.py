@@ -27,8 +27,8 @@ from transformers import (
 from optimum_mwanda import compare, evaluate_languages
 from optimum_mwanda.evaluation.reading import read_held_out
 from optimum_mwanda.evaluation.scores import LanguageScore
-from tests.checkpoint.families import make_family
 from tests.conftest import assert_untouched, make_model, make_rows, state_of
+from tests.storage.families import make_family
 
 Row = dict[str, Any]
 

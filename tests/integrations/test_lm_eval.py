@@ -16,9 +16,13 @@ from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from optimum_mwanda import MWandaConfig, MWandaPruner, evaluate_languages
-from optimum_mwanda.evaluation.harness import HarnessReport
-from optimum_mwanda.evaluation.harness_comparison import HarnessComparison
-from optimum_mwanda.evaluation.harness_tasks import write_language_tasks, write_xcopa_tasks, write_xwinograd_tasks
+from optimum_mwanda.evaluation.harness.comparison import HarnessComparison
+from optimum_mwanda.evaluation.harness.results import HarnessReport
+from optimum_mwanda.evaluation.harness.tasks import (
+    write_language_tasks,
+    write_xcopa_tasks,
+    write_xwinograd_tasks,
+)
 from tests.conftest import SAMPLE_DATA, SAMPLE_MODEL
 
 INTEGRATION = Path(__file__).parents[2] / "integrations" / "lm_eval"

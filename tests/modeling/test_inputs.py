@@ -3,8 +3,8 @@ import torch
 
 from optimum_mwanda.modeling.blocks import find_blocks, inference_mode
 from optimum_mwanda.modeling.inputs import RunningOrder, watch_inputs
-from optimum_mwanda.modeling.replay import BlockCalls
 from optimum_mwanda.modeling.weights import find_weights
+from optimum_mwanda.walking.replay import BlockCalls
 from tests.families.matrix import FAMILIES
 
 GROUPS = {

@@ -8,8 +8,8 @@ import torch
 from torch.utils.hooks import RemovableHandle
 
 from optimum_mwanda import MWandaConfig, MWandaPruner
-from optimum_mwanda.modeling.editor import WeightEditor
 from optimum_mwanda.modeling.interrupts import check_interrupts, deferred_interrupts, interruptible
+from optimum_mwanda.walking.editor import WeightEditor
 from tests.conftest import assert_untouched, make_model, make_rows, state_of
 
 

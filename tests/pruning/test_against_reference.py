@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from optimum_mwanda import MWandaConfig, MWandaPruner
-from optimum_mwanda.calibration.dataset import build_chunks
+from optimum_mwanda.data.chunks import build_chunks
 from tests.conftest import make_model, make_rows
 from tests.reference.mwanda import Settings, reference_masks, reference_plan
 

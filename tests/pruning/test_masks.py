@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from optimum_mwanda.pruning.masks import n_of_m_mask, pack_bits, prune_lowest, unpack_bits, unstructured_mask
+from optimum_mwanda.modeling.bits import pack_bits, unpack_bits
+from optimum_mwanda.pruning.masks import n_of_m_mask, prune_lowest, unstructured_mask
 
 few_values = st.sampled_from([0.0, 1.0, 2.0, float("inf")])
 any_values = st.one_of(few_values, st.floats(0, 2**100, width=32))

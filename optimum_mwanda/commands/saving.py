@@ -1,0 +1,215 @@
+"""Writing a pruned model with all that belongs to it, and reading its evaluation back."""
+
+import argparse
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import DataError, ModelError, UsageError, errors_as, one_line
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ..evaluation.harness.comparison import HarnessComparison
+    from ..evaluation.report import PerplexityComparison
+
+EVALUATION_NAME = "evaluation.json"
+HARNESS_NAME = "harness.json"
+
+_REPO_ID = re.compile(r"(\w[\w.-]{0,95}/)?\w[\w.-]{0,95}", re.ASCII)
+_LOADED_FROM = re.compile(r'AutoModel\w*\.from_pretrained\("([^"]*)"\)')
+
+
+def add_storage_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags about the files that are written."""
+    parser.add_argument(
+        "--compressed",
+        action="store_true",
+        help="Store the non-zeros only; loading needs optimum-mwanda then (default: an ordinary checkpoint)",
+    )
+    parser.add_argument(
+        "--base-model", metavar="ID", help="Repository of the dense model, for the card (default: MODEL, if it is one)"
+    )
+
+
+def write_checkpoint(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase | None",
+    folder: Path,
+    args: argparse.Namespace,
+    report: "PerplexityComparison | None" = None,
+) -> None:
+    """Writes weights, tokenizer, settings, evaluation and card into an empty folder.
+
+    Raises:
+        ModelError: If the model cannot be saved.
+    """
+    from ..configuration import MWandaConfig
+    from ..sharing.model_card import save_card
+    from ..storage.compressed import save_pretrained_compressed
+
+    with errors_as(ModelError, ValueError, TypeError, OSError):
+        if args.compressed:
+            save_pretrained_compressed(model, folder)
+        else:
+            model.save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+        MWandaConfig.from_dict(model.config.mwanda_config["settings"]).save_pretrained(folder)
+        if report is not None:
+            (folder / EVALUATION_NAME).write_text(report.to_json(), encoding="utf-8")
+        save_card(model, folder, report=report, base_model=args.base_model, compressed=args.compressed)
+
+
+def read_report(path: Path) -> "PerplexityComparison":
+    """Reads what `prune --eval-dataset` or `evaluate --dense` wrote.
+
+    Raises:
+        DataError: If it is no comparison of a dense and a pruned model.
+    """
+    from ..evaluation.report import PerplexityComparison
+
+    with errors_as(DataError, OSError):
+        text = path.read_text(encoding="utf-8")
+    try:
+        return PerplexityComparison.from_dict(json.loads(text))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{path} holds no comparison of a dense and a pruned model ({error!r}): write one with `optimum-cli mwanda "
+            "evaluate MODEL --dataset ... --dense DENSE_MODEL --output FILE`."
+        ) from error
+
+
+def own_report(folder: Path) -> "PerplexityComparison | None":
+    """The evaluation that lies in the folder of a model; None if there is none.
+
+    Raises:
+        DataError: As `read_report`.
+    """
+    path = folder / EVALUATION_NAME
+    return read_report(path) if path.is_file() else None
+
+
+def read_harness(dense: str, pruned: str) -> "HarnessComparison":
+    """Reads results of lm-evaluation-harness: files, or folders that `lm-eval run --output_path` was given.
+
+    Raises:
+        DataError: If they cannot be read or do not cover the same tasks.
+    """
+    from ..evaluation.harness.comparison import HarnessComparison
+    from ..evaluation.harness.results import HarnessReport
+
+    with errors_as(DataError, OSError, ValueError):
+        return HarnessComparison(HarnessReport.from_files(dense), {"pruned": HarnessReport.from_files(pruned)})
+
+
+def check_harness(harness: "HarnessComparison", folder: Path, repo_id: str | None, warn: Callable[[str], None]) -> None:
+    """Checks that results of lm-evaluation-harness are of the model in a folder and of another one, its dense original.
+
+    The harness knows models by a path, of which nothing may be left, or by the name of a repository. A path that leads
+    to a folder has to lead to this one; of other names the last part has to be that of the folder or the repository.
+    Where both models go by such a name, it says nothing.
+
+    Args:
+        harness: The results, of one pruned model.
+        folder: Where that model lies.
+        repo_id: The repository that it goes to.
+        warn: Told if the results of the pruned model seem to be of another one.
+
+    Raises:
+        UsageError: If the results of the dense model seem to be of the one in the folder, and the others do not.
+    """
+    (pruned,) = harness.pruned.values()
+    here = folder.resolve()
+    names = {here.name, Path(repo_id or "").name}
+
+    def is_ours(model: str) -> bool:
+        return Path(model).resolve() == here if Path(model).is_dir() else Path(model).name in names
+
+    if is_ours(pruned.model):
+        return
+    if is_ours(harness.dense.model):
+        raise UsageError(
+            f"--harness: the first results are of {harness.dense.model!r}, which is the pruned model: give those of "
+            "the dense model first and those of this one second."
+        )
+    warn(
+        f"--harness: the second results are of {pruned.model!r}, and are shown as those of {folder}: if they are of "
+        "another model, do it again with the right ones."
+    )
+
+
+def own_harness(folder: Path) -> "HarnessComparison | None":
+    """The results of lm-evaluation-harness that lie in the folder of a model; None if there are none.
+
+    Raises:
+        DataError: If the file is damaged.
+    """
+    from ..evaluation.harness.comparison import HarnessComparison
+
+    path = folder / HARNESS_NAME
+    if not path.is_file():
+        return None
+    try:
+        return HarnessComparison.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path} cannot be read ({error!r}): write it again with `card --harness`.") from error
+
+
+def repositories_on_card(card: Path) -> dict[str, str]:
+    """`repo_id` and `base_model` that an earlier card of ours names: no other file in the folder knows them."""
+    from huggingface_hub import metadata_load
+
+    from ..sharing.card_update import BEGIN, END
+
+    text = card.read_text(encoding="utf-8-sig") if card.is_file() else ""
+    if BEGIN not in text:  # perhaps the card of the dense model, whose base is not ours
+        return {}
+    loaded_from = _LOADED_FROM.search(text.partition(BEGIN)[2].partition(END)[0])
+    found = {
+        "repo_id": loaded_from and loaded_from[1],
+        "base_model": (metadata_load(card) or {}).get("base_model"),
+    }
+    return {key: name for key, name in found.items() if isinstance(name, str) and _REPO_ID.fullmatch(name)}
+
+
+def refresh_card(folder: Path, warn: Callable[[str], None]) -> None:
+    """Updates the card of a checkpoint whose storage has changed; a folder that has no card or no record gets none.
+
+    Args:
+        folder: The checkpoint, complete but for its card.
+        warn: Told why the card stays as it was, which is no reason to throw the weights away.
+    """
+    from ..record.verification import sparsity_record
+    from ..sharing.model_card import CARD_NAME, save_card
+    from ..storage.files import is_compressed
+
+    card = folder / CARD_NAME
+    try:
+        if card.is_file() and sparsity_record(folder) is not None:
+            repositories: dict[str, Any] = repositories_on_card(card)
+            evaluations: dict[str, Any] = {"report": own_report(folder), "harness": own_harness(folder)}
+            save_card(folder, folder, compressed=is_compressed(folder), **evaluations, **repositories)
+    except Exception as error:
+        # The folder still has its temporary name, which would tell the user nothing.
+        reason = one_line(error).replace(f"{folder}/", "")
+        warn(f"{CARD_NAME} stays as it was, and may say wrongly how to load the model: {reason}")
+
+
+def summary(record: dict[str, Any]) -> str:
+    """One line on what was pruned."""
+    from ..sharing.card_text import clean
+
+    # A record need not have every setting: it may come from another version.
+    criterion, allocation = (clean(record["settings"].get(name, "unknown")) for name in ("criterion", "allocation"))
+    return (
+        f"{record['achieved_sparsity']:.2%} of the weights in {len(record['blocks']['names'])} blocks are zero "
+        f"({criterion}, {record['pattern']}, {allocation} allocation)."
+    )
+
+
+def facts(record: dict[str, Any]) -> dict[str, Any]:
+    """The parts of the record that the JSON output repeats."""
+    return {key: record[key] for key in ("model", "target_sparsity", "achieved_sparsity", "languages", "blocks")}

@@ -1,0 +1,116 @@
+"""The results of a comparison as Markdown."""
+
+import math
+from collections.abc import Sequence
+
+from ...evaluation.bootstrap import Estimate
+from ...utils import markdown_table
+from .summary import FIGURES, Section
+
+BASELINE = "wanda"
+HOW_TO_READ = (
+    "Factors are on the perplexity of the dense model, 1 is no loss; means over languages are geometric, `worst` is "
+    "the language that suffers most. In brackets are {percent:g} % confidence intervals: over seeds for factors, by "
+    "paired resampling of the held-out text for the comparison with `{baseline}` and for single languages."
+)
+
+
+def to_markdown(sections: Sequence[Section], baseline: str = BASELINE, show: Sequence[str] = ()) -> str:
+    """All tables, a chapter per calibration and a part per sparsity or pattern.
+
+    Args:
+        sections: What was measured.
+        baseline: Method that the others are compared with, where it was measured.
+        show: Methods whose languages are shown; by default the baseline and the best method.
+    """
+    first = sections[0]
+    parts = [
+        f"# Comparison: {first.dense.model or 'a model'}",
+        HOW_TO_READ.format(percent=100 * first.confidence, baseline=baseline),
+    ]
+    conditions = list(dict.fromkeys(section.condition for section in sections))
+    for condition in conditions:
+        parts.append(f"## Calibration: {condition}")
+        for section in sections:
+            if section.condition == condition:
+                parts += [f"### {section.point}", *section_tables(section, baseline, show)]
+    if len(conditions) > 1:
+        parts += ["## Calibrations compared", "Factor in the mean over languages, and in the worst one."]
+        for point in dict.fromkeys(section.point for section in sections):
+            parts += [f"### {point}, by calibration", condition_table([s for s in sections if s.point == point])]
+    return "\n\n".join(parts) + "\n"
+
+
+def section_tables(section: Section, baseline: str = BASELINE, show: Sequence[str] = ()) -> list[str]:
+    """What all methods cost, how they compare with the baseline, and what some cost in every language."""
+    parts = [cost_table(section)]
+    if section.unfinished:
+        parts.append(f"Not finished: {', '.join(section.unfinished)}.")
+    if baseline in section.seeds and len(section.seeds) > 1:
+        parts += [
+            f"Increase of the log-perplexity relative to that of `{baseline}`, in percent:",
+            difference_table(section, baseline),
+        ]
+    names = shown_methods([section], baseline, show)
+    parts += ["By language:", section.compare(names).to_markdown()]
+    return parts
+
+
+def cost_table(section: Section) -> str:
+    """Factors on the perplexity, a row per method."""
+    rows = []
+    for name, reports in section.seeds.items():
+        figures = section.over_seeds(name)
+        worst = section.compare([name]).worst(name)
+        rows.append([name, len(reports), *(_factor(figures.get(each)) for each in FIGURES), worst])
+    return markdown_table(["method", "seeds", *FIGURES, "language"], rows)
+
+
+def difference_table(section: Section, baseline: str) -> str:
+    """How much smaller or larger the increases of each method are than those of the baseline.
+
+    The interval is that of the difference, over the increase of the baseline; both from the seeds that both have.
+    """
+    rows = []
+    for name in section.seeds:
+        if name != baseline:
+            comparison = section.on_shared_seeds(name, baseline).compare([name, baseline])
+            before = comparison.change(baseline).summary
+            change = comparison.change(name, against=baseline).summary
+            rows.append([name, *(_percent(change.get(each), before.get(each)) for each in FIGURES)])
+    return markdown_table(["method", *FIGURES], rows)
+
+
+def condition_table(sections: Sequence[Section]) -> str:
+    """One method per row and one calibration per column, at one sparsity or pattern."""
+    names = dict.fromkeys(name for section in sections for name in section.seeds)
+    rows = []
+    for name in names:
+        row = [name]
+        for section in sections:
+            figures = section.over_seeds(name) if name in section.seeds else {}
+            row += [_factor(figures.get("mean")), _factor(figures.get("worst"))]
+        rows.append(row)
+    header = [f"{section.condition}, {figure}" for section in sections for figure in ("mean", "worst")]
+    return markdown_table(["method", *header], rows)
+
+
+def shown_methods(sections: Sequence[Section], baseline: str = BASELINE, show: Sequence[str] = ()) -> list[str]:
+    """The methods to show in full of those that some section holds: what is asked for, or the baseline and the best."""
+    best = [section.best() for section in sections]
+    found = [name for name in show or (baseline, *best) if any(name in section.seeds for section in sections)]
+    return list(dict.fromkeys(found or best))
+
+
+def _factor(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return ""
+    value, *ends = (None if x is None else f"{math.exp(min(x, 700.0)):.3f}" for x in estimate)
+    return f"{value}" if None in ends else f"{value} [{ends[0]}, {ends[1]}]"
+
+
+def _percent(change: Estimate | None, before: Estimate | None) -> str:
+    if change is None or before is None or before.value <= 0:
+        return ""
+    value, *ends = (None if x is None else f"{100 * x / before.value:+.1f}" for x in change)
+    return f"{value}" if None in ends else f"{value} [{ends[0]}, {ends[1]}]"

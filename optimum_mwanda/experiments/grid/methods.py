@@ -1,0 +1,200 @@
+"""What is compared: named settings, and the sparsities and patterns at which each is measured."""
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ...configuration import MWandaConfig
+from ...validation import CHOICES
+
+Methods = Mapping[str, Mapping[str, Any]]
+"""Name to settings of `MWandaConfig`, in the order of the tables."""
+
+SPARSITIES = (0.5, 0.6, 0.7)
+BY_THE_PLAN = ("sparsity", "pattern", "languages", "samples_per_language", "sequence_length", "seed")
+"""Settings that the comparison sets itself, for every method alike."""
+
+BASES: dict[str, dict[str, Any]] = {
+    "wanda": {"criterion": "wanda", "group": "row", "allocation": "uniform"},
+    "ria": {"criterion": "ria", "group": "matrix", "allocation": "uniform"},
+}
+"""Each score in the group in which it does best."""
+
+NO_TERMS: dict[str, Any] = {"criterion": "mwanda", "variance": "none", "activation": "none"}
+TERMS: dict[str, dict[str, Any]] = {
+    "variance": {"variance": "std", "variance_weight": 0.5},
+    "activation": {"activation": "above_rms", "activation_exponent": 0.5},
+    "cwl": {"allocation": "cwl"},
+}
+FORMS: dict[str, dict[str, Any]] = {
+    "std 2": {"variance": "std", "variance_weight": 2.0},
+    "variance 0.5": {"variance": "variance", "variance_weight": 0.5},
+    "relative variance 0.5": {"variance": "relative_variance", "variance_weight": 0.5},
+    "positive ^0.5": {"activation": "positive", "activation_exponent": 0.5},
+}
+STRENGTHS = (0.04, 0.08, 0.15)
+ALLOCATIONS = tuple(name for name in CHOICES["allocation"] if name != "uniform")
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """A ready-made grid.
+
+    Attributes:
+        methods: What is compared.
+        sparsities: At which sparsities, unless others are asked for.
+        patterns: At which N:M patterns, likewise.
+    """
+
+    methods: Methods
+    sparsities: Sequence[float] = SPARSITIES
+    patterns: Sequence[str] = ()
+
+
+def _with_terms(base: str, terms: Sequence[str]) -> dict[str, Any]:
+    """The settings of a base with some of the terms of M-Wanda."""
+    settings = {**BASES[base], **NO_TERMS, "base": base}
+    for term in terms:
+        settings |= TERMS[term]
+    return settings
+
+
+def _ablation() -> dict[str, dict[str, Any]]:
+    """Every subset of the terms on both bases; the empty one is the base itself."""
+    methods = {}
+    for base, count in itertools.product(BASES, range(len(TERMS) + 1)):
+        for terms in itertools.combinations(TERMS, count):
+            methods[" + ".join([base, *terms])] = _with_terms(base, terms) if terms else BASES[base]
+    return methods
+
+
+def _forms() -> dict[str, dict[str, Any]]:
+    """The other forms of the terms, each by itself on both bases."""
+    return {f"{base} + {form}": _with_terms(base, ()) | FORMS[form] for base in BASES for form in FORMS}
+
+
+def _allocations() -> dict[str, dict[str, Any]]:
+    """Every allocation at several strengths on both bases."""
+    strengths = {
+        f"{base} + {rule} {strength:g}": {**BASES[base], "allocation": rule, "allocation_strength": strength}
+        for base, rule, strength in itertools.product(BASES, ALLOCATIONS, STRENGTHS)
+    }
+    specific = {
+        f"{base} + cwl specific": {**BASES[base], "allocation": "cwl", "cwl_direction": "specific"} for base in BASES
+    }
+    return {**BASES, **strengths, **specific}
+
+
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "owl": {"allocation": "owl", "allocation_strength": 0.08},
+    "dlp": {"allocation": "dlp", "allocation_strength": 0.15},
+    "alpha": {"allocation": "alpha", "allocation_strength": 0.3},
+}
+"""Allocations with the strengths of their papers."""
+
+BASELINES: dict[str, dict[str, Any]] = {
+    "magnitude": {"criterion": "magnitude", "group": "row", "allocation": "uniform"},
+    **BASES,
+    **{f"wanda + {name}": {**BASES["wanda"], **allocation} for name, allocation in PUBLISHED.items()},
+    "sparsegpt": {"criterion": "sparsegpt", "allocation": "uniform"},
+}
+BEST: dict[str, dict[str, Any]] = {
+    "m-wanda on wanda": {"base": "wanda", "group": "row"},
+    "m-wanda on wanda, tuned": {
+        "base": "wanda",
+        "group": "row",
+        "allocation": "owl",
+        "allocation_strength": 0.06,
+        "owl_multiplier": 16.0,
+    },
+    "m-wanda on wanda + swap": {"base": "wanda", "group": "row", "refinement": "swap"},
+    "defaults": {},
+    "defaults + swap": {"refinement": "swap"},
+    "defaults + obs": {"reconstruction": "obs"},
+    "alps": {"criterion": "alps", "allocation": "uniform"},
+    "alps + owl": {"criterion": "alps", "allocation": "owl"},
+}
+"""What `MWandaConfig()` does, on either base, and what refinement and weight updates make of it; `tuned` has the OWL
+that is best on Wanda's score by `--tune`. N:M patterns fix the allocation: there this one and `+ owl` are left out."""
+
+PRESETS: dict[str, Preset] = {
+    "quick": Preset({**BASES, "defaults": {}}),
+    "ablation": Preset(_ablation()),
+    "forms": Preset({**BASES, **_forms()}),
+    "allocations": Preset(_allocations()),
+    "baselines": Preset({**BASELINES, **BEST}),
+    "full": Preset(
+        {**BASELINES, **_ablation(), **BEST, **_forms(), **_allocations()},
+        sparsities=(0.3, 0.4, 0.5, 0.6, 0.7, 0.8),
+        patterns=("2:4", "4:8"),
+    ),
+}
+
+
+def read_methods(path: Path) -> dict[str, dict[str, Any]]:
+    """Reads a grid of one's own: a JSON object of name to settings.
+
+    Raises:
+        OSError: If the file cannot be read.
+        ValueError: If it holds anything else.
+    """
+    try:
+        methods = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(methods, dict) or not all(isinstance(each, dict) for each in methods.values()):
+        raise ValueError(f'{path} must hold a JSON object of name to settings: {{"mine": {{"criterion": "wanda"}}}}.')
+    return methods
+
+
+def choose(methods: Methods, names: Sequence[str]) -> dict[str, Mapping[str, Any]]:
+    """Some of the methods, in the order of their names.
+
+    Raises:
+        ValueError: If there is no such method.
+    """
+    for name in names:
+        if name not in methods:
+            raise ValueError(f"There is no method {name!r} in the grid. It has: {', '.join(map(repr, methods))}.")
+    return {name: methods[name] for name in names}
+
+
+def expand(
+    methods: Methods, sparsities: Sequence[float], patterns: Sequence[str], shared: Mapping[str, Any]
+) -> Iterator[tuple[str, MWandaConfig]]:
+    """Every method at every sparsity and pattern.
+
+    An N:M pattern fixes the sparsity of every block, so methods that name an allocation are left out there. Of methods
+    with the same settings the first is kept.
+
+    Args:
+        methods: What to compare.
+        sparsities: Shares of the weights to remove.
+        patterns: N:M patterns.
+        shared: Settings of every method, which its own override.
+
+    Raises:
+        ValueError: If settings are not allowed; the message names the method.
+    """
+    points: list[dict[str, Any]] = [{"sparsity": each} for each in sparsities] + [{"pattern": x} for x in patterns]
+    known = set()
+    for point, (name, settings) in itertools.product(points, methods.items()):
+        if taken := [key for key in settings if key in BY_THE_PLAN]:
+            raise ValueError(f"Method {name!r} sets {taken[0]!r}, which is the same for all methods: leave it out.")
+        if "pattern" in point and settings.get("allocation") not in (None, "uniform"):
+            continue
+        try:
+            config = MWandaConfig.from_dict({**shared, **settings, **point})
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"Method {name!r}: {error}") from error
+        if config not in known:
+            known.add(config)
+            yield name, config
+
+
+def label(sparsity: float, pattern: str) -> str:
+    """What tables call a point: `60 %`, or the pattern."""
+    return f"{100 * sparsity:g} %" if pattern == "unstructured" else pattern

@@ -1,0 +1,91 @@
+"""What a comparison runs, checked once."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from ...configuration import MWandaConfig
+from ...values import check_number
+from .conditions import Condition, make_conditions
+from .methods import BY_THE_PLAN, SPARSITIES, Methods, expand
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ComparisonPlan:
+    """Every method, at every sparsity and pattern, after every calibration, with every seed.
+
+    Attributes:
+        methods: Name to settings.
+        sparsities: Shares of the weights to remove.
+        patterns: N:M patterns, which fix their own.
+        seeds: Of the choice of calibration rows.
+        languages: That may be calibrated on; None for all that the calibration text holds enough of.
+        rotate: Number of folds that each leave another part of these languages out; None to calibrate on all of them.
+        only: Languages to calibrate on alone as well, with as many tokens.
+        samples_per_language: Calibration chunks per language.
+        sequence_length: Tokens per chunk, and per window of the evaluation.
+        tokens_per_language: Most tokens to evaluate per language.
+        settings: Settings of every method, which its own override.
+
+    Raises:
+        ValueError: If something is not allowed; the message says what.
+    """
+
+    methods: Methods
+    sparsities: Sequence[float] = SPARSITIES
+    patterns: Sequence[str] = ()
+    seeds: Sequence[int] = (0,)
+    languages: Sequence[str] | None = None
+    rotate: int | None = None
+    only: Sequence[str] = ()
+    samples_per_language: int = 12
+    sequence_length: int = 256
+    tokens_per_language: int = 2048
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("seeds", "sparsities", "patterns", "languages", "only"):
+            values = getattr(self, name) or ()
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name}={values!r} names a value twice.")
+        if taken := [name for name in self.settings if name in BY_THE_PLAN]:
+            raise ValueError(f"settings={dict(self.settings)!r} holds {taken[0]!r}, which the comparison sets itself.")
+        for name, least in (("samples_per_language", 1), ("sequence_length", 2), ("tokens_per_language", 2)):
+            is_legal = partial(_is_count, least)
+            check_number(name, getattr(self, name), is_legal, f"a whole number of at least {least}")
+        if not self.seeds or not self.grid():
+            raise ValueError("There is nothing to run: give a method, a sparsity or pattern that fits it, and a seed.")
+        self.calibration(self.seeds[0])
+        if self.languages is not None:
+            self.conditions(self.languages)
+
+    def calibration(self, seed: int, condition: Condition | None = None) -> MWandaConfig:
+        """Settings that read the calibration text of a condition, or of all languages."""
+        return MWandaConfig.from_dict({**self.settings, **self._drawn(seed, condition)})
+
+    def grid(self) -> list[tuple[str, MWandaConfig]]:
+        """Name and settings of every method at every sparsity and pattern, without languages and seed."""
+        return list(expand(self.methods, self.sparsities, self.patterns, self.settings))
+
+    def conditions(self, languages: Sequence[str]) -> list[Condition]:
+        """The calibrations to compare, among these languages."""
+        return make_conditions(languages, self.samples_per_language, self.rotate, self.only)
+
+    def runs(self, seed: int, condition: Condition) -> list[tuple[str, MWandaConfig]]:
+        """Name and settings of every run of a condition; CWL compares languages and is left out where there is one."""
+        runs = expand(self.methods, self.sparsities, self.patterns, {**self.settings, **self._drawn(seed, condition)})
+        return [each for each in runs if each[1].allocation != "cwl" or len(condition.languages) > 1]
+
+    def _drawn(self, seed: int, condition: Condition | None) -> dict[str, Any]:
+        samples = self.samples_per_language if condition is None else condition.samples_per_language
+        return {
+            "seed": seed,
+            "sequence_length": self.sequence_length,
+            "samples_per_language": samples,
+            "languages": self.languages if condition is None else condition.languages,
+        }
+
+
+def _is_count(least: int, value: Any) -> bool:
+    return isinstance(value, int) and value >= least

@@ -1,0 +1,210 @@
+"""Runs a comparison: one calibration and one dense evaluation serve all prunings that they can."""
+
+import time
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+import transformers
+
+from ...calibration.statistics import CalibrationStatistics
+from ...configuration import MWandaConfig
+from ...data.chunks import build_chunks
+from ...evaluation.perplexity import evaluate_languages
+from ...evaluation.reading import read_held_out
+from ...evaluation.report import PerplexityReport
+from ...modeling.blocks import find_blocks
+from ...modeling.fingerprint import model_fingerprint
+from ...modeling.interrupts import check_interrupts, deferred_interrupts
+from ...modeling.weights import find_weights
+from ...pruner import MWandaPruner
+from ...record.schema import RECORD_KEY
+from ...utils import progress_bar
+from ...version import __version__
+from ...walking.editor import PartiallyPrunedError
+from ..dense_state import DenseState
+from .conditions import Condition
+from .plan import ComparisonPlan
+from .results import DenseResult, Results, RunResult, append, digest, read_results
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class _Run(NamedTuple):
+    """A pruning that is to be done."""
+
+    key: str
+    name: str
+    config: MWandaConfig
+    condition: Condition
+    statistics: Callable[[], CalibrationStatistics]
+
+
+def run_comparison(
+    model: "PreTrainedModel",
+    dataset: Any,
+    evaluation_dataset: Any,
+    path: Path,
+    plan: ComparisonPlan,
+    tokenizer: "PreTrainedTokenizerBase | str | None" = None,
+    *,
+    batch_size: int = 8,
+    progress: bool = True,
+) -> Results:
+    """Prunes and evaluates everything that the plan asks for and the file of results does not hold yet.
+
+    Methods that look at the dense model only share one calibration per seed, whatever languages they are shown of it;
+    the others calibrate anew. The dense model is evaluated once per file.
+
+    Args:
+        model: The dense model, which is as it was afterwards, and after a failure.
+        dataset: Calibration text, as for `MWandaPruner.prune`; it is read again and again.
+        evaluation_dataset: Held-out text, as for `evaluate_languages`; likewise.
+        path: File of JSON lines. A run that ends is added at once, so that nothing is lost by an interrupt.
+        plan: What to run.
+        tokenizer: Tokenizer for texts, or its name or path. None: the one saved beside the model.
+        batch_size: Windows per forward pass of the evaluation.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        All that the file holds then.
+
+    Raises:
+        FloatingPointError: If weights, activations or losses are NaN or infinite.
+        OSError: If the file cannot be read or written.
+        TypeError: If the model or the data have a type that cannot be read.
+        ValueError: If settings, data and model do not fit together, or the file holds results on another model or text.
+    """
+    fingerprint = model_fingerprint(model)
+    columns = plan.calibration(plan.seeds[0])
+    evaluation: dict[str, Any] = {
+        "sequence_length": plan.sequence_length,
+        "tokens_per_language": plan.tokens_per_language,
+        "seed": 0,
+    }
+    names: dict[str, Any] = {"language_column": columns.language_column, "text_column": columns.text_column}
+    if model.config.is_encoder_decoder:
+        names["target_column"] = columns.target_column
+    text = read_held_out(model, tokenizer, evaluation_dataset, **names, **evaluation).digests
+    dense_key = digest(
+        {"model": fingerprint, "text": text, "samples_per_language": plan.samples_per_language, **evaluation}
+    )
+    languages = tuple(sorted(plan.languages or build_chunks(dataset, columns, model, tokenizer).chunks))
+    results = _read_matching(path, dense_key, languages)
+    conditions, known = plan.conditions(languages), {} if results is None else results.runs
+    missing = list(_missing(model, dataset, tokenizer, plan, conditions, dense_key, known))
+    measure = partial(
+        evaluate_languages,
+        model,
+        tokenizer,
+        evaluation_dataset,
+        batch_size=batch_size,
+        progress=False,
+        **names,
+        **evaluation,
+    )
+    weights = [each for block in find_weights(find_blocks(model, columns.blocks)).values() for each in block]
+    if results is None:
+        results = Results(DenseResult(dense_key, languages, measure(), {**evaluation, **_versions()}), {})
+        append(path, results.dense)
+    with deferred_interrupts(), DenseState(model, weights) as state:
+        for run in progress_bar(missing, total=len(missing), description="Comparing", show=progress):
+            start = time.perf_counter()
+            _prune(model, dataset, tokenizer, run)
+            seconds = time.perf_counter() - start
+            result = _describe(run, measure(), getattr(model.config, RECORD_KEY)["achieved_sparsity"], seconds)
+            state.restore()
+            append(path, result)
+            results.runs[run.key] = result
+            check_interrupts()
+    return results
+
+
+def _read_matching(path: Path, dense_key: str, languages: tuple[str, ...]) -> Results | None:
+    """The results in a file, which must be about the same; None if there are none."""
+    results = read_results(path)
+    if results is None:
+        return None
+    if any(score.digest is None for score in results.dense.report.scores.values()):
+        raise ValueError(
+            f"{path} was written by an earlier version, and nothing can be added to its results: show them with "
+            "--tables-only, and name another file for new ones."
+        )
+    if results.dense.key != dense_key:
+        raise ValueError(
+            f"{path} holds results on another model, another held-out text or tokenizer, windows of another length, or "
+            "another number of calibration chunks: name another file."
+        )
+    if results.dense.languages != languages:
+        raise ValueError(
+            f"{path} compares calibrations among {', '.join(results.dense.languages)}: choose these languages, or name "
+            "another file."
+        )
+    return results
+
+
+def _missing(
+    model: "PreTrainedModel",
+    dataset: Any,
+    tokenizer: Any,
+    plan: ComparisonPlan,
+    conditions: list[Condition],
+    dense_key: str,
+    known: dict[str, RunResult],
+) -> Iterator[_Run]:
+    """The runs that are not known, those that share a calibration one after the other."""
+    for seed in plan.seeds:
+        for samples in dict.fromkeys(each.samples_per_language for each in conditions):
+            sharing = [each for each in conditions if each.samples_per_language == samples]
+            union = tuple(sorted({language for each in sharing for language in each.languages}))
+            config = plan.calibration(seed, Condition("", union, samples))
+            texts = build_chunks(dataset, config, model, tokenizer).fingerprints
+            runs = [(each, name, run) for each in sharing for name, run in plan.runs(seed, each)]
+            also_for = [run for *_, run in runs]
+            # Each seed has a calibration of its own, which is made when the first run asks for it.
+            statistics = cache(partial(_calibrate, model, dataset, tokenizer, config, also_for))
+            for condition, name, run in runs:
+                read = {language: texts[language] for language in condition.languages}
+                key = digest({"config": run.to_dict(), "calibration": read, "dense": dense_key})
+                if key in known:
+                    known[key] = known.pop(key)  # of several settings of a name the last in the order count
+                else:
+                    yield _Run(key, name, run, condition, statistics)
+
+
+def _calibrate(
+    model: "PreTrainedModel", dataset: Any, tokenizer: Any, config: MWandaConfig, also_for: list[MWandaConfig]
+) -> CalibrationStatistics:
+    return MWandaPruner(config, progress=False).calibrate(model, dataset, tokenizer, also_for=also_for)
+
+
+def _prune(model: "PreTrainedModel", dataset: Any, tokenizer: Any, run: _Run) -> None:
+    pruner = MWandaPruner(run.config, progress=False, restore_on_failure=False)  # the caller keeps the dense weights
+    try:
+        if run.config.calibration == "sequential" or run.config.needs_grams:
+            pruner.prune(model, dataset, tokenizer)
+        else:
+            pruner.apply(model, run.statistics())
+    except PartiallyPrunedError as error:
+        raise error.__cause__ or error from None
+
+
+def _describe(run: _Run, report: PerplexityReport, achieved_sparsity: float, seconds: float) -> RunResult:
+    return RunResult(
+        run.key,
+        run.name,
+        run.condition.name,
+        run.condition.fold,
+        run.config.to_dict(),
+        run.condition.languages,
+        report,
+        {"achieved_sparsity": achieved_sparsity, "pruning_seconds": round(seconds, 3), **_versions()},
+    )
+
+
+def _versions() -> dict[str, Any]:
+    versions = {"optimum_mwanda": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
+    return {"versions": {name: str(version) for name, version in versions.items()}}

@@ -1,0 +1,154 @@
+"""`find_sparsity`: the highest sparsity at which no language degrades too much."""
+
+import bisect
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from ...configuration import MWandaConfig
+from ...evaluation.perplexity import evaluate_languages
+from ...evaluation.report import PerplexityComparison
+from ...modeling.blocks import find_blocks
+from ...modeling.interrupts import deferred_interrupts
+from ...modeling.weights import find_weights
+from ...pruner import MWandaPruner
+from ...record.schema import RECORD_KEY
+from ..dense_state import DenseState
+from .outcome import PROTECTED, PRUNED, UNPROTECTED, SparsitySearch, SparsityTrial
+from .space import SearchSpace, protect_languages
+from .trials import Pruning
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+
+def find_sparsity(
+    model: "PreTrainedModel",
+    dataset: Any,
+    evaluation_dataset: Any,
+    tokenizer: "PreTrainedTokenizerBase | str | None" = None,
+    config: MWandaConfig | None = None,
+    *,
+    most_degradation: float = 0.05,
+    bounds: tuple[float, float] = (0.1, 0.9),
+    resolution: float = 0.01,
+    strengths: Sequence[float] | None = None,
+    protect: Mapping[str, float] | None = None,
+    apply: bool = True,
+    progress: bool = True,
+    **evaluation: Any,
+) -> SparsitySearch:
+    """Finds the highest sparsity at which no language's bits per byte rise by more than a given fraction.
+
+    Sparsities `low, low + resolution, …, high` are bisected, per allocation strength. One calibration and one
+    evaluation of the dense model serve all trials; with refinement, reconstruction or sequential calibration each trial
+    calibrates anew. Bisection takes it that what is too much at one sparsity is too much at every higher one, which is
+    nearly always so and not certain. The sparsity that is found was itself measured as feasible and the next one up as
+    not; a higher one beyond that would be missed.
+
+    If anything fails or is interrupted, the model is left as it was. For that, and for the trials, a copy of the
+    prunable weights is kept on the CPU.
+
+    Args:
+        model: A causal language model or an encoder-decoder; pruned in place at the end, if something was found.
+        dataset: Calibration data, as for `MWandaPruner.prune`; read more than once.
+        evaluation_dataset: Held-out text, as for `evaluate_languages`; read once per trial. All of its languages are
+            guarded, whether or not they are calibrated on.
+        tokenizer: Tokenizer for texts, or its name or path. None: the one saved beside the model.
+        config: Settings; the defaults if None. Its `sparsity` is not looked at.
+        most_degradation: The fraction: 0.05 allows 5 %.
+        bounds: Lowest and highest sparsity to try.
+        resolution: Step between sparsities.
+        strengths: Values of `allocation_strength` to try, each with a bisection of its own. None: that of `config`.
+        protect: Language to the factor by which its weight in calibration is multiplied, whatever
+            `config.language_weights` says. The report then shows what that changes at the sparsity that was found.
+        apply: Whether to leave the model pruned at that sparsity; otherwise it ends as it was.
+        progress: Whether to show progress bars.
+        evaluation: Further arguments of `evaluate_languages`; columns, `sequence_length`, `batch_size` and `seed` are
+            those of `config` by default.
+
+    Returns:
+        Every trial, and the one that was chosen: none if even the lowest sparsity degrades a language too much. The
+        model is then left as it was.
+
+    Raises:
+        TypeError: As `MWandaPruner.prune` and `evaluate_languages`.
+        ValueError: As these, or if a limit is not allowed, or a language is protected that was not calibrated on.
+        FloatingPointError: As these. If a sparse model gives NaN, set a lower upper bound.
+    """
+    config = MWandaPruner(config).config
+    space = SearchSpace(config, most_degradation, bounds, resolution, strengths, protect or {})
+    prune = Pruning(model, dataset, tokenizer, config, progress)
+    protected = protect_languages(config, space.protect, prune.tokens) if space.protect else config
+    options = {
+        "language_column": config.language_column,
+        "text_column": config.text_column,
+        "target_column": config.target_column,
+        "sequence_length": config.sequence_length,
+        "batch_size": config.batch_size,
+        "seed": config.seed,
+        "progress": progress,
+        **evaluation,
+    }
+    measure = partial(evaluate_languages, model, tokenizer, evaluation_dataset, **options)
+    dense = measure()
+    weights = find_weights(find_blocks(model, config.blocks), config.include, config.exclude)
+    with deferred_interrupts(), DenseState(model, [each for block in weights.values() for each in block]) as state:
+
+        def compare(settings: MWandaConfig, name: str) -> PerplexityComparison:
+            """Prunes the dense model and sets it beside what it was."""
+            state.restore()
+            prune(settings)
+            seen = list(model.config.mwanda_config["languages"])
+            return PerplexityComparison(dense, {name: measure()}, seen or None)
+
+        name = PROTECTED if space.protect else PRUNED
+        tried = dataclasses.replace(space, config=protected)
+        trials, comparisons = _bisect(tried, lambda settings: compare(settings, name), model.config)
+        search = SparsitySearch(space, tuple(trials), PerplexityComparison(dense, {}))
+        chosen = search.chosen
+        if chosen is not None:
+            comparison = comparisons[trials.index(chosen)]
+            if space.protect:
+                unprotected = compare(space.at(chosen.sparsity, chosen.strength), UNPROTECTED)
+                pruned = {**comparison.pruned, **unprotected.pruned}
+                comparison = dataclasses.replace(comparison, pruned=pruned)
+            search = dataclasses.replace(search, comparison=comparison)
+        state.restore()
+        if chosen is not None and apply:
+            prune(tried.at(chosen.sparsity, chosen.strength))
+    return search
+
+
+def _bisect(
+    space: SearchSpace, compare: Callable[[MWandaConfig], PerplexityComparison], model_config: Any
+) -> tuple[list[SparsityTrial], list[PerplexityComparison]]:
+    """Bisects the sparsities once per strength; gives all trials in their order, and what each measured."""
+    trials: list[SparsityTrial] = []
+    comparisons: list[PerplexityComparison] = []
+
+    def is_too_much(sparsity: float, strength: float | None) -> bool:
+        settings = space.at(sparsity, strength)
+        comparison = compare(settings)
+        (name,) = comparison.pruned
+        degradations = {each: comparison.bits_per_byte_increase(name, each) for each in comparison.languages}
+        trial = SparsityTrial(
+            sparsity,
+            None if settings.allocation == "uniform" else settings.allocation_strength,
+            getattr(model_config, RECORD_KEY)["achieved_sparsity"],
+            degradations,
+            max(degradations.values()) <= space.most_degradation,
+        )
+        logger.info("%s", trial)
+        trials.append(trial)
+        comparisons.append(comparison)
+        return not trial.feasible
+
+    for strength in space.strengths or (None,):
+        # Measures the last sparsity that is not too much and the first that is, unless one of them does not exist.
+        bisect.bisect_left(space.sparsities, True, key=partial(is_too_much, strength=strength))
+    return trials, comparisons

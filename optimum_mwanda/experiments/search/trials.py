@@ -1,0 +1,62 @@
+"""Pruning one model again and again with one calibration."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from ...configuration import MWandaConfig
+from ...data.chunks import build_chunks
+from ...pruner import MWandaPruner
+from ...pruning.scoring import needs_statistics
+from ...walking.editor import PartiallyPrunedError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Pruning:
+    """Prunes a dense model with settings that differ in sparsity, allocation strength and language weights.
+
+    One calibration, done here, serves them all, unless the settings look at each block while they prune.
+
+    Args:
+        model: The model.
+        dataset: Calibration data.
+        tokenizer: Its tokenizer.
+        config: The settings.
+        progress: Whether to show progress bars.
+    """
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        dataset: Any,
+        tokenizer: "PreTrainedTokenizerBase | str | None",
+        config: MWandaConfig,
+        progress: bool,
+    ) -> None:
+        self._model, self._dataset, self._tokenizer = model, dataset, tokenizer
+        self._config, self._progress = config, progress
+        is_blockwise = config.calibration == "sequential" or config.needs_grams
+        self._statistics = (
+            MWandaPruner(config, progress=progress).calibrate(model, dataset, tokenizer)
+            if needs_statistics(config) and not is_blockwise
+            else None
+        )
+
+    @property
+    def tokens(self) -> Mapping[str, int]:
+        """Language to calibration tokens."""
+        if self._statistics is not None:
+            return self._statistics.tokens
+        return build_chunks(self._dataset, self._config, self._model, self._tokenizer).tokens
+
+    def __call__(self, config: MWandaConfig) -> None:
+        """Prunes the model, which must be dense."""
+        pruner = MWandaPruner(config, progress=self._progress, restore_on_failure=False)  # the dense state is kept
+        try:
+            if self._statistics is None:
+                pruner.prune(self._model, self._dataset, self._tokenizer)
+            else:
+                pruner.apply(self._model, self._statistics)
+        except PartiallyPrunedError as error:
+            raise error.__cause__ or error from None  # the model is put back: only the reason matters

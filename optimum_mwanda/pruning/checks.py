@@ -1,0 +1,93 @@
+"""Whether statistics, plans and settings fit a model, asked before anything is done with them."""
+
+import logging
+
+from ..calibration.statistics import CalibrationStatistics
+from ..configuration import MWandaConfig
+from ..modeling.weights import PrunableWeight
+from .allocation import SparsityPlan
+from .scoring import needs_statistics
+
+logger = logging.getLogger(__name__)
+
+Weights = dict[str, list[PrunableWeight]]
+
+
+def check_pattern(weights: Weights, config: MWandaConfig) -> None:
+    """Checks that an N:M pattern divides every matrix.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    if config.kept_of is None:
+        return
+    run = config.kept_of[1]
+    for weight in (weight for block in weights.values() for weight in block):
+        if weight.in_features % run:
+            raise ValueError(
+                f"pattern={config.pattern!r} does not divide the {weight.in_features} inputs of {weight.name!r}: leave "
+                "it out with exclude, or choose another pattern."
+            )
+
+
+def check_statistics(
+    statistics: CalibrationStatistics | None, fingerprint: str, weights: Weights, config: MWandaConfig
+) -> CalibrationStatistics | None:
+    """Checks that statistics fit a model and the settings, and warns if they were taken on other weights.
+
+    Args:
+        statistics: The statistics, if there are any.
+        fingerprint: `model_fingerprint` of the model.
+        weights: Its prunable weights.
+        config: The settings.
+
+    Returns:
+        The statistics of the languages that the settings ask for.
+
+    Raises:
+        ValueError: If statistics are needed and missing, lack a matrix, a language or a kind of activity, or a matrix
+            has another width.
+    """
+    if statistics is None:
+        if needs_statistics(config):
+            raise ValueError(
+                f"criterion={config.criterion!r} with allocation={config.allocation!r} needs statistics: pass the "
+                "result of calibrate()."
+            )
+        return None
+    for weight in (weight for block in weights.values() for weight in block):
+        entry = statistics.weights.get(weight.name)
+        if entry is None or entry.square_sum.shape[1] != weight.in_features:
+            raise ValueError(
+                f"The statistics hold nothing that fits {weight.name!r} with {weight.in_features} inputs: they were "
+                f"taken on another model ({statistics.model or 'unnamed'}) or on other weights."
+            )
+    if statistics.model_fingerprint not in ("", fingerprint):
+        logger.warning(
+            "The statistics were taken on %s with other values or another dtype than this model has now. That is as "
+            "it should be only if it is the same model in another dtype, or pruned again on purpose.",
+            statistics.model or "a model",
+        )
+    if config.activity is not None and config.activity not in statistics.activities:
+        raise ValueError(
+            f"activation={config.activation!r} needs the activity {config.activity!r}, but the statistics count: "
+            f"{', '.join(statistics.activities) or 'none'}. Calibrate with this config, or with also_for=[config]."
+        )
+    return statistics.select(config.languages) if config.languages is not None else statistics
+
+
+def check_plan(plan: SparsityPlan, weights: Weights, config: MWandaConfig) -> SparsityPlan:
+    """Checks that a plan names every block of a model and agrees with the pattern.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    missing = set(weights) - {block.name for block in plan.blocks}
+    if missing:
+        raise ValueError(f"The plan has no sparsity for {min(missing)!r}: it was made for another model.")
+    if config.kept_of is not None and any(plan[name] != config.target_sparsity for name in weights):
+        raise ValueError(
+            f"The plan gives blocks another sparsity than pattern={config.pattern!r}, which fixes it at "
+            f"{config.target_sparsity:g}: leave the plan out, or use pattern='unstructured'."
+        )
+    return plan

@@ -1,0 +1,117 @@
+"""What becomes of experts that calibration hardly reached."""
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ..calibration.coverage import ExpertCoverage
+from ..calibration.statistics import CalibrationStatistics, WeightStatistics
+from ..configuration import MWandaConfig
+from ..modeling.weights import PrunableWeight
+from .scoring import needs_statistics
+
+logger = logging.getLogger(__name__)
+
+Weights = dict[str, list[PrunableWeight]]
+
+# Matrices of an expert that read its inner channels, which mean something else in every expert.
+INNER = ("down_proj", "w2", "wo", "output_linear")
+
+
+def expert_coverage(statistics: CalibrationStatistics, config: MWandaConfig) -> ExpertCoverage:
+    """Tokens that reached each expert, with the number that the settings want."""
+    return ExpertCoverage(statistics.expert_tokens, statistics.languages, config.min_expert_tokens)
+
+
+def apply_experts_policy(
+    weights: Weights, statistics: CalibrationStatistics, config: MWandaConfig
+) -> tuple[Weights, CalibrationStatistics]:
+    """Deals with the experts that fewer than `config.min_expert_tokens` tokens reached.
+
+    Args:
+        weights: Module path of a block to its weights.
+        statistics: Calibration of the model.
+        config: Its `experts_policy`: `"skip"` leaves these experts out of the weights, the others give their matrices
+            what `settle` says.
+
+    Returns:
+        Weights to prune, and the statistics to prune them with.
+
+    Raises:
+        ValueError: If the policy is `"error"` and there are such experts, or `"skip"` leaves nothing to prune.
+    """
+    coverage = expert_coverage(statistics, config)
+    lacking = set(coverage.lacking)
+    if not lacking or not needs_statistics(config):
+        return weights, statistics
+    if config.experts_policy == "error":
+        raise ValueError(
+            f"Calibration does not reach every expert, and experts_policy='error' refuses that. {coverage}\nCalibrate "
+            "on more text, lower min_expert_tokens, or choose another experts_policy."
+        )
+    logger.warning("Experts that calibration hardly reached: experts_policy=%r. %s", config.experts_policy, coverage)
+    if config.experts_policy == "skip":
+        kept = {block: [w for w in found if w.expert_name not in lacking] for block, found in weights.items()}
+        weights = {block: found for block, found in kept.items() if found}
+        if not weights:
+            raise ValueError("experts_policy='skip' leaves nothing to prune: calibrate on more text.")
+    looked_at = [w for found in weights.values() for w in found if w.name in statistics.weights]
+    entries = settle(looked_at, statistics.weights, lacking, config)
+    return weights, dataclasses.replace(statistics, weights=entries)
+
+
+def settle(
+    weights: Sequence[PrunableWeight],
+    entries: Mapping[str, WeightStatistics],
+    lacking: set[str],
+    config: MWandaConfig,
+) -> dict[str, WeightStatistics]:
+    """Gives the matrices of experts that lack tokens the statistics to be pruned with.
+
+    With `"shared"` these are the sums over all experts of the layer, for the matrices that read the layer's input; the
+    inner channels of an expert are its own, so that its other matrices are pruned by magnitude, as are all with
+    `"magnitude"`.
+
+    Returns:
+        Name to statistics; matrices to be pruned by magnitude have none.
+    """
+    settled = {}
+    for weight in weights:
+        if weight.expert_name not in lacking:
+            settled[weight.name] = entries[weight.name]
+        elif config.experts_policy == "shared" and not set(weight.name.split(".")).intersection(INNER):
+            place = _place(weight)
+            settled[weight.name] = _total([entries[other.name] for other in weights if _place(other) == place])
+    return settled
+
+
+def _place(weight: PrunableWeight) -> tuple[str, str] | None:
+    """The experts of one layer and the role in them: what the same matrix of every expert shares."""
+    if weight.expert_name is None:
+        return None
+    return weight.expert_name.rpartition(".")[0], weight.name[len(weight.expert_name) :]
+
+
+def lacking_experts(
+    weights: Sequence[PrunableWeight], entries: Mapping[str, WeightStatistics], config: MWandaConfig
+) -> set[str]:
+    """The experts among some weights that fewer than `config.min_expert_tokens` tokens reached."""
+    return {
+        weight.expert_name
+        for weight in weights
+        if weight.expert_name is not None and entries[weight.name].tokens.sum() < config.min_expert_tokens
+    }
+
+
+def _total(entries: Sequence[WeightStatistics]) -> WeightStatistics:
+    def add(values: list[Tensor]) -> Tensor:
+        return torch.stack(values).sum(0)
+
+    return WeightStatistics(
+        add([entry.tokens for entry in entries]),
+        add([entry.square_sum for entry in entries]),
+        {key: add([entry.active[key] for entry in entries]) for key in entries[0].active},
+    )

@@ -1,0 +1,152 @@
+"""Writes the sparsity record: what a pruned model's config says about its pruning, as in `docs/record.md`."""
+
+import logging
+import os
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+
+from ..calibration.coverage import ExpertCoverage
+from ..calibration.statistics import CalibrationStatistics
+from ..configuration import MWandaConfig
+from ..modeling.weights import PrunableWeight
+from ..pruning.allocation import SparsityPlan
+from ..pruning.experts_policy import expert_coverage
+from ..pruning.scoring import language_weights, needs_statistics
+from ..version import __version__
+from .matrices import count_matrices
+from .schema import (
+    FIELDS,
+    MOST_EXPERT_NAMES,
+    MOST_HISTORY,
+    RECORD_KEY,
+    SCHEMA,
+    RecordedMatrix,
+    check_record,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
+
+
+def build_record(
+    model: "PreTrainedModel",
+    config: MWandaConfig,
+    weights: dict[str, list[PrunableWeight]],
+    plan: SparsityPlan,
+    statistics: CalibrationStatistics | None,
+    fingerprint: str,
+) -> dict[str, Any]:
+    """Describes a pruning that has just been done.
+
+    Args:
+        model: The pruned model, with the record of its last pruning, if any, still in its config.
+        config: Settings of this pruning.
+        weights: Module path of a block to its weights, with the zeros in them.
+        plan: Sparsity per block that was asked for.
+        statistics: Calibration, with all the experts that it knows; its languages and fingerprints are read, and the
+            tokens of the experts.
+        fingerprint: `model_fingerprint` of the model before this pruning.
+
+    Returns:
+        The record, to be set as `model.config.mwanda_config`.
+
+    Raises:
+        ValueError: If the record would exceed the bounds that are set for reading it.
+    """
+    sizes = {block: sum(weight.numel for weight in found) for block, found in weights.items()}
+    counts = {block: count_matrices(found) for block, found in weights.items()}
+    record = {
+        "schema": SCHEMA,
+        "library_version": __version__,
+        "settings": config.to_dict(),
+        "pattern": config.pattern,
+        "target_sparsity": round(sum(plan[block] * size for block, size in sizes.items()) / sum(sizes.values()), 9),
+        "achieved_sparsity": _share([matrix for found in counts.values() for matrix in found]),
+        "blocks": {
+            "names": list(counts),
+            "sparsity": [round(_share(found), 6) for found in counts.values()],
+        },
+        "matrices": _matrices(counts),
+        **_calibration(config, statistics),
+        "model": _portable_name(getattr(model, "name_or_path", "") or ""),
+        "model_fingerprint": fingerprint,
+        "seed": config.seed,
+        "versions": {"torch": str(torch.__version__), "transformers": str(transformers.__version__)},
+        "history": _history(getattr(model.config, RECORD_KEY, None)),
+    }
+    return check_record(record)
+
+
+def _share(matrices: list[RecordedMatrix]) -> float:
+    return sum(matrix.zeros for matrix in matrices) / sum(matrix.numel for matrix in matrices)
+
+
+def _matrices(counts: dict[str, list[RecordedMatrix]]) -> dict[str, Any]:
+    """Counts by path inside the block: the names and shapes that all blocks share are written once."""
+    columns: dict[str, dict[str, RecordedMatrix]] = {}
+    for block, found in counts.items():
+        for matrix in found:
+            columns.setdefault(matrix.name[len(block) :].lstrip("."), {})[block] = matrix
+    matrices = {}
+    for path, column in columns.items():
+        shapes = [list(column[block].shape) if block in column else None for block in counts]
+        present = [shape for shape in shapes if shape is not None]
+        matrices[path] = {
+            "shape": present[0] if all(shape == present[0] for shape in present) else shapes,
+            "zeros": [column[block].zeros if block in column else None for block in counts],
+        }
+    return matrices
+
+
+def _calibration(config: MWandaConfig, statistics: CalibrationStatistics | None) -> dict[str, Any]:
+    """The languages, data and experts that shaped the masks; none where the settings do not look at them."""
+    if statistics is None or not needs_statistics(config):
+        return {"languages": {}, "dataset_fingerprints": []}
+    shares = language_weights(config, statistics.tokens).tolist()
+    languages = {
+        language: {"tokens": tokens, "weight": round(share, 9)}
+        for (language, tokens), share in zip(statistics.tokens.items(), shares, strict=True)
+    }
+    found: dict[str, Any] = {"languages": languages, "dataset_fingerprints": [statistics.fingerprint]}
+    if statistics.experts:
+        found["experts"] = _experts(config, expert_coverage(statistics, config))
+    return found
+
+
+def _experts(config: MWandaConfig, coverage: ExpertCoverage) -> dict[str, Any]:
+    """How calibration reached the experts of a mixture."""
+    return {
+        "policy": config.experts_policy,
+        "wanted": coverage.wanted,
+        "count": len(coverage.tokens),
+        "lacking": len(coverage.lacking),
+        "names": list(coverage.lacking[:MOST_EXPERT_NAMES]),
+        "fewest": coverage.fewest,
+        "unreached": {language: len(names) for language, names in coverage.unreached.items()},
+    }
+
+
+def _portable_name(name: str) -> str:
+    """A repository id as it is, and the last part of a local path: folders of one machine concern nobody else."""
+    is_path = os.path.isabs(name) or name.startswith((".", "~")) or "\\" in name or name.count("/") > 1
+    if not is_path and not os.path.isdir(name):
+        return name
+    return PurePath(name.replace("\\", "/")).name
+
+
+def _history(previous: Any) -> list[dict[str, Any]]:
+    """The earlier prunings of a model, the last one included."""
+    if previous is None:
+        return []
+    try:
+        previous = check_record(previous)
+    except ValueError as error:
+        logger.warning("The model's earlier sparsity record is not carried into the history of the new one: %s", error)
+        return []
+    earlier: list[dict[str, Any]] = previous["history"]
+    return [*earlier, {field: previous[field] for field in ("schema", *FIELDS)}][-MOST_HISTORY:]

@@ -1,0 +1,155 @@
+"""The matrices of a checkpoint or of a loaded model: their shapes, and the zeros in them."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..modeling.weights import PrunableWeight
+from ..storage.coded import CODE, FORM, decoded_view
+from ..storage.conversion import parameter_names
+from ..storage.files import count_zeros, is_compressed, opened, read_config, weight_files
+from .schema import RecordedMatrix
+
+MOST_NAME = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredMatrix:
+    """A parameter that may hold pruned matrices, in one part or in several, as each expert's on disk.
+
+    Attributes:
+        shapes: Shape of every part.
+        count_zeros: Reads the parts and counts.
+    """
+
+    shapes: tuple[tuple[int, ...], ...]
+    count_zeros: Callable[[], int]
+
+    @property
+    def numel(self) -> int:
+        """Number of weights."""
+        return sum(map(math.prod, self.shapes))
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether it can be what a record describes.
+
+        Args:
+            shape: `(out, in)` or `(experts, out, in)`; either may be stored transposed, and experts stacked or merged.
+        """
+        if len(shape) == 2 and len(self.shapes) == 1:
+            return self.shapes[0] in (shape, shape[::-1])
+        return self.numel == math.prod(shape)
+
+
+def count_matrices(weights: Iterable[PrunableWeight]) -> list[RecordedMatrix]:
+    """Counts the zeros of what holds some prunable weights: the matrices of all experts of a parameter are one entry.
+
+    Args:
+        weights: Weights of a model in memory, in any number per parameter.
+
+    Returns:
+        One entry per parameter, in the order of the weights.
+    """
+    found: dict[str, RecordedMatrix] = {}
+    for weight in weights:
+        # As for a module, whose path stands for its weight.
+        name = weight.stored.removesuffix(".weight")
+        if name not in found:
+            shape = tuple(weight.matrix.shape)
+            shape = shape if weight.expert is None else (weight.experts, *shape)
+            zeros = count_zeros(weight.module.get_parameter(weight.parameter).detach())
+            found[name] = RecordedMatrix(name, weight.block, shape, zeros)
+    return list(found.values())
+
+
+def loaded_matrices(model: nn.Module) -> dict[str, StoredMatrix]:
+    """Lists the parameters of a loaded model that have two or three dimensions.
+
+    Layers that wrap a linear one and show its weight as an attribute count as well.
+
+    Returns:
+        Parameter name without `.weight` to matrix.
+    """
+    found = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        names = ["weight", *(name for name, _ in module.named_parameters(recurse=False, remove_duplicate=False))]
+        for name in dict.fromkeys(names):
+            tensor = getattr(module, name, None)
+            if torch.is_tensor(tensor) and tensor.dim() in (2, 3):
+                key = _matrix_name(f"{path}.{name}".lstrip("."))
+                found[key] = StoredMatrix((tuple(tensor.shape),), functools.partial(_count_loaded, key, module, name))
+    return found
+
+
+def _count_loaded(key: str, module: nn.Module, name: str) -> int:
+    tensor: Any = getattr(module, name)
+    if tensor.device.type == "meta":
+        raise ValueError(f"{key!r} is offloaded (meta device): load the whole model, or verify the saved folder.")
+    return count_zeros(tensor.detach())
+
+
+def read_matrices(folder: Path, recorded: Collection[str] = ()) -> dict[str, StoredMatrix]:
+    """Lists the matrices of a dense or compressed checkpoint from the headers of its files.
+
+    Values are read when they are counted.
+
+    Args:
+        folder: Folder of the checkpoint.
+        recorded: Names in its record. A model of custom code has the names of its files, even if transformers would
+            give others to a model of that type: what is stored under one of these names is listed under it as well.
+
+    Returns:
+        Parameter name, as a loaded model has it, without `.weight`, to matrix.
+
+    Raises:
+        FileNotFoundError: If the folder has no config, no safetensors weights, or lacks a shard.
+        ValueError: If a file cannot be read, or a matrix lies in two of them.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    paths: dict[str, Path] = {}
+    for path in weight_files(folder, is_compressed(folder)):
+        for key, shape in _shapes_in(path).items():
+            if key in paths:
+                raise ValueError(f"{folder} holds {key!r} in two files: which one counts is not defined.")
+            shapes[key], paths[key] = shape, path
+    parts: dict[str, list[str]] = {}
+    for key, parameter in parameter_names(read_config(folder), shapes).items():
+        parts.setdefault(_matrix_name(parameter), []).append(key)
+    for key in shapes:
+        if _matrix_name(key) in recorded:
+            parts.setdefault(_matrix_name(key), [key])
+    return {
+        name: StoredMatrix(
+            tuple(shapes[key] for key in keys), functools.partial(_count_stored, {key: paths[key] for key in keys})
+        )
+        for name, keys in parts.items()
+    }
+
+
+def _matrix_name(parameter: str) -> str:
+    return parameter.removesuffix(".weight")
+
+
+def _shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
+    with opened(path) as file:
+        tensors = decoded_view({key: file.get_slice(key) for key in file.keys()})  # noqa: SIM118
+        shapes = {key: tuple(tensor.get_shape()) for key, tensor in tensors.items()}
+    return {key: shape for key, shape in shapes.items() if len(shape) in (2, 3) and len(key) <= MOST_NAME}
+
+
+def _count_stored(paths: dict[str, Path]) -> int:
+    """Counts the zeros of some tensors, opening each of their files once: a header can name thousands of experts."""
+    zeros = 0
+    for path in dict.fromkeys(paths.values()):
+        with opened(path) as file:
+            stored = set(file.keys())
+            for key in (key for key, place in paths.items() if place == path):
+                names = [name for name in (key, key + CODE, key + FORM) if name in stored]
+                zeros += count_zeros(decoded_view({name: file.get_slice(name) for name in names})[key][...])
+    return zeros

@@ -1,0 +1,212 @@
+"""Reading the sparsity record back, and comparing it with the zeros that are really there."""
+
+import dataclasses
+import os
+from collections import Counter
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..modeling.blocks import find_blocks
+from ..modeling.weights import find_weights
+from ..storage.files import checkpoint_folder, read_config
+from ..utils import markdown_table
+from .matrices import StoredMatrix, count_matrices, loaded_matrices, read_matrices
+from .schema import RECORD_KEY, RecordedMatrix, check_record, recorded_matrices
+
+ModelOrPath = nn.Module | str | os.PathLike[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class ChangedMatrix:
+    """A matrix whose zeros are not those of the record.
+
+    Attributes:
+        name: Module path, or parameter of all experts of a layer, as the record has it.
+        recorded: Zeros after pruning.
+        found: Zeros now.
+    """
+
+    name: str
+    recorded: int
+    found: int
+
+
+@dataclasses.dataclass(frozen=True)
+class SparsityVerification:
+    """The sparsity record compared with the weights; `print` shows it.
+
+    Attributes:
+        matrices: Number of matrices that the record names.
+        lost: Those with fewer zeros than recorded: masks that training did not keep, a merge, other weights.
+        gained: Those with more zeros: further pruning, or tiny weights that a cast to float16 rounded to zero.
+        missing: Names that are not among the weights, or match several.
+        reshaped: Names of weights with another shape.
+    """
+
+    matrices: int
+    lost: tuple[ChangedMatrix, ...] = ()
+    gained: tuple[ChangedMatrix, ...] = ()
+    missing: tuple[str, ...] = ()
+    reshaped: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether every matrix is there with as many zeros as recorded."""
+        return not (self.lost or self.gained or self.missing or self.reshaped)
+
+    def __str__(self) -> str:
+        if self.ok:
+            return f"All {self.matrices} matrices hold as many zeros as the sparsity record says."
+        differing = len(self.lost) + len(self.gained) + len(self.missing) + len(self.reshaped)
+        rows = [
+            [matrix.name, problem, f"{matrix.recorded:,}", f"{matrix.found:,}"]
+            for problem, changed in (("lost zeros", self.lost), ("gained zeros", self.gained))
+            for matrix in changed
+        ]
+        for problem, names in (("missing", self.missing), ("another shape", self.reshaped)):
+            rows += [[name, problem, "", ""] for name in names]
+        table = markdown_table(["matrix", "problem", "zeros recorded", "zeros found"], rows)
+        return f"{differing} of {self.matrices} matrices differ from the sparsity record.\n{table}"
+
+
+def sparsity_record(model_or_path: ModelOrPath, **hub_kwargs: Any) -> dict[str, Any] | None:
+    """Reads the sparsity record of a model, without loading it where a path or repository id is given.
+
+    Args:
+        model_or_path: Model, folder, or repository id.
+        **hub_kwargs: Passed to huggingface_hub: `revision`, `token`, `cache_dir`, ...
+
+    Returns:
+        A copy of the record, with the fields of `docs/record.md`; None if there is none.
+
+    Raises:
+        FileNotFoundError: If a local path is no folder with a config.
+        ValueError: If the record, or the config that holds it, is not valid, or was written by a newer version.
+    """
+    if isinstance(model_or_path, nn.Module):
+        record = getattr(getattr(model_or_path, "config", None), RECORD_KEY, None)
+    else:
+        record = read_config(checkpoint_folder(model_or_path, weights=False, **hub_kwargs)).get(RECORD_KEY)
+    return None if record is None else check_record(record)
+
+
+def sparsity_map(model_or_path: ModelOrPath, **hub_kwargs: Any) -> dict[str, float]:
+    """Counts the zeros and gives the sparsity of every matrix.
+
+    Args:
+        model_or_path: Model, folder, or repository id; weights of the latter two are read one by one.
+        **hub_kwargs: Passed to huggingface_hub: `revision`, `token`, `cache_dir`, ...
+
+    Returns:
+        Module path, or parameter of all experts of a layer, to share of zeros: of those that the sparsity record names
+        and that are there; of all that hold prunable weights in a model without record.
+
+    Raises:
+        FileNotFoundError: If a local path holds no config or no safetensors.
+        ValueError: If a file or the record is not valid, or a folder or repository has no record.
+    """
+    if isinstance(model_or_path, nn.Module) and sparsity_record(model_or_path) is None:
+        weights = find_weights(find_blocks(model_or_path))
+        found = count_matrices(weight for block in weights.values() for weight in block)
+        return {matrix.name: matrix.zeros / matrix.numel for matrix in found}
+    recorded, matrices = _recorded_and_found(model_or_path, hub_kwargs)
+    names = match_names(recorded, matrices)
+    stored = {matrix.name: matrices[names[matrix.name]] for matrix in recorded if matrix.name in names}
+    return {name: matrix.count_zeros() / matrix.numel for name, matrix in stored.items()}
+
+
+def verify_sparsity(model_or_path: ModelOrPath, **hub_kwargs: Any) -> SparsityVerification:
+    """Counts the zeros of every matrix that the sparsity record names, and compares.
+
+    Args:
+        model_or_path: Model, folder, or repository id; weights of the latter two are read one by one.
+        **hub_kwargs: Passed to huggingface_hub: `revision`, `token`, `cache_dir`, ...
+
+    Returns:
+        The matrices that differ; `ok` if none does.
+
+    Raises:
+        FileNotFoundError: If a local path holds no config or no safetensors.
+        ValueError: If a file or the record is not valid, or there is no record.
+    """
+    recorded, matrices = _recorded_and_found(model_or_path, hub_kwargs)
+    names = match_names(recorded, matrices)
+    lost: list[ChangedMatrix] = []
+    gained: list[ChangedMatrix] = []
+    missing: list[str] = []
+    reshaped: list[str] = []
+    for matrix in recorded:
+        if matrix.name not in names:
+            missing.append(matrix.name)
+            continue
+        found = matrices[names[matrix.name]]
+        if not found.fits(matrix.shape):
+            reshaped.append(matrix.name)
+            continue
+        zeros = found.count_zeros()
+        if zeros != matrix.zeros:
+            (lost if zeros < matrix.zeros else gained).append(ChangedMatrix(matrix.name, matrix.zeros, zeros))
+    return SparsityVerification(len(recorded), tuple(lost), tuple(gained), tuple(missing), tuple(reshaped))
+
+
+def match_names(recorded: Sequence[RecordedMatrix], existing: Collection[str]) -> dict[str, str]:
+    """Finds recorded matrices among existing names, also where a wrapper added, removed or renamed a prefix.
+
+    An exact name wins; else the one name that shares the longest tail, which has to reach back to the list of blocks.
+    Of several it is the only one with every part of the recorded name: `language_model.model.layers.0.q` and not
+    `vision_tower.layers.0.q` is `model.language_model.layers.0.q`.
+
+    Args:
+        recorded: Matrices of the record.
+        existing: Names of the weights that are there.
+
+    Returns:
+        Recorded to existing name; those without an unambiguous match are left out.
+    """
+    exact = {matrix.name for matrix in recorded}.intersection(existing)
+    tails: dict[str, list[str]] = {}
+    for name in set(existing) - exact:
+        for tail in _tails(name):
+            tails.setdefault(tail, []).append(name)
+    matched = {name: name for name in exact}
+    for matrix in recorded:
+        if matrix.name not in exact:
+            shortest = len(matrix.name) - len(matrix.block) + len(".".join(matrix.block.split(".")[-2:]))
+            shared = (tails[tail] for tail in _tails(matrix.name) if tail in tails and len(tail) >= shortest)
+            candidates = next(shared, [])
+            if len(candidates) > 1:
+                parts = set(matrix.name.split("."))
+                candidates = [name for name in candidates if parts.issubset(name.split("."))]
+            if len(candidates) == 1:
+                matched[matrix.name] = candidates[0]
+    uses = Counter(matched.values())
+    return {name: found for name, found in matched.items() if uses[found] == 1}
+
+
+def _tails(name: str) -> list[str]:
+    """`a.b.c`, `b.c`, `c`."""
+    parts = name.split(".")
+    return [".".join(parts[start:]) for start in range(len(parts))]
+
+
+def _recorded_and_found(
+    model_or_path: ModelOrPath, hub_kwargs: dict[str, Any]
+) -> tuple[list[RecordedMatrix], dict[str, StoredMatrix]]:
+    place: nn.Module | Path
+    if isinstance(model_or_path, nn.Module):
+        place, name = model_or_path, type(model_or_path).__name__
+    else:
+        place, name = checkpoint_folder(model_or_path, weights=True, **hub_kwargs), os.fspath(model_or_path)
+    record = sparsity_record(place)
+    if record is None:
+        raise ValueError(
+            f"{name} has no sparsity record: it was not pruned with optimum-mwanda, or its config was rewritten. Load "
+            "the model and call sparsity_map(model) to count its zeros."
+        )
+    recorded = recorded_matrices(record)
+    if isinstance(place, nn.Module):
+        return recorded, loaded_matrices(place)
+    return recorded, read_matrices(place, {matrix.name for matrix in recorded})

@@ -1,0 +1,139 @@
+"""What all pictures share: matplotlib on demand, colours, room for labels, and files that are the same on every run."""
+
+import io
+import math
+import os
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...evaluation.bootstrap import Estimate
+
+if TYPE_CHECKING:
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette (2008), made for the colour-blind, with a grey for the yellow that white paper swallows.
+# Colours repeat after 8 series and markers after 9, so that 72 series differ.
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#888888")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<")
+GRID = "#dddddd"
+
+ROW = 0.17
+"""Inches that a labelled row takes."""
+
+MOST_INCHES = 24.0
+"""No picture is higher or wider: beyond that, rows get thinner and only some of them are labelled."""
+
+LABEL_SIZE = 7
+
+_METADATA: dict[str, dict[str, str | None]] = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """An empty figure that belongs to no global state.
+
+    Args:
+        width: In inches.
+        height: In inches.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("Plots need matplotlib: pip install 'optimum-mwanda[plots]'.") from error
+    return Figure(figsize=(width, height), dpi=100, layout="constrained")
+
+
+def render(figure: "Figure", kind: str) -> bytes:
+    """The bytes of a picture, equal for equal figures.
+
+    Args:
+        figure: What to draw.
+        kind: `png` or `svg`.
+    """
+    import matplotlib
+
+    file = io.BytesIO()
+    # Text stays text in an SVG: it can be searched, and the reader's fonts have the glyphs of every script.
+    with matplotlib.rc_context({"svg.hashsalt": "optimum-mwanda", "svg.fonttype": "none"}):
+        figure.savefig(file, format=kind, metadata=_METADATA[kind])
+    return file.getvalue()
+
+
+def save_figure(figure: "Figure", path: str | os.PathLike[str]) -> None:
+    """Writes a picture, as PNG or SVG by the suffix of the path.
+
+    Raises:
+        ValueError: If the path has another suffix.
+    """
+    kind = Path(path).suffix.lower().removeprefix(".")
+    if kind not in _METADATA:
+        raise ValueError(f"{os.fspath(path)!r} is no picture that can be written: end its name in .png or .svg.")
+    Path(path).write_bytes(render(figure, kind))
+
+
+def style(index: int) -> dict[str, Any]:
+    """Colour and marker of a series."""
+    return {"color": COLORS[index % len(COLORS)], "marker": MARKERS[index % len(MARKERS)]}
+
+
+def error_lengths(estimates: Sequence[Estimate]) -> list[list[float]]:
+    """How far each interval reaches below and above its estimate, as error bars want it; 0 where it is unknown."""
+    below = [0.0 if each.low is None else max(0.0, each.value - each.low) for each in estimates]
+    above = [0.0 if each.high is None else max(0.0, each.high - each.value) for each in estimates]
+    return [below, above]
+
+
+def shorten(label: str, most: int = 24) -> str:
+    """A label that leaves room for the picture; names of variants differ at their ends, so the middle goes."""
+    end = (most - 1) // 2
+    return label if len(label) <= most else f"{label[: most - 1 - end]}…{label[-end:]}"
+
+
+def rows_height(rows: int, row: float = ROW) -> float:
+    """Inches for so many labelled rows."""
+    return min(max(rows * row, 1.0), MOST_INCHES)
+
+
+def label_rows(axis: "Axis", labels: Sequence[str], inches: float) -> None:
+    """Labels the positions 0, 1, … of an axis: all of them, or every so many and the axis says so.
+
+    Args:
+        axis: Horizontal or vertical axis.
+        labels: One per position.
+        inches: Length of the axis.
+    """
+    step = max(1, math.ceil(len(labels) * 0.12 / inches))
+    positions = range(0, len(labels), step)
+    # A dollar sign in a name starts no formula.
+    axis.set_ticks(
+        positions, [shorten(labels[at]) for at in positions], fontsize=LABEL_SIZE, parse_math=False, minor=False
+    )
+    if step > 1:
+        axis.set_label_text(f"every {_ordinal(step)} of {len(labels)} is labelled")
+
+
+def scale_of(values: Sequence[float]) -> dict[str, Any]:
+    """Scale on which increases can be told apart, as arguments of `set_xscale` and `set_yscale`.
+
+    It is logarithmic where they are all positive and differ more than twentyfold. Where others are not, but one is more
+    than twenty times the median size, it is linear around zero and logarithmic beyond. What is not finite is not drawn.
+    """
+    sizes = [abs(value) for value in values if value and math.isfinite(value)]
+    if not sizes:
+        return {"value": "linear"}
+    if min(values) > 0:
+        return {"value": "log" if max(sizes) > 20 * min(sizes) else "linear"}
+    typical = statistics.median(sizes)
+    if max(sizes) <= 20 * typical:
+        return {"value": "linear"}
+    # Ticks beyond zero stand at powers of ten: the first at the end of the linear part does not touch that of zero.
+    return {"value": "symlog", "linthresh": 10.0 ** math.floor(math.log10(typical))}
+
+
+def _ordinal(number: int) -> str:
+    return {2: "2nd", 3: "3rd"}.get(number, f"{number}th")

@@ -1,0 +1,149 @@
+"""Pushing a pruned model to the Hub: weights, tokenizer, card, pictures, settings and evaluation in one commit."""
+
+import dataclasses
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from huggingface_hub import (
+    CommitInfo,
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    get_token,
+)
+from huggingface_hub.errors import LocalTokenNotFoundError
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..evaluation.harness.comparison import HarnessComparison
+from ..evaluation.report import PerplexityComparison
+from ..evaluation.tables import to_json
+from .card_update import BEGIN
+from .model_card import CARD_NAME, DEGRADATION_PLOT, SPARSITY_PLOT, describe, write_card
+
+EVALUATION_NAME = "evaluation.json"
+HARNESS_NAME = "harness.json"
+_ABOUT_WEIGHTS = (EVALUATION_NAME, HARNESS_NAME, SPARSITY_PLOT, DEGRADATION_PLOT)
+
+_WEIGHTS = re.compile(
+    r"(pytorch_)?model(\.mwanda)?(-\d{5}-of-\d{5})?(\.mwanda)?\.(safetensors|bin)(\.index)?(\.mwanda)?(\.json)?"
+)
+
+
+def push_to_hub(
+    model: PreTrainedModel,
+    repo_id: str,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    report: PerplexityComparison | None = None,
+    harness: HarnessComparison | None = None,
+    base_model: str | None = None,
+    compressed: bool = False,
+    max_shard_size: int | str = "50GB",
+    private: bool | None = None,
+    token: bool | str | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    commit_message: str | None = None,
+    commit_description: str | None = None,
+) -> CommitInfo:
+    """Pushes a pruned model with its card in one commit: the repository has all of it or none.
+
+    Everything is saved into a temporary folder first. A card in the repository keeps all but its own section. Of an
+    earlier push, weight files that this one does not replace are deleted, because they could be loaded in its place,
+    and, where the card is one of ours, so are evaluations and pictures, which are about other weights.
+
+    Args:
+        model: The pruned model.
+        repo_id: Repository, which is made if need be.
+        tokenizer: Tokenizer to push with it.
+        report: The dense model and this one, evaluated on the same text; goes into the card and `evaluation.json`.
+        harness: The same two models in lm-evaluation-harness; goes into the card and `harness.json`.
+        base_model: Repository of the dense model, for the card. None: what the record says.
+        compressed: Whether to store the zeros compressed; such a model needs optimum-mwanda to be loaded.
+        max_shard_size: Most bytes per weight file.
+        private: Whether a new repository is private. None: the namespace's default.
+        token: Token with write access. None or True: the one of `hf auth login` or `HF_TOKEN`.
+        revision: Branch to commit to, which is made if need be.
+        create_pr: Whether to open a pull request with the commit.
+        commit_message: First line of the commit.
+        commit_description: Rest of the commit message.
+
+    Returns:
+        What the Hub says about the commit.
+
+    Raises:
+        ValueError: If the model has no sparsity record or a malformed one, or the repository's card is damaged.
+        LocalTokenNotFoundError: If there is no token.
+        HfHubHTTPError: If the Hub refuses. Nothing was committed then: push again.
+    """
+    content = describe(model, report, base_model, harness)  # a bad record must show before anything is uploaded
+    api = HfApi(token=_checked_token(token))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name, "model")
+        _save(model, folder, tokenizer, {EVALUATION_NAME: report, HARNESS_NAME: harness}, compressed, max_shard_size)
+        content.settings.save_pretrained(folder)
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if revision is not None and not create_pr and not revision.startswith("refs/"):
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        info = api.model_info(repo_id, revision=revision)
+        files = [sibling.rfilename for sibling in info.siblings or []]
+        has_our_card = False
+        if CARD_NAME in files:
+            card = api.hf_hub_download(repo_id, CARD_NAME, revision=info.sha)
+            (folder / CARD_NAME).write_bytes(Path(card).read_bytes())
+            has_our_card = BEGIN in (folder / CARD_NAME).read_text(encoding="utf-8-sig")
+        write_card(dataclasses.replace(content, repo_id=repo_id, compressed=compressed), folder)
+        # upload_folder would split a large folder into several commits.
+        return api.create_commit(
+            repo_id,
+            operations=_operations(folder, files, has_our_card),
+            commit_message=commit_message or "Upload pruned model",
+            commit_description=commit_description,
+            revision=revision,
+            create_pr=create_pr,
+            parent_commit=info.sha,  # refused if somebody has committed since the card was read
+        )
+
+
+def _checked_token(token: bool | str | None) -> str:
+    found = token if isinstance(token, str) else None if token is False else get_token()
+    if not found:
+        raise LocalTokenNotFoundError(
+            "A push to the Hub needs a token with write access: run `hf auth login`, set HF_TOKEN, or pass token=."
+        )
+    return found
+
+
+def _save(
+    model: PreTrainedModel,
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase | None,
+    evaluations: Mapping[str, PerplexityComparison | HarnessComparison | None],
+    compressed: bool,
+    max_shard_size: int | str,
+) -> None:
+    """Writes what the model itself does not put into its card."""
+    if compressed:
+        from ..storage.compressed import save_pretrained_compressed
+
+        save_pretrained_compressed(model, folder, max_shard_size=max_shard_size)
+    else:
+        model.save_pretrained(folder, max_shard_size=max_shard_size)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    for name, evaluation in evaluations.items():
+        if evaluation is not None:
+            (folder / name).write_text(to_json(evaluation.to_dict()), encoding="utf-8")
+
+
+def _operations(folder: Path, remote: list[str], is_ours: bool) -> list[CommitOperationAdd | CommitOperationDelete]:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    local = {path.relative_to(folder).as_posix(): path for path in paths}
+    replaced = [name for name in remote if _WEIGHTS.fullmatch(name) or (is_ours and name in _ABOUT_WEIGHTS)]
+    stale = [name for name in replaced if name not in local]
+    return [
+        *(CommitOperationAdd(name, path) for name, path in local.items()),
+        *(CommitOperationDelete(name) for name in stale),
+    ]

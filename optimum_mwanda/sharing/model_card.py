@@ -1,0 +1,228 @@
+"""Model cards of pruned models: what was done, what it costs in every language, and what it does not give."""
+
+import dataclasses
+import importlib.util
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard
+from transformers import PreTrainedModel
+
+from ..configuration import MWandaConfig
+from ..evaluation.harness.comparison import HarnessComparison
+from ..evaluation.report import PerplexityComparison
+from ..modeling.architecture import auto_class
+from ..record.schema import check_record
+from ..record.verification import sparsity_record
+from ..reporting.plots import plot_block_sparsity, plot_degradation
+from ..storage.files import checkpoint_folder, read_config
+from .card_content import PrunedModelCard
+from .card_license import hub_license, local_license
+from .card_text import clean
+from .card_update import update_card
+
+CARD_NAME = "README.md"
+SPARSITY_PLOT = "sparsity.png"
+DEGRADATION_PLOT = "degradation.png"
+
+_REPO_ID = re.compile(r"(\w[\w.-]{0,95}/)?\w[\w.-]{0,95}", re.ASCII)
+
+Source = PreTrainedModel | Mapping[str, Any] | str | os.PathLike[str]
+
+
+def create_card(
+    model_or_record: Source,
+    *,
+    repo_id: str | None = None,
+    report: PerplexityComparison | None = None,
+    harness: HarnessComparison | None = None,
+    base_model: str | None = None,
+    plot: str | None = None,
+    degradation_plot: str | None = None,
+    compressed: bool = False,
+    existing: str | None = None,
+) -> ModelCard:
+    """Writes the card of a pruned model.
+
+    The licence is that of the dense model: the first that is found on the card of `base_model` as it is passed, in the
+    folder that the model was loaded from, or on the card of the model that the record names. Without one the card names
+    none.
+
+    Args:
+        model_or_record: A pruned model, its record, or a folder or repository with a pruned model.
+        repo_id: Repository that the model goes to.
+        report: The dense model and this pruned model, evaluated on the same text.
+        harness: The same two models in lm-evaluation-harness.
+        base_model: Repository of the dense model. None: what the record says, if that has the form of a repository.
+        plot: File name of a picture of the sparsity beside the card, as `save_card` makes it. None: a table in its
+            place.
+        degradation_plot: File name of a picture of what every language loses, as `save_card` makes it of a `report`.
+            None: no picture.
+        compressed: Whether the weights are stored compressed.
+        existing: Content of a card to update. Only its own section is replaced, and its metadata merged.
+
+    Returns:
+        The card: `print` it, or `save` it.
+
+    Raises:
+        ValueError: If the model has no record or a malformed one, the report is not about one pruned model, or the
+            existing card is damaged.
+    """
+    content = describe(model_or_record, report, base_model, harness)
+    content = dataclasses.replace(content, repo_id=repo_id, compressed=compressed)
+    card = dataclasses.replace(content, plot=plot, degradation_plot=degradation_plot).to_card()
+    return card if existing is None else update_card(existing, card)
+
+
+def save_card(
+    model_or_record: Source,
+    folder: str | os.PathLike[str],
+    *,
+    repo_id: str | None = None,
+    report: PerplexityComparison | None = None,
+    harness: HarnessComparison | None = None,
+    base_model: str | None = None,
+    compressed: bool = False,
+) -> Path:
+    """Writes the card of a pruned model into a folder, with its pictures if matplotlib is installed.
+
+    The pictures show the sparsity of every block and, with a `report`, what every language loses.
+    A README.md that is there already is updated, as `create_card` does it.
+
+    Args:
+        model_or_record: As for `create_card`.
+        folder: Where to write; made if need be.
+        repo_id: As for `create_card`.
+        report: As for `create_card`.
+        harness: As for `create_card`.
+        base_model: As for `create_card`.
+        compressed: As for `create_card`.
+
+    Returns:
+        Path of the card.
+
+    Raises:
+        ValueError: As for `create_card`.
+    """
+    content = describe(model_or_record, report, base_model, harness)
+    return write_card(dataclasses.replace(content, repo_id=repo_id, compressed=compressed), folder)
+
+
+def describe(
+    model_or_record: Source,
+    report: PerplexityComparison | None = None,
+    base_model: str | None = None,
+    harness: HarnessComparison | None = None,
+) -> PrunedModelCard:
+    """Gathers and checks what the card of a model says.
+
+    Args:
+        model_or_record: As for `create_card`.
+        report: As for `create_card`.
+        base_model: As for `create_card`.
+        harness: As for `create_card`.
+
+    Returns:
+        The content of the card.
+
+    Raises:
+        ValueError: As for `create_card`.
+    """
+    record = _record(model_or_record)
+    card = _card_beside(model_or_record)
+    if base_model is None:
+        base_model = record["model"] if "/" in record["model"] and _REPO_ID.fullmatch(record["model"]) else None
+        license = local_license(card, base_model) or hub_license(base_model)
+    elif not _REPO_ID.fullmatch(base_model):
+        raise ValueError(f"base_model={base_model!r} is no repository id: give 'namespace/name', or leave it out.")
+    else:
+        license = hub_license(base_model) or local_license(card, base_model)
+    return PrunedModelCard(
+        record=record,
+        settings=_settings(record),
+        base_model=base_model,
+        license=license,
+        comparison=None if report is None else _of_one_model(report, record),
+        harness=None if harness is None else _harness_of_one_model(harness),
+        auto_class=auto_class(_architecture(model_or_record)),
+    )
+
+
+def write_card(content: PrunedModelCard, folder: str | os.PathLike[str]) -> Path:
+    """Writes a card and its pictures into a folder, or updates the card that is there."""
+    path = Path(folder, CARD_NAME)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    existing = path.read_bytes().decode("utf-8-sig") if path.is_file() else None
+    if importlib.util.find_spec("matplotlib") is not None:
+        plot_block_sparsity(content.record, path.with_name(SPARSITY_PLOT))
+        content = dataclasses.replace(content, plot=SPARSITY_PLOT)
+        if content.comparison is not None:
+            plot_degradation(content.comparison, path.with_name(DEGRADATION_PLOT))
+            content = dataclasses.replace(content, degradation_plot=DEGRADATION_PLOT)
+    card = content.to_card()
+    (card if existing is None else update_card(existing, card)).save(path)
+    return path
+
+
+def _record(model_or_record: Source) -> dict[str, Any]:
+    record = model_or_record if isinstance(model_or_record, Mapping) else sparsity_record(model_or_record)
+    if record is None:
+        raise ValueError(
+            "The model has no sparsity record (config.mwanda_config): it was not pruned with optimum-mwanda, or its "
+            "config was rewritten. Prune it with MWandaPruner first."
+        )
+    return check_record(record)
+
+
+def _card_beside(model_or_record: Source) -> Path | None:
+    """Where the card of the dense model may lie: in the folder that the model was loaded from."""
+    if isinstance(model_or_record, Mapping):
+        return None
+    name = model_or_record if isinstance(model_or_record, (str, os.PathLike)) else model_or_record.name_or_path
+    return Path(name, CARD_NAME) if name and Path(name).is_dir() else None
+
+
+def _architecture(model_or_record: Source) -> str:
+    """Name of the model's class; nothing where only the record is known."""
+    if isinstance(model_or_record, PreTrainedModel):
+        return type(model_or_record).__name__
+    if isinstance(model_or_record, Mapping):
+        return ""
+    found = read_config(checkpoint_folder(model_or_record, weights=False)).get("architectures")
+    return str(found[0]) if isinstance(found, list) and found else ""
+
+
+def _settings(record: Mapping[str, Any]) -> MWandaConfig:
+    try:
+        return MWandaConfig.from_dict(record["settings"])
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"The settings in the sparsity record cannot be read: {error} They were written by optimum-mwanda "
+            f"{clean(record['library_version'])}; perhaps it is newer than this one."
+        ) from error
+
+
+def _of_one_model(report: PerplexityComparison, record: Mapping[str, Any]) -> PerplexityComparison:
+    """The report under the name `pruned`, with the calibrated languages of the record where it names none."""
+    if len(report.pruned) != 1:
+        raise ValueError(
+            f"The report compares {len(report.pruned)} pruned models ({', '.join(report.pruned) or 'none'}): give one "
+            "with only the model of this card, PerplexityComparison(report.dense, {'pruned': report.pruned[...]})."
+        )
+    (pruned,) = report.pruned.values()
+    seen = report.seen if report.seen is not None else list(record["languages"]) or None
+    return dataclasses.replace(report, pruned={"pruned": pruned}, seen=seen)
+
+
+def _harness_of_one_model(harness: HarnessComparison) -> HarnessComparison:
+    """The comparison under the name `pruned`."""
+    if len(harness.pruned) != 1:
+        raise ValueError(
+            f"The harness results compare {len(harness.pruned)} pruned models ({', '.join(harness.pruned) or 'none'}): "
+            "give HarnessComparison(dense, {'pruned': ...}) with only the model of this card."
+        )
+    (pruned,) = harness.pruned.values()
+    return HarnessComparison(harness.dense, {"pruned": pruned})

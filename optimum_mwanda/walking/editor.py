@@ -1,0 +1,84 @@
+"""Changing weights in a way that can be taken back."""
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from types import TracebackType
+
+from torch import Tensor
+
+from ..modeling.bits import pack_bits, unpack_bits
+from ..modeling.weights import PrunableWeight
+
+logger = logging.getLogger(__name__)
+
+
+class PartiallyPrunedError(RuntimeError):
+    """Pruning ended early on a model that could not be put back; the message says which weights are pruned."""
+
+
+class WeightEditor:
+    """Changes weights inside a `with` block, and puts them all back if the block fails or is interrupted.
+
+    What is needed for that is kept on the CPU: of a weight that was masked, one bit per
+    entry and the removed values.
+
+    Args:
+        reversible: Whether to keep what was removed. Without it a failure raises `PartiallyPrunedError`.
+    """
+
+    def __init__(self, reversible: bool = True) -> None:
+        self._reversible = reversible
+        self._undo: list[Callable[[], None]] = []
+        self._edited: list[PrunableWeight] = []
+
+    def zero(self, weight: PrunableWeight, pruned: Tensor) -> None:
+        """Sets the marked entries to zero.
+
+        Args:
+            weight: The weight to change.
+            pruned: Boolean, shape `(out, in)`, True where a weight goes.
+        """
+        if self._reversible:
+            self._undo.append(partial(_put_back, weight, pack_bits(pruned).cpu(), weight.matrix[pruned].cpu()))
+        self._edited.append(weight)
+        weight.matrix.masked_fill_(pruned, 0)
+
+    def replace(self, weight: PrunableWeight, values: Tensor) -> None:
+        """Gives a weight other values; to take that back, all of the old ones are kept.
+
+        Args:
+            weight: The weight to change.
+            values: Shape `(out, in)`.
+        """
+        if self._reversible:
+            self._undo.append(partial(_restore, weight, weight.matrix.to("cpu", copy=True)))
+        self._edited.append(weight)
+        weight.matrix.copy_(values)
+
+    def __enter__(self) -> "WeightEditor":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None or not self._edited:
+            return
+        if not self._reversible:
+            raise PartiallyPrunedError(
+                f"Pruning stopped ({type(error).__name__}: {error}) and nothing was kept to undo it: "
+                f"{len(self._edited)} weights are pruned already, the last of them, {self._edited[-1].name!r}, perhaps "
+                "only in part; the rest is dense. Load the model again."
+            ) from error
+        for undo in reversed(self._undo):
+            undo()
+        logger.warning("Pruning stopped; the model's weights are as they were before.")
+
+
+def _put_back(weight: PrunableWeight, packed: Tensor, values: Tensor) -> None:
+    matrix = weight.matrix
+    matrix[unpack_bits(packed, matrix.shape).to(matrix.device)] = values.to(matrix.device)
+
+
+def _restore(weight: PrunableWeight, values: Tensor) -> None:
+    weight.matrix.copy_(values)

@@ -1,0 +1,103 @@
+"""Recording what each block is called with, and calling it again without the rest of the model."""
+
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..modeling.blocks import run_blocks
+from ..modeling.interrupts import interruptible
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+class _Reached(Exception):
+    """Ends a run of a block early."""
+
+
+class BlockCalls:
+    """The calls of every block of a stack over a list of batches, hidden states apart.
+
+    The arguments of a block are kept as they are: whatever a model passes to its blocks (position embeddings, masks,
+    layer-wise options, what blocks hand to later ones) is passed again, and none of it is named here.
+
+    Args:
+        model: The model.
+        blocks: Blocks to record, in the order in which they run.
+        batches: Keyword arguments of the model, batch by batch.
+        through: Blocks to run the model through; those that are recorded if None.
+
+    Attributes:
+        hidden: Hidden states that enter the next block, one tensor `(batch, sequence, hidden)` per batch.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        blocks: Mapping[str, nn.Module],
+        batches: Iterable[Mapping[str, Tensor]],
+        through: Mapping[str, nn.Module] | None = None,
+    ) -> None:
+        self.hidden: list[Tensor] = []
+        self._calls: dict[str, list[Call]] = {name: [] for name in blocks}
+        first = next(iter(blocks))
+        handles = []
+        for name, block in blocks.items():
+
+            def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = name) -> None:
+                # Hidden states come first, or by name; the call keeps the rest.
+                rest = {key: value for key, value in kwargs.items() if key != "hidden_states"}
+                if name == first:
+                    self.hidden.append(args[0] if args else kwargs["hidden_states"])
+                self._calls[name].append((args[1:], rest))
+
+            handles.append(block.register_forward_pre_hook(keep, with_kwargs=True))
+        try:
+            for inputs in batches:
+                run_blocks(model, through or blocks, inputs)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def run_to(self, name: str, block: nn.Module, module: nn.Module | None) -> Generator[int, None, None]:
+        """Runs one block over every batch, no further than to the call of a module in it, and yields batch numbers.
+
+        Hooks that the module has already are called before it ends. Without a module the block runs to its end.
+        """
+
+        def stop(*_: Any) -> None:
+            raise _Reached
+
+        handles = [] if module is None else [module.register_forward_pre_hook(stop)]
+        try:
+            for index, (args, kwargs) in enumerate(self._calls[name]):
+                with suppress(_Reached), interruptible():
+                    block(self.hidden[index], *args, **kwargs)
+                yield index
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def outputs(self, name: str, block: nn.Module) -> Iterable[tuple[int, Tensor]]:
+        """Runs one block over every batch and yields `(batch number, its output hidden states)`."""
+        for index, (args, kwargs) in enumerate(self._calls[name]):
+            with interruptible():
+                output = block(self.hidden[index], *args, **kwargs)
+            yield index, output if torch.is_tensor(output) else output[0]
+
+    def advance(self, name: str, block: nn.Module) -> None:
+        """Replaces the hidden states by the block's outputs and forgets the block's calls; the last one has no heir."""
+        if len(self._calls) > 1:
+            for _ in self.advancing(name, block):
+                pass
+        else:
+            del self._calls[name]
+
+    def advancing(self, name: str, block: nn.Module) -> Generator[int, None, None]:
+        """Does what `advance` does, batch by batch, and yields batch numbers; to be read to its end."""
+        for index, output in self.outputs(name, block):
+            self.hidden[index] = output
+            yield index
+        del self._calls[name]

@@ -1,0 +1,92 @@
+"""The grids: every combination of terms, and points that fit a method."""
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+
+from optimum_mwanda.configuration import MWandaConfig
+from optimum_mwanda.experiments.grid.methods import BEST, PRESETS, choose, expand, label, read_methods
+from optimum_mwanda.validation import CHOICES
+
+
+def configs(preset: str) -> dict[str, MWandaConfig]:
+    return dict(expand(PRESETS[preset].methods, [0.6], [], {}))
+
+
+def test_ablation_holds_every_subset_of_the_terms_on_both_bases() -> None:
+    found = set()
+    for config in configs("ablation").values():
+        base = config.base if config.criterion == "mwanda" else config.criterion
+        assert config.group == {"wanda": "row", "ria": "matrix"}[base]
+        terms = config.criterion == "mwanda"
+        found.add(
+            (base, terms and config.variance != "none", config.activity is not None, config.allocation != "uniform")
+        )
+    assert found == set(itertools.product(("wanda", "ria"), (False, True), (False, True), (False, True)))
+
+
+def test_one_term_is_all_that_differs() -> None:
+    found = configs("ablation")
+    for base in ("wanda", "ria"):
+        without, with_it = found[f"{base} + activation"].to_dict(), found[f"{base} + variance + activation"].to_dict()
+        assert {key for key in without if without[key] != with_it[key]} == {"variance"}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_are_legal_at_all_their_points(preset: str) -> None:
+    grid = PRESETS[preset]
+    runs = list(expand(grid.methods, grid.sparsities, grid.patterns, {}))
+    points = {label(config.target_sparsity, config.pattern) for _, config in runs}
+    assert points == {*(f"{100 * each:g} %" for each in grid.sparsities), *grid.patterns}
+    assert len({config for _, config in runs}) == len(runs)
+
+
+def test_baselines_and_allocations_cover_what_the_library_has() -> None:
+    assert {config.criterion for config in configs("baselines").values()} == set(CHOICES["criterion"])
+    for preset in ("allocations", "full"):
+        assert {config.allocation for config in configs(preset).values()} == set(CHOICES["allocation"])
+    owl = configs("baselines")["wanda + owl"]
+    assert (owl.criterion, owl.allocation) == ("wanda", "owl")
+
+
+def test_pattern_leaves_out_methods_with_an_allocation() -> None:
+    runs = dict(expand(BEST, [], ["2:4"], {}))
+    assert "sparsegpt + owl" not in runs
+    assert (runs["defaults"].allocation, runs["defaults"].target_sparsity) == ("uniform", 0.5)
+
+
+def test_equal_settings_run_once_under_the_first_name() -> None:
+    runs = list(expand({"a": {"criterion": "wanda"}, "b": {"criterion": "wanda"}}, [0.5], [], {}))
+    assert [name for name, _ in runs] == ["a"]
+
+
+def test_methods_override_what_is_shared() -> None:
+    runs = dict(expand({"a": {}, "b": {"batch_size": 2}}, [0.5], [], {"batch_size": 4}))
+    assert (runs["a"].batch_size, runs["b"].batch_size) == (4, 2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"seed": 1}, "'mine' sets 'seed'"),
+        ({"criterium": "ria"}, "'mine'.*'criterion'"),
+        ({"group": 3}, "'mine'.*group"),
+    ],
+)
+def test_illegal_methods_are_named(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        list(expand({"mine": settings}, [0.5], [], {}))
+
+
+def test_grid_of_ones_own_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "grid.json"
+    path.write_text(json.dumps({"mine": {"criterion": "ria"}, "other": {}}))
+    assert choose(read_methods(path), ["other"]) == {"other": {}}
+    with pytest.raises(ValueError, match=r"no method 'mime'.*'mine', 'other'"):
+        choose(read_methods(path), ["mime"])
+    for text in ("{", "[]", '{"mine": 3}'):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=r"grid\.json"):
+            read_methods(path)
