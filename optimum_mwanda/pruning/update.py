@@ -17,7 +17,7 @@ def mask_and_values(
     weight: PrunableWeight,
     entry: WeightStatistics | None,
     gram: Tensor | None,
-    languages: Tensor,
+    languages: Tensor | None,
     sparsity: float,
     config: MWandaConfig,
 ) -> tuple[Tensor, Tensor | None]:

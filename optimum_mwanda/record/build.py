@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from ..pruning.allocation import SparsityPlan
 from ..pruning.experts_policy import expert_coverage
 from ..pruning.scoring import language_weights, needs_statistics
 from ..version import __version__
-from .matrices import count_matrices
+from .matrices import name_matrices
 from .schema import (
     FIELDS,
     MOST_EXPERT_NAMES,
@@ -38,6 +39,7 @@ def build_record(
     config: MWandaConfig,
     weights: dict[str, list[PrunableWeight]],
     plan: SparsityPlan,
+    zeros: Mapping[str, int],
     statistics: CalibrationStatistics | None,
     fingerprint: str,
 ) -> dict[str, Any]:
@@ -46,8 +48,9 @@ def build_record(
     Args:
         model: The pruned model, with the record of its last pruning, if any, still in its config.
         config: Settings of this pruning.
-        weights: Module path of a block to its weights, with the zeros in them.
+        weights: Module path of a block to its weights.
         plan: Sparsity per block that was asked for.
+        zeros: `PrunableWeight.stored` of every weight to the zeros in it after this pruning.
         statistics: Calibration, with all the experts that it knows; its languages and fingerprints are read, and the
             tokens of the experts.
         fingerprint: `model_fingerprint` of the model before this pruning.
@@ -59,7 +62,7 @@ def build_record(
         ValueError: If the record would exceed the bounds that are set for reading it.
     """
     sizes = {block: sum(weight.numel for weight in found) for block, found in weights.items()}
-    counts = {block: count_matrices(found) for block, found in weights.items()}
+    counts = {block: name_matrices(found, zeros) for block, found in weights.items()}
     record = {
         "schema": SCHEMA,
         "library_version": __version__,

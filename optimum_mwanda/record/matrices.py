@@ -3,17 +3,17 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from ..modeling.counting import count_zeros
 from ..modeling.weights import PrunableWeight
 from ..storage.coded import CODE, FORM, decoded_view
 from ..storage.conversion import parameter_names
-from ..storage.files import count_zeros, is_compressed, opened, read_config, weight_files
+from ..storage.files import is_compressed, opened, read_config, weight_files
 from .schema import RecordedMatrix
 
 MOST_NAME = 1024
@@ -48,10 +48,21 @@ class StoredMatrix:
 
 
 def count_matrices(weights: Iterable[PrunableWeight]) -> list[RecordedMatrix]:
-    """Counts the zeros of what holds some prunable weights: the matrices of all experts of a parameter are one entry.
+    """Counts the zeros of what holds some prunable weights of a model in memory, as `name_matrices` lists it.
+
+    Raises:
+        ValueError: If a weight is offloaded.
+    """
+    weights = list(weights)
+    return name_matrices(weights, {w.stored: _count_loaded(w.stored, w.holder) for w in weights})
+
+
+def name_matrices(weights: Iterable[PrunableWeight], zeros: Mapping[str, int]) -> list[RecordedMatrix]:
+    """Lists what holds some prunable weights: the matrices of all experts of a parameter are one entry.
 
     Args:
-        weights: Weights of a model in memory, in any number per parameter.
+        weights: Weights of a model, in any number per parameter.
+        zeros: `PrunableWeight.stored` to the zeros in it.
 
     Returns:
         One entry per parameter, in the order of the weights.
@@ -63,8 +74,7 @@ def count_matrices(weights: Iterable[PrunableWeight]) -> list[RecordedMatrix]:
         if name not in found:
             shape = tuple(weight.matrix.shape)
             shape = shape if weight.expert is None else (weight.experts, *shape)
-            zeros = count_zeros(weight.module.get_parameter(weight.parameter).detach())
-            found[name] = RecordedMatrix(name, weight.block, shape, zeros)
+            found[name] = RecordedMatrix(name, weight.block, shape, zeros[weight.stored])
     return list(found.values())
 
 
@@ -83,12 +93,11 @@ def loaded_matrices(model: nn.Module) -> dict[str, StoredMatrix]:
             tensor = getattr(module, name, None)
             if torch.is_tensor(tensor) and tensor.dim() in (2, 3):
                 key = _matrix_name(f"{path}.{name}".lstrip("."))
-                found[key] = StoredMatrix((tuple(tensor.shape),), functools.partial(_count_loaded, key, module, name))
+                found[key] = StoredMatrix((tuple(tensor.shape),), functools.partial(_count_loaded, key, tensor))
     return found
 
 
-def _count_loaded(key: str, module: nn.Module, name: str) -> int:
-    tensor: Any = getattr(module, name)
+def _count_loaded(key: str, tensor: Tensor) -> int:
     if tensor.device.type == "meta":
         raise ValueError(f"{key!r} is offloaded (meta device): load the whole model, or verify the saved folder.")
     return count_zeros(tensor.detach())

@@ -17,12 +17,12 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from optimum_mwanda import MWandaConfig, MWandaPruner, __version__
 from optimum_mwanda import pruner as pruner_module
 from optimum_mwanda.calibration.statistics import CalibrationStatistics
+from optimum_mwanda.modeling.counting import count_zeros
 from optimum_mwanda.modeling.fingerprint import model_fingerprint
 from optimum_mwanda.pruning.experts_policy import expert_coverage
 from optimum_mwanda.record.build import _experts, _portable_name
 from optimum_mwanda.record.schema import RecordedMatrix, check_record, recorded_matrices
 from optimum_mwanda.record.verification import sparsity_record
-from optimum_mwanda.storage.files import count_zeros
 from tests.conftest import assert_untouched, make_model, make_rows, state_of
 from tests.storage.families import make_family
 
