@@ -20,6 +20,7 @@ from .pruning.experts_policy import apply_experts_policy
 from .pruning.planning import make_plan
 from .pruning.scoring import compute_mask, language_weights, needs_statistics
 from .record.build import build_record
+from .record.matrices import count_each
 from .utils import progress_bar
 from .walking.blockwise import BlockwisePruning
 from .walking.editor import WeightEditor
@@ -196,7 +197,8 @@ class MWandaPruner:
             for weight, packed in masks:
                 editor.zero(weight, unpack_bits(packed.to(weight.matrix.device), weight.matrix.shape))
                 check_interrupts()
-            record = build_record(model, self.config, weights, plan, statistics, fingerprint)
+            zeros = count_each(_flat(weights))
+            record = build_record(model, self.config, weights, zeros, plan, statistics, fingerprint).to_dict()
             check_interrupts()
             model.config.mwanda_config = record
         return model
@@ -242,7 +244,8 @@ class MWandaPruner:
             with WeightEditor(self.restore_on_failure) as editor:
                 for _ in self._bar(pruning.run(weights, plan, editor), len(_flat(weights))):
                     pass
-                record = build_record(model, self.config, weights, plan, statistics, statistics.model_fingerprint)
+                zeros, fingerprint = count_each(_flat(weights)), statistics.model_fingerprint
+                record = build_record(model, self.config, weights, zeros, plan, statistics, fingerprint).to_dict()
                 check_interrupts()
                 model.config.mwanda_config = record
         return model

@@ -17,10 +17,10 @@ class GramCollector:
 
     Args:
         groups: Weights to watch, in groups that read the same input, which is summed once, or the experts of a layer.
-        languages: Language to its weight `w_l`.
+        language_weights: Language to its weight `w_l`.
     """
 
-    def __init__(self, groups: Iterable[Sequence[PrunableWeight]], languages: Mapping[str, float]) -> None:
+    def __init__(self, groups: Iterable[Sequence[PrunableWeight]], language_weights: Mapping[str, float]) -> None:
         self._readers: dict[str, list[str]] = {}
         watched = []
         for group in groups:
@@ -29,7 +29,7 @@ class GramCollector:
                 if weights:
                     watched.append(weights[0])
                     self._readers[weights[0].name] = [weight.name for weight in weights]
-        self._shares = languages
+        self._language_weights = language_weights
         self._language: str | None = None
         self._grams: dict[str, Tensor] = {}
         self._pooled: dict[str, Tensor] = {}
@@ -63,7 +63,7 @@ class GramCollector:
     def _pool(self) -> None:
         for name, gram in self._grams.items():
             trace = float(gram.trace())
-            share = self._shares[self._language] / trace if trace > 0 else 0.0  # type: ignore[index]
+            factor = self._language_weights[self._language] / trace if trace > 0 else 0.0  # type: ignore[index]
             pooled = self._pooled.get(name)
-            self._pooled[name] = gram.mul_(share) if pooled is None else pooled.add_(gram, alpha=share)
+            self._pooled[name] = gram.mul_(factor) if pooled is None else pooled.add_(gram, alpha=factor)
         self._grams = {}

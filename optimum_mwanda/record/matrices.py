@@ -3,20 +3,19 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..modeling.weights import PrunableWeight
 from ..storage.coded import CODE, FORM, decoded_view
 from ..storage.conversion import parameter_names
 from ..storage.files import count_zeros, is_compressed, opened, read_config, weight_files
-from .schema import RecordedMatrix
+from .parts import RecordedMatrix
 
-MOST_NAME = 1024
+MAX_NAME = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,17 +54,64 @@ def count_matrices(weights: Iterable[PrunableWeight]) -> list[RecordedMatrix]:
 
     Returns:
         One entry per parameter, in the order of the weights.
+
+    Raises:
+        ValueError: If a weight is offloaded.
+    """
+    weights = list(weights)
+    return sum_matrices(weights, count_each(weights))
+
+
+def count_each(weights: Iterable[PrunableWeight]) -> dict[str, int]:
+    """Counts the zeros of some prunable weights, and of all experts that share a parameter with one of them.
+
+    Args:
+        weights: Weights of a model in memory.
+
+    Returns:
+        Name of a weight to its zeros.
+
+    Raises:
+        ValueError: If a weight is offloaded.
+    """
+    zeros: dict[str, int] = {}
+    for weight in weights:
+        if weight.name not in zeros:
+            zeros |= {each.name: _count_loaded(each.name, each.matrix) for each in stored_together(weight)}
+    return zeros
+
+
+def sum_matrices(weights: Iterable[PrunableWeight], zeros: Mapping[str, int]) -> list[RecordedMatrix]:
+    """Adds up the zeros of weights by what holds them: the matrices of all experts of a parameter are one entry.
+
+    Args:
+        weights: Weights of a model, in any number per parameter.
+        zeros: Name of a weight to the zeros in it, for each of these weights and all that are stored together with it.
+
+    Returns:
+        One entry per parameter, in the order of the weights.
     """
     found: dict[str, RecordedMatrix] = {}
     for weight in weights:
         # As for a module, whose path stands for its weight.
-        name = weight.stored.removesuffix(".weight")
+        name = _matrix_name(weight.stored)
         if name not in found:
             shape = tuple(weight.matrix.shape)
             shape = shape if weight.expert is None else (weight.experts, *shape)
-            zeros = count_zeros(weight.module.get_parameter(weight.parameter).detach())
-            found[name] = RecordedMatrix(name, weight.block, shape, zeros)
+            count = sum(zeros[each.name] for each in stored_together(weight))
+            found[name] = RecordedMatrix(name, weight.block, shape, count)
     return list(found.values())
+
+
+def stored_together(weight: PrunableWeight) -> list[PrunableWeight]:
+    """All weights in the parameter of a weight: those of its fellow experts too, or else the weight alone."""
+    if weight.expert is None:
+        return [weight]
+    path, _, parameter = weight.name.rpartition(f".{weight.expert}.")
+    return [
+        dataclasses.replace(weight, name=f"{path}.{expert}.{parameter}", expert=expert)
+        for expert in range(weight.experts)
+    ]
 
 
 def loaded_matrices(model: nn.Module) -> dict[str, StoredMatrix]:
@@ -83,14 +129,22 @@ def loaded_matrices(model: nn.Module) -> dict[str, StoredMatrix]:
             tensor = getattr(module, name, None)
             if torch.is_tensor(tensor) and tensor.dim() in (2, 3):
                 key = _matrix_name(f"{path}.{name}".lstrip("."))
-                found[key] = StoredMatrix((tuple(tensor.shape),), functools.partial(_count_loaded, key, module, name))
+                count = functools.partial(_count_attribute, key, module, name)
+                found[key] = StoredMatrix((tuple(tensor.shape),), count)
     return found
 
 
-def _count_loaded(key: str, module: nn.Module, name: str) -> int:
-    tensor: Any = getattr(module, name)
+def _count_attribute(key: str, module: nn.Module, name: str) -> int:
+    """Asks the layer again, so that nothing that it computes when asked is kept."""
+    return _count_loaded(key, getattr(module, name))
+
+
+def _count_loaded(name: str, tensor: Tensor) -> int:
     if tensor.device.type == "meta":
-        raise ValueError(f"{key!r} is offloaded (meta device): load the whole model, or verify the saved folder.")
+        raise ValueError(
+            f"{name!r} is offloaded (meta device): load the whole model into memory to count its zeros, or give the "
+            "folder in which it is saved."
+        )
     return count_zeros(tensor.detach())
 
 
@@ -140,7 +194,7 @@ def _shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
     with opened(path) as file:
         tensors = decoded_view({key: file.get_slice(key) for key in file.keys()})  # noqa: SIM118
         shapes = {key: tuple(tensor.get_shape()) for key, tensor in tensors.items()}
-    return {key: shape for key, shape in shapes.items() if len(shape) in (2, 3) and len(key) <= MOST_NAME}
+    return {key: shape for key, shape in shapes.items() if len(shape) in (2, 3) and len(key) <= MAX_NAME}
 
 
 def _count_stored(paths: dict[str, Path]) -> int:
