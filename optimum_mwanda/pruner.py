@@ -291,9 +291,9 @@ class MWandaPruner:
             total = len(flat(walk.weights))
             for _ in progress_bar(visited, total=total, description="Pruning", show=self.progress):
                 pass
-            record = build_record(model, self.config, walk.weights, plan, walk.zeros, statistics, fingerprint)
+            record = build_record(model, self.config, walk.weights, walk.zeros, plan, statistics, fingerprint)
             check_interrupts()
-            model.config.mwanda_config = record
+            model.config.mwanda_config = record.to_dict()
         return model
 
     def _visit(

@@ -19,14 +19,14 @@ class GramCollector:
 
     Args:
         groups: Weights to watch, in groups that read the same input, which is summed once, or the experts of a layer.
-        languages: Language to its weight `w_l`, in the order in which they come.
+        language_weights: Language to its weight `w_l`, in the order in which they come.
         reduce: Adds up the matrices of all processes that share the calibration; None if there is one.
     """
 
     def __init__(
         self,
         groups: Iterable[Sequence[PrunableWeight]],
-        languages: Mapping[str, float],
+        language_weights: Mapping[str, float],
         reduce: Reduce | None = None,
     ) -> None:
         self._readers: dict[str, list[str]] = {}
@@ -37,8 +37,8 @@ class GramCollector:
                 if weights:
                     self._watched.append(weights[0])
                     self._readers[weights[0].name] = [weight.name for weight in weights]
-        self._languages = list(languages)
-        self._language_weights = languages
+        self._languages = list(language_weights)
+        self._language_weights = language_weights
         self._reduce = reduce
         self._row = 0
         self._grams: dict[str, Tensor] = {}

@@ -14,9 +14,9 @@ from ..modeling.weights import PrunableWeight
 from ..storage.coded import CODE, FORM, decoded_view
 from ..storage.conversion import parameter_names
 from ..storage.files import is_compressed, opened, read_config, weight_files
-from .schema import RecordedMatrix
+from .parts import RecordedMatrix
 
-MOST_NAME = 1024
+MAX_NAME = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,8 @@ def count_matrices(weights: Iterable[PrunableWeight]) -> list[RecordedMatrix]:
         ValueError: If a weight is offloaded.
     """
     weights = list(weights)
-    return name_matrices(weights, {w.stored: _count_loaded(w.stored, w.holder) for w in weights})
+    holders = {weight.stored: weight for weight in weights}
+    return name_matrices(weights, {name: _count_loaded(name, weight.holder) for name, weight in holders.items()})
 
 
 def name_matrices(weights: Iterable[PrunableWeight], zeros: Mapping[str, int]) -> list[RecordedMatrix]:
@@ -70,7 +71,7 @@ def name_matrices(weights: Iterable[PrunableWeight], zeros: Mapping[str, int]) -
     found: dict[str, RecordedMatrix] = {}
     for weight in weights:
         # As for a module, whose path stands for its weight.
-        name = weight.stored.removesuffix(".weight")
+        name = _matrix_name(weight.stored)
         if name not in found:
             shape = tuple(weight.matrix.shape)
             shape = shape if weight.expert is None else (weight.experts, *shape)
@@ -93,13 +94,22 @@ def loaded_matrices(model: nn.Module) -> dict[str, StoredMatrix]:
             tensor = getattr(module, name, None)
             if torch.is_tensor(tensor) and tensor.dim() in (2, 3):
                 key = _matrix_name(f"{path}.{name}".lstrip("."))
-                found[key] = StoredMatrix((tuple(tensor.shape),), functools.partial(_count_loaded, key, tensor))
+                count = functools.partial(_count_attribute, key, module, name)
+                found[key] = StoredMatrix((tuple(tensor.shape),), count)
     return found
 
 
-def _count_loaded(key: str, tensor: Tensor) -> int:
+def _count_attribute(key: str, module: nn.Module, name: str) -> int:
+    """Asks the layer again, so that nothing that it computes when asked is kept."""
+    return _count_loaded(key, getattr(module, name))
+
+
+def _count_loaded(name: str, tensor: Tensor) -> int:
     if tensor.device.type == "meta":
-        raise ValueError(f"{key!r} is offloaded (meta device): load the whole model, or verify the saved folder.")
+        raise ValueError(
+            f"{name!r} is offloaded (meta device): load the whole model into memory to count its zeros, or give the "
+            "folder in which it is saved."
+        )
     return count_zeros(tensor.detach())
 
 
@@ -149,7 +159,7 @@ def _shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
     with opened(path) as file:
         tensors = decoded_view({key: file.get_slice(key) for key in file.keys()})  # noqa: SIM118
         shapes = {key: tuple(tensor.get_shape()) for key, tensor in tensors.items()}
-    return {key: shape for key, shape in shapes.items() if len(shape) in (2, 3) and len(key) <= MOST_NAME}
+    return {key: shape for key, shape in shapes.items() if len(shape) in (2, 3) and len(key) <= MAX_NAME}
 
 
 def _count_stored(paths: dict[str, Path]) -> int:
