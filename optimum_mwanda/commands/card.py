@@ -3,9 +3,9 @@
 import argparse
 from pathlib import Path
 
+from ..storage.outputs import write_text
 from .base import Result, Subcommand, add_common_options
 from .errors import ModelError, UsageError, errors_as
-from .output import write_text
 from .saving import (
     EVALUATION_NAME,
     HARNESS_NAME,

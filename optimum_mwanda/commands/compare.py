@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..experiments.grid.methods import PRESETS, choose, read_methods
+from ..storage.outputs import write_text
 from .base import Result, Subcommand, add_common_options
 from .dataset import add_dataset_options, open_dataset
 from .errors import DataError, UsageError, errors_as
@@ -19,7 +20,7 @@ from .models import (
     load_tokenizer,
     pruning_errors,
 )
-from .output import check_distinct, write_text
+from .output import check_distinct
 
 if TYPE_CHECKING:
     from ..experiments.grid.plan import ComparisonPlan

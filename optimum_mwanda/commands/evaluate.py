@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..storage.outputs import whole_file, write_text
 from .base import Result, Subcommand, add_common_options
 from .dataset import add_dataset_options, open_dataset
 from .errors import DataError, UsageError, errors_as, one_line
 from .models import add_model_options, check_measurable, load_config, load_model, load_tokenizer, pruning_errors
-from .output import add_overwrite, check_distinct, check_file, whole_file, write_text
+from .output import add_overwrite, check_distinct, check_file
 from .saving import check_harness, read_harness
 
 if TYPE_CHECKING:

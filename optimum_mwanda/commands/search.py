@@ -5,6 +5,7 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..storage.outputs import write_text
 from .base import Result, Subcommand, add_common_options
 from .dataset import add_dataset_options, open_dataset
 from .errors import DataError, UsageError, errors_as
@@ -16,7 +17,7 @@ from .models import (
     load_tokenizer,
     pruning_errors,
 )
-from .output import add_overwrite, check_distinct, check_file, new_folder, write_text
+from .output import add_overwrite, check_distinct, check_file, new_folder
 from .saving import add_storage_options, summary, write_checkpoint
 from .settings import add_settings, read_settings
 
