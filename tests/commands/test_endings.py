@@ -33,7 +33,7 @@ def broken_card(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], No
         def fail(*_: Any, **__: Any) -> None:
             raise error
 
-        monkeypatch.setattr(optimum_mwanda.sharing.model_card, "save_card", fail)
+        monkeypatch.setattr(optimum_mwanda.sharing.folder, "write_card", fail)
 
     return install
 
