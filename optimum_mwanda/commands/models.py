@@ -105,21 +105,16 @@ def load_tokenizer(name: str, args: argparse.Namespace) -> "PreTrainedTokenizerB
     Raises:
         ModelError: If `--tokenizer` was given and leads to none.
     """
-    from transformers import AutoTokenizer
+    from ..data.encoding import read_tokenizer
 
     source = args.tokenizer or name
     revision = "main" if args.tokenizer else args.revision or "main"
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=args.trust_remote_code)
-        # Of a folder without tokenizer files some families make a tokenizer that knows special tokens only.
-        if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
-            raise ValueError("it has no vocabulary")
+        return read_tokenizer(source, revision=revision, trust_remote_code=args.trust_remote_code)
     except Exception as error:
         if args.tokenizer is None:
             return None
         raise ModelError(f"No tokenizer can be loaded from {source!r}: {one_line(error)}") from error
-    loaded: PreTrainedTokenizerBase = tokenizer
-    return loaded
 
 
 def check_prunable(model: "PreTrainedModel", config: "MWandaConfig") -> None:
