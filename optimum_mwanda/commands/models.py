@@ -149,14 +149,11 @@ def pruning_errors() -> Iterator[None]:
     """Inside the block a model that fits the settings meets data, whose errors are named as such."""
     import torch
 
-    from ..walking.editor import PartiallyPrunedError
+    from ..walking.failure import bare_failures
 
     no_fault_of_the_data = (FloatingPointError, MemoryError, torch.cuda.OutOfMemoryError)
-    with errors_as(ModelError, *no_fault_of_the_data), errors_as(DataError, ValueError, TypeError):
-        try:
-            yield
-        except PartiallyPrunedError as error:  # the model is thrown away: only the reason matters
-            raise error.__cause__ or error from None
+    with errors_as(ModelError, *no_fault_of_the_data), errors_as(DataError, ValueError, TypeError), bare_failures():
+        yield
 
 
 def _device_map(text: str) -> Any:

@@ -23,7 +23,7 @@ from ...pruner import MWandaPruner
 from ...record.schema import RECORD_KEY
 from ...utils import progress_bar
 from ...version import __version__
-from ...walking.editor import PartiallyPrunedError
+from ...walking.failure import bare_failures
 from ..dense_state import DenseState
 from .conditions import Condition
 from .plan import ComparisonPlan
@@ -183,13 +183,11 @@ def _calibrate(
 
 def _prune(model: "PreTrainedModel", dataset: Any, tokenizer: Any, run: _Run) -> None:
     pruner = MWandaPruner(run.config, progress=False, restore_on_failure=False)  # the caller keeps the dense weights
-    try:
+    with bare_failures():
         if run.config.calibration == "sequential" or run.config.needs_grams:
             pruner.prune(model, dataset, tokenizer)
         else:
             pruner.apply(model, run.statistics())
-    except PartiallyPrunedError as error:
-        raise error.__cause__ or error from None
 
 
 def _describe(run: _Run, report: PerplexityReport, achieved_sparsity: float, seconds: float) -> RunResult:
