@@ -1,11 +1,13 @@
 """`optimum-cli mwanda evaluate`."""
 
 import argparse
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..evaluation.settings import CONFIDENCE, EvaluationSettings
 from ..storage.outputs import whole_file, write_text
 from .base import Result, Subcommand, add_common_options
 from .dataset import add_dataset_options, open_dataset
@@ -43,8 +45,8 @@ class EvaluateCommand(Subcommand):
             "--confidence",
             type=float,
             metavar="P",
-            default=0.95,
-            help="Probability with which an interval shall cover the true value (default: 0.95)",
+            default=CONFIDENCE,
+            help=f"Probability with which an interval shall cover the true value (default: {CONFIDENCE})",
         )
         parser.add_argument(
             "--output",
@@ -71,19 +73,23 @@ class EvaluateCommand(Subcommand):
             help="Languages to evaluate (default: those of --dense-report, or all)",
         )
         group.add_argument(
-            "--language-column", metavar="NAME", default="language", help="Column with the language (default: language)"
+            "--language-column",
+            metavar="NAME",
+            default=EvaluationSettings.language_column,
+            help=f"Column with the language (default: {EvaluationSettings.language_column})",
         )
         group.add_argument(
             "--text-column",
             metavar="NAME",
-            default="text",
-            help="Column with the text, or for an encoder-decoder with the source (default: text)",
+            default=EvaluationSettings.text_column,
+            help="Column with the text, or for an encoder-decoder with the source "
+            f"(default: {EvaluationSettings.text_column})",
         )
         group.add_argument(
             "--target-column",
             metavar="NAME",
-            default="target",
-            help="Column with the target for an encoder-decoder (default: target)",
+            default=EvaluationSettings.target_column,
+            help=f"Column with the target for an encoder-decoder (default: {EvaluationSettings.target_column})",
         )
         group.add_argument(
             "--sequence-length",
@@ -95,13 +101,21 @@ class EvaluateCommand(Subcommand):
             "--tokens-per-language",
             type=int,
             metavar="N",
-            help="Most tokens to evaluate per language (default: as --dense-report, or 16384)",
+            help="Most tokens to evaluate per language "
+            f"(default: as --dense-report, or {EvaluationSettings.tokens_per_language})",
         )
         group.add_argument(
-            "--batch-size", type=int, metavar="N", default=8, help="Windows per forward pass (default: 8)"
+            "--batch-size",
+            type=int,
+            metavar="N",
+            default=EvaluationSettings.batch_size,
+            help=f"Windows per forward pass (default: {EvaluationSettings.batch_size})",
         )
         group.add_argument(
-            "--seed", type=int, metavar="N", help="Seed of the choice of rows (default: that of --dense-report, or 0)"
+            "--seed",
+            type=int,
+            metavar="N",
+            help=f"Seed of the choice of rows (default: that of --dense-report, or {EvaluationSettings.seed})",
         )
         add_model_options(parser)
         add_common_options(parser)
@@ -122,14 +136,14 @@ class EvaluateCommand(Subcommand):
         if dense is not None and args.languages is not None:
             with errors_as(DataError, ValueError):
                 dense = dense.select(args.languages)
-        options = self._options(dense)
+        settings = self._settings(dense)
         for name, revision in ((args.model, args.revision), (args.dense, None)):
             if name is not None:
                 load_config(name, args, revision)  # a name that leads nowhere must show before a long evaluation
         with open_dataset(args.dataset, args.dataset_config, args.split, args.streaming) as dataset:
-            report, record = self._evaluate(args.model, dataset, options, args.revision)
+            report, record = self._evaluate(args.model, dataset, settings, dense, args.revision)
             if args.dense is not None:
-                dense = self._evaluate(args.dense, dataset, options)[0]
+                dense = self._evaluate(args.dense, dataset, settings)[0]
         result = report if dense is None else compare(dense, report, record, args.confidence)
         lines = tables(result)
         if target is not None:
@@ -152,16 +166,19 @@ class EvaluateCommand(Subcommand):
         check_harness(harness, Path(args.model), args.model, self.warn)
         return harness
 
-    def _options(self, dense: "PerplexityReport | None") -> dict[str, Any]:
-        """Arguments of `evaluate_languages`; what the flags leave open is as in the report of the dense model."""
-        names = ("languages", "sequence_length", "tokens_per_language", "seed", "batch_size")
-        columns = ("language_column", "text_column", "target_column")
-        given = {name: value for name in (*names, *columns) if (value := getattr(self.args, name)) is not None}
-        known = {} if dense is None else {**dense.evaluation, "reference": dense}
-        return {**known, **given, "progress": not self.args.quiet}
+    def _settings(self, dense: "PerplexityReport | None") -> EvaluationSettings:
+        """What the flags say; what they leave open is as in the report of the dense model."""
+        names = [field.name for field in dataclasses.fields(EvaluationSettings)]
+        given = {name: value for name in names if (value := getattr(self.args, name)) is not None}
+        return EvaluationSettings(**{**({} if dense is None else dense.evaluation), **given})
 
     def _evaluate(
-        self, name: str, dataset: Any, options: Mapping[str, Any], revision: str | None = None
+        self,
+        name: str,
+        dataset: Any,
+        settings: EvaluationSettings,
+        reference: "PerplexityReport | None" = None,
+        revision: str | None = None,
     ) -> "tuple[PerplexityReport, dict[str, Any] | None]":
         """The report of a model, and its sparsity record, if it has one that can be read."""
         from ..record.verification import sparsity_record
@@ -173,14 +190,15 @@ class EvaluateCommand(Subcommand):
         except ValueError as error:  # no reason not to evaluate the model
             self.warn(f"{name!r} is treated as one without a record: {one_line(error)}")
             record = None
-        return measure(model, load_tokenizer(name, args), dataset, **options), record
+        report = measure(model, load_tokenizer(name, args), dataset, settings, reference, progress=not args.quiet)
+        return report, record
 
 
 def compare(
     dense: "PerplexityReport",
     pruned: "PerplexityReport",
     record: Mapping[str, Any] | None,
-    confidence: float = 0.95,
+    confidence: float = CONFIDENCE,
 ) -> "PerplexityComparison":
     """Sets a pruned model beside its dense original; its record, if it has one, tells the calibrated languages.
 
@@ -247,15 +265,23 @@ def write_report(
         write_html_report(partial, result, record, harness=harness)
 
 
-def measure(model: Any, tokenizer: Any, dataset: Any, **options: Any) -> "PerplexityReport":
+def measure(
+    model: Any,
+    tokenizer: Any,
+    dataset: Any,
+    settings: EvaluationSettings,
+    reference: "PerplexityReport | None" = None,
+    *,
+    progress: bool,
+) -> "PerplexityReport":
     """Evaluates a model in every language.
 
     Raises:
-        DataError: If the dataset does not fit the model or the options.
+        DataError: If the dataset does not fit the model or the settings.
         ModelError: If perplexity is not defined for the model.
     """
-    from ..evaluation.perplexity import evaluate_languages
+    from ..evaluation.perplexity import measure_languages
 
     check_measurable(model)
     with pruning_errors():
-        return evaluate_languages(model, tokenizer, dataset, **options)
+        return measure_languages(model, tokenizer, dataset, settings, reference, progress)

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..evaluation.settings import EvaluationSettings
 from .base import Result, Subcommand, add_common_options
 from .dataset import add_dataset_options, open_dataset
 from .errors import DataError, HubError, UsageError, one_line
@@ -47,8 +48,8 @@ class PruneCommand(Subcommand):
             "--eval-tokens",
             type=int,
             metavar="N",
-            default=16384,
-            help="Most tokens to evaluate per language (default: 16384)",
+            default=EvaluationSettings.tokens_per_language,
+            help=f"Most tokens to evaluate per language (default: {EvaluationSettings.tokens_per_language})",
         )
         group.add_argument(
             "--report", metavar="FILE", help="HTML page to write, with sortable tables and pictures (default: none)"
@@ -122,19 +123,8 @@ class PruneCommand(Subcommand):
                 raise HubError("--push-to-hub needs a token with write access: run `hf auth login`, or set HF_TOKEN.")
 
     def _evaluate(self, model: Any, tokenizer: Any, held_out: Any, config: "MWandaConfig") -> Any:
-        return measure(
-            model,
-            tokenizer,
-            held_out,
-            language_column=config.language_column,
-            text_column=config.text_column,
-            target_column=config.target_column,
-            sequence_length=config.sequence_length,
-            tokens_per_language=self.args.eval_tokens,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            progress=not self.args.quiet,
-        )
+        settings = EvaluationSettings.like(config, tokens_per_language=self.args.eval_tokens)
+        return measure(model, tokenizer, held_out, settings, progress=not self.args.quiet)
 
     def _write_report(self, page: Path, report: "PerplexityComparison", record: dict[str, Any]) -> None:
         try:

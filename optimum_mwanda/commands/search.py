@@ -5,6 +5,8 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..evaluation.settings import EvaluationSettings
+from ..experiments.search.defaults import BOUNDS, MAX_DEGRADATION, RESOLUTION
 from ..storage.outputs import write_text
 from .base import Result, Subcommand, add_common_options
 from .dataset import add_dataset_options, open_dataset
@@ -66,8 +68,8 @@ class SearchCommand(Subcommand):
             "--eval-tokens",
             type=int,
             metavar="N",
-            default=16384,
-            help="Most tokens to evaluate per language and trial (default: 16384)",
+            default=EvaluationSettings.tokens_per_language,
+            help=f"Most tokens to evaluate per language and trial (default: {EvaluationSettings.tokens_per_language})",
         )
         add_model_options(parser)
         add_settings(parser, leave_out=("sparsity", "pattern"))
@@ -160,19 +162,24 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         "--most-degradation",
         type=float,
         metavar="SHARE",
-        default=0.05,
-        help="How much the bits per byte of any language may rise, as a share of the dense model's (default: 0.05)",
+        default=MAX_DEGRADATION,
+        help="How much the bits per byte of any language may rise, as a share of the dense model's "
+        f"(default: {MAX_DEGRADATION})",
     )
     group.add_argument(
         "--bounds",
         nargs=2,
         type=float,
         metavar=("LOW", "HIGH"),
-        default=(0.1, 0.9),
-        help="Lowest and highest sparsity to try (default: 0.1 0.9)",
+        default=BOUNDS,
+        help=f"Lowest and highest sparsity to try (default: {BOUNDS[0]} {BOUNDS[1]})",
     )
     group.add_argument(
-        "--resolution", type=float, metavar="STEP", default=0.01, help="Step between sparsities (default: 0.01)"
+        "--resolution",
+        type=float,
+        metavar="STEP",
+        default=RESOLUTION,
+        help=f"Step between sparsities (default: {RESOLUTION})",
     )
     group.add_argument(
         "--strengths",

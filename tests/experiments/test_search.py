@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import optimum_mwanda.experiments.search.bisection
 from optimum_mwanda import MWandaConfig, MWandaPruner, PerplexityComparison, PerplexityReport, evaluate_languages
+from optimum_mwanda.evaluation.perplexity import measure_languages
 from optimum_mwanda.evaluation.scores import LanguageScore
 from optimum_mwanda.experiments.search.bisection import find_sparsity
 from optimum_mwanda.experiments.search.outcome import SparsitySearch, SparsityTrial
@@ -113,7 +114,7 @@ class TestFound:
             return call
 
         monkeypatch.setattr(
-            optimum_mwanda.experiments.search.bisection, "evaluate_languages", counting("evaluated", evaluate_languages)
+            optimum_mwanda.experiments.search.bisection, "measure_languages", counting("evaluated", measure_languages)
         )
         monkeypatch.setattr(MWandaPruner, "calibrate", counting("calibrated", MWandaPruner.calibrate))
         monkeypatch.setattr(MWandaPruner, "apply", counting("applied", MWandaPruner.apply))
@@ -230,9 +231,9 @@ class TestModel:
             measured.append(model)
             if len(measured) > at:
                 signal.raise_signal(signal.SIGINT)  # arrives in the next forward pass
-            return evaluate_languages(model, *args, **options)
+            return measure_languages(model, *args, **options)
 
-        monkeypatch.setattr(optimum_mwanda.experiments.search.bisection, "evaluate_languages", evaluate)
+        monkeypatch.setattr(optimum_mwanda.experiments.search.bisection, "measure_languages", evaluate)
         model = make_model()
         before = state_of(model)
         with pytest.raises(KeyboardInterrupt):

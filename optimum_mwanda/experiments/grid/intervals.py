@@ -5,9 +5,10 @@ import statistics
 from collections.abc import Sequence
 
 from ...evaluation.bootstrap import Estimate
+from ...evaluation.settings import CONFIDENCE
 
 
-def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Estimate:
+def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
     """The mean of independent figures and its interval, `mean ± t · s / √n` (Student 1908).
 
     Args:

@@ -8,6 +8,7 @@ from typing import Any
 from ...evaluation.bootstrap import Estimate
 from ...evaluation.report import PerplexityComparison, PerplexityReport
 from ...evaluation.scores import LanguageScore, Windows
+from ...evaluation.settings import CONFIDENCE
 from .intervals import mean_interval
 from .results import Results, RunResult, digest
 
@@ -93,7 +94,7 @@ class Section:
         return min(self.seeds, key=lambda name: comparison.mean_log_ratio(name) or 0.0)
 
 
-def make_sections(results: Results, confidence: float = 0.95) -> list[Section]:
+def make_sections(results: Results, confidence: float = CONFIDENCE) -> list[Section]:
     """Groups runs by calibration, then by sparsity or pattern.
 
     Where the settings behind a name were changed between the runs of a file, its last ones count, if a seed is finished
