@@ -14,7 +14,9 @@ from .dataset import add_dataset_options, open_dataset
 from .errors import DataError, UsageError, errors_as, one_line
 from .models import add_model_options, check_measurable, load_config, load_model, load_tokenizer, pruning_errors
 from .output import add_overwrite, check_distinct, check_file
+from .parser import with_default
 from .saving import check_harness, read_harness
+from .settings import _form, flag
 
 if TYPE_CHECKING:
     from ..evaluation.harness.comparison import HarnessComparison
@@ -65,58 +67,7 @@ class EvaluateCommand(Subcommand):
         )
         add_overwrite(parser)
         add_dataset_options(parser, required=True, purpose="Held-out text")
-        group = parser.add_argument_group("evaluation")
-        group.add_argument(
-            "--languages",
-            nargs="+",
-            metavar="NAME",
-            help="Languages to evaluate (default: those of --dense-report, or all)",
-        )
-        group.add_argument(
-            "--language-column",
-            metavar="NAME",
-            default=EvaluationSettings.language_column,
-            help=f"Column with the language (default: {EvaluationSettings.language_column})",
-        )
-        group.add_argument(
-            "--text-column",
-            metavar="NAME",
-            default=EvaluationSettings.text_column,
-            help="Column with the text, or for an encoder-decoder with the source "
-            f"(default: {EvaluationSettings.text_column})",
-        )
-        group.add_argument(
-            "--target-column",
-            metavar="NAME",
-            default=EvaluationSettings.target_column,
-            help=f"Column with the target for an encoder-decoder (default: {EvaluationSettings.target_column})",
-        )
-        group.add_argument(
-            "--sequence-length",
-            type=int,
-            metavar="N",
-            help="Tokens per window (default: that of --dense-report, or 512, or the model's positions if fewer)",
-        )
-        group.add_argument(
-            "--tokens-per-language",
-            type=int,
-            metavar="N",
-            help="Most tokens to evaluate per language "
-            f"(default: as --dense-report, or {EvaluationSettings.tokens_per_language})",
-        )
-        group.add_argument(
-            "--batch-size",
-            type=int,
-            metavar="N",
-            default=EvaluationSettings.batch_size,
-            help=f"Windows per forward pass (default: {EvaluationSettings.batch_size})",
-        )
-        group.add_argument(
-            "--seed",
-            type=int,
-            metavar="N",
-            help=f"Seed of the choice of rows (default: that of --dense-report, or {EvaluationSettings.seed})",
-        )
+        _add_settings(parser)
         add_model_options(parser)
         add_common_options(parser)
 
@@ -192,6 +143,17 @@ class EvaluateCommand(Subcommand):
             record = None
         report = measure(model, load_tokenizer(name, args), dataset, settings, reference, progress=not args.quiet)
         return report, record
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    """Adds a flag per setting; one that is not given leaves what --dense-report says, or the default."""
+    group = parser.add_argument_group("evaluation")
+    for field in dataclasses.fields(EvaluationSettings):
+        in_report = field.name in ("languages", "sequence_length", "tokens_per_language", "seed")
+        default = f"that of --dense-report, or {field.default}" if in_report else field.default
+        group.add_argument(
+            flag(field.name), help=with_default(field.metadata["help"].rstrip("."), default), **_form(field)
+        )
 
 
 def compare(
