@@ -25,6 +25,13 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return "\n".join([line(header), f"| {' | '.join(rule)} |", *(line(row) for row in cells)])
 
 
+def abridged(names: Iterable[str], max_names: int = 8) -> str:
+    """The first of some names, and how many more there are."""
+    known = list(names)
+    more = len(known) - max_names
+    return ", ".join(known[:max_names]) + (f" and {more} more" if more > 0 else "")
+
+
 def progress_bar(items: Iterable[T], *, total: int, description: str, show: bool) -> Iterator[T]:
     """Iterates with a progress bar on standard error, or silently."""
     from tqdm.auto import tqdm

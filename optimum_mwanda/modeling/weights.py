@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from ..utils import abridged
 from .fused_experts import find_experts
 
 # Module names, anywhere in a path, that choose experts: pruning them reroutes tokens and saves next to nothing.
@@ -125,10 +126,12 @@ def find_weights(
         for pattern in patterns:
             if not fnmatch.filter(names, pattern):
                 raise ValueError(
-                    f"{setting} pattern {pattern!r} matches none of the model's weights: {_abridged(names)}."
+                    f"{setting} pattern {pattern!r} matches none of the model's weights: {abridged(map(repr, names))}."
                 )
     if not found:
-        raise ValueError(f"Nothing is left to prune of the model's weights: {_abridged(names) or 'it has none'}.")
+        raise ValueError(
+            f"Nothing is left to prune of the model's weights: {abridged(map(repr, names)) or 'it has none'}."
+        )
     return found
 
 
@@ -185,7 +188,3 @@ def _check_weight(name: str, weight: Tensor) -> None:
         raise ValueError(f"{name!r} is offloaded (meta device): load the whole model into memory to prune it.")
     if not weight.is_floating_point() or weight.element_size() < 2:
         raise ValueError(f"{name!r} is quantized ({weight.dtype}): prune the model first, then quantize it.")
-
-
-def _abridged(names: Sequence[str], most: int = 8) -> str:
-    return ", ".join(map(repr, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
