@@ -104,7 +104,7 @@ class SearchCommand(Subcommand):
             )
         with errors_as(UsageError, ValueError):
             return SearchSpace(
-                config, args.most_degradation, args.bounds, args.resolution, args.strengths, dict(args.protect or ())
+                config, args.max_degradation, args.bounds, args.resolution, args.strengths, dict(args.protect or ())
             )
 
     def _search_and_write(self, space: "SearchSpace") -> "tuple[SparsitySearch, dict[str, Any] | None]":
@@ -143,7 +143,7 @@ class SearchCommand(Subcommand):
                     held_out,
                     tokenizer,
                     space.config,
-                    most_degradation=space.most_degradation,
+                    max_degradation=space.max_degradation,
                     bounds=space.bounds,
                     resolution=space.resolution,
                     strengths=space.strengths,
@@ -159,7 +159,7 @@ class SearchCommand(Subcommand):
 def _add_limits(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("search")
     group.add_argument(
-        "--most-degradation",
+        "--max-degradation",
         type=float,
         metavar="SHARE",
         default=MAX_DEGRADATION,

@@ -96,8 +96,8 @@ def measure_languages(
     scores = {}
     for language, digest in reading.digests.items():
         windows = [measured[language][number] for number in sorted(measured[language])]
-        sizes, least = reading.held_out.sizes(language, windows), reading.held_out.least_targets(windows)
-        scores[language] = score_windows(language, windows, sizes, least, digest)
+        sizes, min_targets = reading.held_out.sizes(language, windows), reading.held_out.min_targets(windows)
+        scores[language] = score_windows(language, windows, sizes, min_targets, digest)
     name = getattr(model, "name_or_path", "")
     return PerplexityReport(scores, name, reading.sequence_length, settings.tokens_per_language, settings.seed)
 

@@ -88,7 +88,7 @@ def _refine_rows(
 ) -> Tensor:
     pruned = pruned.clone()
     alone = weight.square() * gram.diagonal()
-    least = tolerance * alone.sum(1)
+    min_gain = tolerance * alone.sum(1)
     slope = (weight * pruned) @ gram
     live = torch.arange(len(weight), device=weight.device)
     for _ in range(rounds):
@@ -101,7 +101,7 @@ def _refine_rows(
             change, back, out = _best_swap(weight[live], restore, remove, gram, tried)
         else:
             change, back, out = _best_swap_in_run(weight[live], restore, remove, gram, run)
-        better = change < -least[live]
+        better = change < -min_gain[live]
         live, back, out = live[better], back[better], out[better]
         pruned[live, back], pruned[live, out] = False, True
         slope[live] += weight[live, out, None] * gram[out] - weight[live, back, None] * gram[back]

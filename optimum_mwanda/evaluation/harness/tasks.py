@@ -151,9 +151,9 @@ def write_xwinograd_tasks(
 class _Documents:
     """Gathers texts until a language has enough of them."""
 
-    def __init__(self, text_column: str, most: int, characters: int | None) -> None:
+    def __init__(self, text_column: str, max_documents: int, characters: int | None) -> None:
         self.text_column = text_column
-        self.most = most
+        self.max_documents = max_documents
         self.characters = characters
         self.texts: dict[str, list[str]] = {}
 
@@ -168,7 +168,7 @@ class _Documents:
             texts.append(text[: self.characters])
 
     def is_full(self, language: str) -> bool:
-        return len(self.texts.get(language, ())) >= self.most
+        return len(self.texts.get(language, ())) >= self.max_documents
 
 
 def _harness_task(folder: str, name: str) -> str:

@@ -35,7 +35,7 @@ def find_sparsity(
     tokenizer: "PreTrainedTokenizerBase | str | None" = None,
     config: MWandaConfig | None = None,
     *,
-    most_degradation: float = MAX_DEGRADATION,
+    max_degradation: float = MAX_DEGRADATION,
     bounds: tuple[float, float] = BOUNDS,
     resolution: float = RESOLUTION,
     strengths: Sequence[float] | None = None,
@@ -62,7 +62,7 @@ def find_sparsity(
             guarded, whether or not they are calibrated on.
         tokenizer: Tokenizer for texts, or its name or path. None: the one saved beside the model.
         config: Settings; the defaults if None. Its `sparsity` is not looked at.
-        most_degradation: The fraction: 0.05 allows 5 %.
+        max_degradation: The fraction: 0.05 allows 5 %.
         bounds: Lowest and highest sparsity to try.
         resolution: Step between sparsities.
         strengths: Values of `allocation_strength` to try, each with a bisection of its own. None: that of `config`.
@@ -83,7 +83,7 @@ def find_sparsity(
         FloatingPointError: As these. If a sparse model gives NaN, set a lower upper bound.
     """
     config = MWandaPruner(config).config
-    space = SearchSpace(config, most_degradation, bounds, resolution, strengths, protect or {})
+    space = SearchSpace(config, max_degradation, bounds, resolution, strengths, protect or {})
     prune = Pruning(model, dataset, tokenizer, config, progress)
     protected = protect_languages(config, space.protect, prune.tokens) if space.protect else config
     evaluation = EvaluationSettings.like(config, **settings)
@@ -134,7 +134,7 @@ def _bisect(
             None if settings.allocation == "uniform" else settings.allocation_strength,
             getattr(model_config, RECORD_KEY)["achieved_sparsity"],
             degradations,
-            max(degradations.values()) <= space.most_degradation,
+            max(degradations.values()) <= space.max_degradation,
         )
         logger.info("%s", trial)
         trials.append(trial)
