@@ -10,7 +10,7 @@ from ..modeling.weights import PrunableWeight
 
 
 class GramCollector:
-    """Sums up `H = Σ_l w_l G^l / tr G^l` with `G^l = Xᵀ X` over the tokens of language l, while it is open.
+    """Sums up `G = Σ_l w_l G^l / tr G^l` with `G^l = X^lᵀ X^l` over the tokens of language l, while open.
 
     Scaled to unit trace, a language counts by its weight, whatever the length of its text and the scale of its
     activations. Languages come one after the other; no more than two matrices are held per weight.

@@ -55,8 +55,8 @@ def shrink_gram(gram: Tensor, shrinkage: float, ridge: float) -> Tensor:
 
     A mask that is refined on `G` itself overfits to the calibrated languages: correlations that they do not share with
     others, and channels that they do not use, decide what goes. So correlations are weakened and every channel carries
-    at least some energy: `(1 − γ)·G + γ·diag(G) + δ·median(diag G)·I`. With `γ = 1, δ = 0` the best mask is that of
-    Wanda per row, and as `δ` grows it becomes that of magnitude.
+    at least some energy: `G' = (1 − γ)·G + γ·diag(G) + δ·median(diag G)·I`. With `γ = 1, δ = 0` the best mask is that
+    of Wanda per row, and as `δ` grows it becomes that of magnitude.
 
     Args:
         gram: `G`, shape `(in, in)`.
@@ -64,7 +64,7 @@ def shrink_gram(gram: Tensor, shrinkage: float, ridge: float) -> Tensor:
         ridge: `δ`, a multiple of the median over the channels that are ever active.
 
     Returns:
-        Shape `(in, in)`, positive semidefinite if `gram` is.
+        `G'`, shape `(in, in)`, positive semidefinite if `gram` is.
     """
     diagonal = gram.diagonal()
     shrunk = (1 - shrinkage) * gram
