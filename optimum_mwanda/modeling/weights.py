@@ -81,9 +81,18 @@ class PrunableWeight:
         return self.matrix.numel()
 
 
+Weights = dict[str, list[PrunableWeight]]
+"""Module path of a block to its weights."""
+
+
+def flat(weights: Weights) -> list[PrunableWeight]:
+    """The weights of all blocks, one block after the other."""
+    return [weight for block in weights.values() for weight in block]
+
+
 def find_weights(
     blocks: dict[str, nn.Module], include: Sequence[str] | None = None, exclude: Sequence[str] = ()
-) -> dict[str, list[PrunableWeight]]:
+) -> Weights:
     """Finds the prunable matrices of every block; embeddings, heads, norms and routers are never among them.
 
     Args:
@@ -98,7 +107,7 @@ def find_weights(
         ValueError: If a pattern matches nothing, nothing is left, or a block holds weights that cannot be pruned:
             quantized, offloaded, or fused experts in an unknown layout.
     """
-    found: dict[str, list[PrunableWeight]] = {}
+    found: Weights = {}
     names: list[str] = []
     seen: set[tuple[int, int | None]] = set()
     for block_name, block in blocks.items():

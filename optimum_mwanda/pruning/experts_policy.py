@@ -10,12 +10,10 @@ from torch import Tensor
 from ..calibration.coverage import ExpertCoverage
 from ..calibration.statistics import CalibrationStatistics, WeightStatistics
 from ..configuration import MWandaConfig
-from ..modeling.weights import PrunableWeight
+from ..modeling.weights import PrunableWeight, Weights, flat
 from .scoring import needs_statistics
 
 logger = logging.getLogger(__name__)
-
-Weights = dict[str, list[PrunableWeight]]
 
 # Matrices of an expert that read its inner channels, which mean something else in every expert.
 INNER = ("down_proj", "w2", "wo", "output_linear")
@@ -58,7 +56,7 @@ def apply_experts_policy(
         weights = {block: found for block, found in kept.items() if found}
         if not weights:
             raise ValueError("experts_policy='skip' leaves nothing to prune: calibrate on more text.")
-    looked_at = [w for found in weights.values() for w in found if w.name in statistics.weights]
+    looked_at = [weight for weight in flat(weights) if weight.name in statistics.weights]
     entries = settle(looked_at, statistics.weights, lacking, config)
     return weights, dataclasses.replace(statistics, weights=entries)
 

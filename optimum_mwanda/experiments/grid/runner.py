@@ -19,7 +19,7 @@ from ...evaluation.settings import EvaluationSettings
 from ...modeling.blocks import find_blocks
 from ...modeling.fingerprint import model_fingerprint
 from ...modeling.interrupts import check_interrupts, deferred_interrupts
-from ...modeling.weights import find_weights
+from ...modeling.weights import find_weights, flat
 from ...pruner import MWandaPruner
 from ...record.schema import RECORD_KEY
 from ...utils import progress_bar
@@ -96,7 +96,7 @@ def run_comparison(
     conditions, known = plan.conditions(languages), {} if results is None else results.runs
     missing = list(_missing(model, dataset, tokenizer, plan, conditions, dense_key, known))
     measure = partial(measure_languages, model, tokenizer, evaluation_dataset, settings, progress=False)
-    weights = [each for block in find_weights(find_blocks(model, columns.blocks)).values() for each in block]
+    weights = flat(find_weights(find_blocks(model, columns.blocks)))
     if results is None:
         results = Results(DenseResult(dense_key, languages, measure(), {**evaluation, **_versions()}), {})
         append(path, results.dense)

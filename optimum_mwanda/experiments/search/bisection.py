@@ -13,7 +13,7 @@ from ...evaluation.report import PerplexityComparison
 from ...evaluation.settings import EvaluationSettings
 from ...modeling.blocks import find_blocks
 from ...modeling.interrupts import deferred_interrupts
-from ...modeling.weights import find_weights
+from ...modeling.weights import find_weights, flat
 from ...pruner import MWandaPruner
 from ...record.schema import RECORD_KEY
 from ..dense_state import DenseState
@@ -90,7 +90,7 @@ def find_sparsity(
     measure = partial(measure_languages, model, tokenizer, evaluation_dataset, evaluation, progress=progress)
     dense = measure()
     weights = find_weights(find_blocks(model, config.blocks), config.include, config.exclude)
-    with deferred_interrupts(), DenseState(model, [each for block in weights.values() for each in block]) as state:
+    with deferred_interrupts(), DenseState(model, flat(weights)) as state:
 
         def compare(settings: MWandaConfig, name: str) -> PerplexityComparison:
             """Prunes the dense model and sets it beside what it was."""
