@@ -12,7 +12,7 @@ from ..experiments.grid.methods import PRESETS, choose, read_methods
 from ..experiments.grid.plan import ComparisonPlan
 from ..storage.outputs import write_text
 from .base import Result, Subcommand, add_common_options
-from .dataset import add_dataset_options, open_dataset
+from .dataset import add_dataset_options, add_held_out_options, open_dataset
 from .errors import DataError, UsageError, errors_as
 from .models import (
     add_model_options,
@@ -225,12 +225,7 @@ def _add_grid(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_evaluation(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("evaluation")
-    group.add_argument(
-        "--eval-dataset", nargs="+", metavar="DATASET", help="Held-out text, as --dataset (default: none)"
-    )
-    group.add_argument("--eval-dataset-config", metavar="NAME", help="As --dataset-config (default: its default)")
-    group.add_argument("--eval-split", metavar="NAME", default="test", help="As --split (default: test)")
+    group = add_held_out_options(parser, required=False)
     group.add_argument(
         "--tune",
         action="store_true",

@@ -13,15 +13,16 @@ if TYPE_CHECKING:
 
     from ..configuration import MWandaConfig
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that `load_model` and `load_tokenizer` read."""
     group = parser.add_argument_group("model")
     group.add_argument("--revision", metavar="NAME", help="Branch, tag or commit of MODEL (default: main)")
     group.add_argument(
-        "--dtype", choices=DTYPES, default="auto", help="Type to load the weights in (default: auto, that of MODEL)"
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        default="auto",
+        help="Type to load the weights in (default: auto, that of MODEL)",
     )
     group.add_argument(
         "--device-map",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..evaluation.settings import EvaluationSettings
 from .base import Result, Subcommand, add_common_options
-from .dataset import add_dataset_options, open_dataset
+from .dataset import add_dataset_options, add_held_out_options, check_calibration_text, open_dataset
 from .errors import DataError, HubError, UsageError, one_line
 from .evaluate import compare, measure, write_report
 from .models import add_model_options, check_prunable, load_model, load_tokenizer, pruning_errors
@@ -38,12 +38,7 @@ class PruneCommand(Subcommand):
         )
         add_overwrite(parser)
         add_dataset_options(parser, required=False, purpose="Calibration text, which magnitude pruning does without")
-        group = parser.add_argument_group("evaluation")
-        group.add_argument(
-            "--eval-dataset", nargs="+", metavar="DATASET", help="Held-out text, as --dataset (default: no evaluation)"
-        )
-        group.add_argument("--eval-dataset-config", metavar="NAME", help="As --dataset-config (default: its default)")
-        group.add_argument("--eval-split", metavar="NAME", default="test", help="As --split (default: test)")
+        group = add_held_out_options(parser, required=False)
         group.add_argument(
             "--eval-tokens",
             type=int,
@@ -107,13 +102,7 @@ class PruneCommand(Subcommand):
 
     def _check(self, config: "MWandaConfig") -> None:
         """Finds out at once what would fail after hours."""
-        from ..pruning.scoring import needs_statistics
-
-        if self.args.dataset is None and needs_statistics(config):
-            raise UsageError(
-                f"--criterion {config.criterion} with --allocation {config.allocation} needs calibration text: give "
-                "--dataset, or --criterion magnitude --allocation uniform."
-            )
+        check_calibration_text(self.args.dataset, config)
         if self.args.report is not None and self.args.eval_dataset is None:
             raise UsageError("--report shows an evaluation: give --eval-dataset too.")
         if self.args.push_to_hub is not None:

@@ -9,7 +9,7 @@ from ..evaluation.settings import EvaluationSettings
 from ..experiments.search.defaults import BOUNDS, MAX_DEGRADATION, RESOLUTION
 from ..storage.outputs import write_text
 from .base import Result, Subcommand, add_common_options
-from .dataset import add_dataset_options, open_dataset
+from .dataset import add_dataset_options, add_held_out_options, check_calibration_text, open_dataset
 from .errors import DataError, UsageError, errors_as
 from .models import (
     add_model_options,
@@ -57,12 +57,7 @@ class SearchCommand(Subcommand):
         add_overwrite(parser)
         _add_limits(parser)
         add_dataset_options(parser, required=False, purpose="Calibration text, which magnitude pruning does without")
-        group = parser.add_argument_group("evaluation")
-        group.add_argument(
-            "--eval-dataset", nargs="+", metavar="DATASET", required=True, help="Held-out text, as --dataset (required)"
-        )
-        group.add_argument("--eval-dataset-config", metavar="NAME", help="As --dataset-config (default: its default)")
-        group.add_argument("--eval-split", metavar="NAME", default="test", help="As --split (default: test)")
+        group = add_held_out_options(parser, required=True)
         group.add_argument("--eval-languages", nargs="+", metavar="NAME", help="Languages to guard (default: all)")
         group.add_argument(
             "--eval-tokens",
@@ -94,14 +89,9 @@ class SearchCommand(Subcommand):
     def _space(self) -> "SearchSpace":
         """The limits; what is not allowed is found out before anything is loaded."""
         from ..experiments.search.space import SearchSpace
-        from ..pruning.scoring import needs_statistics
 
         args, config = self.args, read_settings(self.args)
-        if args.dataset is None and needs_statistics(config):
-            raise UsageError(
-                f"--criterion {config.criterion} with --allocation {config.allocation} needs calibration text: give "
-                "--dataset, or --criterion magnitude --allocation uniform."
-            )
+        check_calibration_text(args.dataset, config)
         with errors_as(UsageError, ValueError):
             return SearchSpace(
                 config, args.max_degradation, args.bounds, args.resolution, args.strengths, dict(args.protect or ())

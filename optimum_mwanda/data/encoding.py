@@ -3,6 +3,7 @@
 import os
 from typing import TYPE_CHECKING, Any
 
+from ..configuration import MWandaConfig
 from .chat import is_blank, is_conversation, render, without_special_tokens
 from .rows import Row
 from .tokenised import check_vocabulary, tokenised_inputs, tokenised_labels
@@ -28,7 +29,7 @@ class RowEncoder:
         tokenizer: "PreTrainedTokenizerBase | str | None",
         model: "PreTrainedModel",
         text_column: str,
-        target_column: str = "target",
+        target_column: str = MWandaConfig.target_column,
     ) -> None:
         self._tokenizer = tokenizer
         self._model = model

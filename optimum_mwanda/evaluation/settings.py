@@ -16,9 +16,11 @@ class EvaluationSettings:
     """The settings of an evaluation, as `evaluate_languages`, `compare` and `find_sparsity` take them by name."""
 
     languages: Sequence[str] | None = setting(None, "Languages to evaluate. None: all.")
-    language_column: str = setting("language", "Column that names the language.")
-    text_column: str = setting("text", "Column with the text; for an encoder-decoder, with the source.")
-    target_column: str = setting("target", "Column with the target for an encoder-decoder.")
+    language_column: str = setting(MWandaConfig.language_column, "Column that names the language.")
+    text_column: str = setting(
+        MWandaConfig.text_column, "Column with the text; for an encoder-decoder, with the source."
+    )
+    target_column: str = setting(MWandaConfig.target_column, "Column with the target for an encoder-decoder.")
     sequence_length: int | None = setting(
         None,
         "Tokens per window; for an encoder-decoder, most tokens per source and per target. None: 512, or the model's "

@@ -16,7 +16,11 @@ from typing import Any
 import yaml
 
 from ...data.rows import Row, feed
+from ..settings import EvaluationSettings
 from .xwinograd import with_blank
+
+GROUP = "mwanda_bits_per_byte"
+DOCUMENTS_PER_LANGUAGE = 100
 
 # Codes of data sets that are no ISO 639 codes.
 ISO_CODES = {"jp": "ja"}
@@ -26,11 +30,11 @@ def write_language_tasks(
     dataset: Any,
     output: str | os.PathLike[str],
     *,
-    group: str = "mwanda_bits_per_byte",
+    group: str = GROUP,
     languages: Sequence[str] | None = None,
-    language_column: str = "language",
-    text_column: str = "text",
-    documents_per_language: int = 100,
+    language_column: str = EvaluationSettings.language_column,
+    text_column: str = EvaluationSettings.text_column,
+    documents_per_language: int = DOCUMENTS_PER_LANGUAGE,
     characters_per_document: int | None = None,
     seed: int = 0,
 ) -> list[str]:
