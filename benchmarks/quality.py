@@ -50,9 +50,13 @@ def main() -> None:
     parser.add_argument("--sparsities", nargs="+", type=float, help="instead of those of the parts")
     parser.add_argument("--patterns", nargs="*", help="instead of those of the parts")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--samples", type=int, default=12, help="calibration chunks per language")
-    parser.add_argument("--sequence-length", type=int, default=256)
-    parser.add_argument("--test-tokens", type=int, default=2048, help="evaluated tokens per language")
+    parser.add_argument(
+        "--samples", type=int, default=ComparisonPlan.samples_per_language, help="calibration chunks per language"
+    )
+    parser.add_argument("--sequence-length", type=int, default=ComparisonPlan.sequence_length)
+    parser.add_argument(
+        "--test-tokens", type=int, default=ComparisonPlan.tokens_per_language, help="evaluated tokens per language"
+    )
     args = parser.parse_args()
     if args.tune is (args.test is not None):
         parser.error("give one of --test and --tune")

@@ -1,6 +1,6 @@
 """Small things that several rooms need."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -25,11 +25,19 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return "\n".join([line(header), f"| {' | '.join(rule)} |", *(line(row) for row in cells)])
 
 
-def progress_bar(items: Iterable[T], *, total: int, description: str, show: bool) -> Iterator[T]:
+def abridged(names: Iterable[str], max_names: int = 8) -> str:
+    """The first of some names, and how many more there are."""
+    known = list(names)
+    more = len(known) - max_names
+    return ", ".join(known[:max_names]) + (f" and {more} more" if more > 0 else "")
+
+
+def progress_bar(items: Iterable[T], *, total: int, description: str, show: bool) -> Generator[T, None, None]:
     """Iterates with a progress bar on standard error, or silently."""
     from tqdm.auto import tqdm
 
-    return iter(tqdm(items, total=total, desc=description, disable=not show))
+    with tqdm(items, total=total, desc=description, disable=not show) as bar:
+        yield from bar
 
 
 def sum_dtype(device: "torch.device") -> "torch.dtype":

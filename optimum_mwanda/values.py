@@ -1,9 +1,9 @@
 """Checking and holding the values of settings."""
 
+import dataclasses
 import math
 import textwrap
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import fields
 from typing import Any, NoReturn
 
 
@@ -61,10 +61,15 @@ def plain(value: Any) -> Any:
     return dict(value) if isinstance(value, Mapping) else value
 
 
+def setting(default: Any, help: str) -> Any:
+    """A field of a dataclass of settings, with the text that describes it wherever users set it."""
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
 def describe_fields(dataclass: type) -> str:
     """The `Args` part of a docstring, from the help texts of the fields."""
     lines = []
-    for field in fields(dataclass):
+    for field in dataclasses.fields(dataclass):
         kind = field.type.__name__ if isinstance(field.type, type) else str(field.type)
         text = f"{field.name} (`{kind}`, defaults to `{field.default!r}`): {field.metadata['help']}"
         lines += textwrap.wrap(text, 112, initial_indent=" " * 8, subsequent_indent=" " * 12)

@@ -12,7 +12,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from optimum_mwanda import MWandaConfig, MWandaPruner, verify_sparsity
 from optimum_mwanda.modeling.blocks import find_blocks, inference_mode
-from optimum_mwanda.modeling.weights import find_weights
+from optimum_mwanda.modeling.weights import find_weights, flat
 from optimum_mwanda.walking.replay import BlockCalls
 from tests.conftest import EXAMPLES, state_of
 from tests.families.family import LENGTH, Blocks, Family, expand
@@ -107,7 +107,7 @@ def stacks(blocks: dict[str, nn.Module]) -> Iterator[dict[str, nn.Module]]:
 def test_pruned_matrices_are_those_written_down(family: Family) -> None:
     blocks = find_blocks(family.make())
     assert set(blocks) == {path for kind in family.blocks for path in expand(kind.paths)}
-    found = [weight for weights in find_weights(blocks).values() for weight in weights]
+    found = flat(find_weights(blocks))
     names = {weight.name for weight in found}
     missing, new = sorted(family.pruned - names), sorted(names - family.pruned)
     assert (missing, new) == ([], []), f"{family.name}: expected but not found {missing}, found but not expected {new}"

@@ -5,10 +5,13 @@ import argparse
 from optimum_mwanda.commands.dataset import add_dataset_options, open_dataset
 from optimum_mwanda.commands.errors import CommandError, one_line
 from optimum_mwanda.evaluation.harness.tasks import (
+    DOCUMENTS_PER_LANGUAGE,
+    GROUP,
     write_language_tasks,
     write_xcopa_tasks,
     write_xwinograd_tasks,
 )
+from optimum_mwanda.evaluation.settings import EvaluationSettings
 
 
 def main() -> None:
@@ -18,12 +21,20 @@ def main() -> None:
 
     language = commands.add_parser("bits-per-byte", help="bits per byte of each language of any dataset")
     add_dataset_options(language, required=True, purpose="Held-out text")
-    language.add_argument("--group", default="mwanda_bits_per_byte", help="name of the group (default: %(default)s)")
+    language.add_argument("--group", default=GROUP, help="name of the group (default: %(default)s)")
     language.add_argument("--languages", nargs="+", metavar="NAME", help="languages to take (default: all)")
-    language.add_argument("--language-column", metavar="NAME", default="language", help="default: %(default)s")
-    language.add_argument("--text-column", metavar="NAME", default="text", help="default: %(default)s")
     language.add_argument(
-        "--documents", type=int, metavar="N", default=100, help="most documents per language (default: %(default)s)"
+        "--language-column", metavar="NAME", default=EvaluationSettings.language_column, help="default: %(default)s"
+    )
+    language.add_argument(
+        "--text-column", metavar="NAME", default=EvaluationSettings.text_column, help="default: %(default)s"
+    )
+    language.add_argument(
+        "--documents",
+        type=int,
+        metavar="N",
+        default=DOCUMENTS_PER_LANGUAGE,
+        help="most documents per language (default: %(default)s)",
     )
     language.add_argument("--characters", type=int, metavar="N", help="where to cut documents (default: nowhere)")
     language.add_argument("--seed", type=int, metavar="N", default=0, help="seed of the choice (default: %(default)s)")

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ..utils import abridged
+
 
 @dataclasses.dataclass(frozen=True)
 class ExpertCoverage:
@@ -47,11 +49,11 @@ class ExpertCoverage:
             f"each; fewest of one language in one expert: {self.fewest:,}."
         ]
         if self.lacking:
-            lines.append(f"{len(self.lacking)} experts with fewer than {self.wanted:,} tokens: {_some(self.lacking)}.")
+            lines.append(
+                f"{len(self.lacking)} experts with fewer than {self.wanted:,} tokens: {abridged(self.lacking, 4)}."
+            )
         for language, names in self.unreached.items():
-            lines.append(f"{language!r} does not reach {len(names)} of {len(self.tokens)} experts: {_some(names)}.")
+            lines.append(
+                f"{language!r} does not reach {len(names)} of {len(self.tokens)} experts: {abridged(names, 4)}."
+            )
         return "\n".join(lines)
-
-
-def _some(names: Sequence[str], most: int = 4) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..data.chunks import LanguageCoverage, coverage_table
+from ..storage.outputs import whole_file
 from ..utils import sum_dtype
 from .coverage import ExpertCoverage
 
@@ -197,16 +198,10 @@ class CalibrationStatistics:
             "coverage": [dataclasses.asdict(entry) for entry in self.coverage],
             "experts": self.experts,
         }
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(target.name + ".partial")
-        try:
+        with whole_file(Path(path)) as partial:
             save_file(
                 {key: tensor.contiguous() for key, tensor in tensors.items()}, partial, {FORMAT: json.dumps(header)}
             )
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "CalibrationStatistics":

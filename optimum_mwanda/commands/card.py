@@ -3,12 +3,10 @@
 import argparse
 from pathlib import Path
 
+from ..sharing.names import CARD_NAME
 from .base import Result, Subcommand, add_common_options
 from .errors import ModelError, UsageError, errors_as
-from .output import write_text
 from .saving import (
-    EVALUATION_NAME,
-    HARNESS_NAME,
     check_harness,
     own_harness,
     own_report,
@@ -59,8 +57,8 @@ class CardCommand(Subcommand):
         report = own_report(folder) if args.report is None else read_report(Path(args.report))
         harness = own_harness(folder) if args.harness is None else read_harness(*args.harness)
         with errors_as(ModelError):
-            from ..evaluation.tables import to_json
-            from ..sharing.model_card import CARD_NAME, save_card
+            from ..sharing.folder import write_evaluations
+            from ..sharing.model_card import save_card
             from ..storage.files import is_compressed
 
             known = repositories_on_card(folder / CARD_NAME)
@@ -76,9 +74,8 @@ class CardCommand(Subcommand):
                 base_model=args.base_model or known.get("base_model"),
                 compressed=is_compressed(folder),
             )
-            if args.report is not None and report is not None:
-                # Where `compress` and the next `card` find it again.
-                write_text(folder / EVALUATION_NAME, report.to_json())
-            if args.harness is not None and harness is not None:
-                write_text(folder / HARNESS_NAME, to_json(harness.to_dict()))
+            # What was not given lies there already.
+            write_evaluations(
+                folder, None if args.report is None else report, None if args.harness is None else harness
+            )
         return Result(f"Wrote {path}.", {"output": str(path)})

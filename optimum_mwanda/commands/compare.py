@@ -7,9 +7,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..evaluation.settings import CONFIDENCE, EvaluationSettings
 from ..experiments.grid.methods import PRESETS, choose, read_methods
+from ..experiments.grid.plan import ComparisonPlan
+from ..storage.outputs import write_text
 from .base import Result, Subcommand, add_common_options
-from .dataset import add_dataset_options, open_dataset
+from .dataset import add_dataset_options, add_held_out_options, open_dataset
 from .errors import DataError, UsageError, errors_as
 from .models import (
     add_model_options,
@@ -19,10 +22,9 @@ from .models import (
     load_tokenizer,
     pruning_errors,
 )
-from .output import check_distinct, write_text
+from .output import check_distinct
 
 if TYPE_CHECKING:
-    from ..experiments.grid.plan import ComparisonPlan
     from ..experiments.grid.results import Results
 
 
@@ -68,10 +70,8 @@ class CompareCommand(Subcommand):
             raise DataError(f"{path} holds no finished run: run the comparison without --tables-only.")
         return self._show(sections, results)
 
-    def _plan(self) -> "ComparisonPlan":
+    def _plan(self) -> ComparisonPlan:
         """What to run; what is not allowed is found out before anything is loaded."""
-        from ..experiments.grid.plan import ComparisonPlan
-
         args = self.args
         if args.model is None or args.dataset is None or (args.eval_dataset is None) is not args.tune:
             raise UsageError("Give MODEL, --dataset, and one of --eval-dataset and --tune; or --tables-only.")
@@ -102,7 +102,7 @@ class CompareCommand(Subcommand):
             raise DataError(f"{path} holds no results: run the comparison without --tables-only.")
         return results
 
-    def _run(self, path: Path, plan: "ComparisonPlan") -> "Results":
+    def _run(self, path: Path, plan: ComparisonPlan) -> "Results":
         from ..experiments.grid.runner import run_comparison
 
         args = self.args
@@ -125,7 +125,7 @@ class CompareCommand(Subcommand):
                 )
 
     @contextlib.contextmanager
-    def _texts(self, plan: "ComparisonPlan") -> Iterator[tuple[Any, Any]]:
+    def _texts(self, plan: ComparisonPlan) -> Iterator[tuple[Any, Any]]:
         """Text to calibrate on and text to evaluate on."""
         from ..experiments.grid.halves import halve_documents
 
@@ -209,20 +209,23 @@ def _add_grid(parser: argparse.ArgumentParser) -> None:
         help="Calibrate on each of these languages alone as well, with as many tokens as on all (default: none)",
     )
     group.add_argument(
-        "--samples-per-language", type=int, metavar="N", default=12, help="Calibration chunks (default: 12)"
+        "--samples-per-language",
+        type=int,
+        metavar="N",
+        default=ComparisonPlan.samples_per_language,
+        help=f"Calibration chunks (default: {ComparisonPlan.samples_per_language})",
     )
     group.add_argument(
-        "--sequence-length", type=int, metavar="N", default=256, help="Tokens per chunk and window (default: 256)"
+        "--sequence-length",
+        type=int,
+        metavar="N",
+        default=ComparisonPlan.sequence_length,
+        help=f"Tokens per chunk and window (default: {ComparisonPlan.sequence_length})",
     )
 
 
 def _add_evaluation(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("evaluation")
-    group.add_argument(
-        "--eval-dataset", nargs="+", metavar="DATASET", help="Held-out text, as --dataset (default: none)"
-    )
-    group.add_argument("--eval-dataset-config", metavar="NAME", help="As --dataset-config (default: its default)")
-    group.add_argument("--eval-split", metavar="NAME", default="test", help="As --split (default: test)")
+    group = add_held_out_options(parser, required=False)
     group.add_argument(
         "--tune",
         action="store_true",
@@ -233,11 +236,15 @@ def _add_evaluation(parser: argparse.ArgumentParser) -> None:
         "--tokens-per-language",
         type=int,
         metavar="N",
-        default=2048,
-        help="Most tokens to evaluate per language (default: 2048)",
+        default=ComparisonPlan.tokens_per_language,
+        help=f"Most tokens to evaluate per language (default: {ComparisonPlan.tokens_per_language})",
     )
     group.add_argument(
-        "--batch-size", type=int, metavar="N", default=8, help="Windows per forward pass of the evaluation (default: 8)"
+        "--batch-size",
+        type=int,
+        metavar="N",
+        default=EvaluationSettings.batch_size,
+        help=f"Windows per forward pass of the evaluation (default: {EvaluationSettings.batch_size})",
     )
 
 
@@ -254,8 +261,8 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
         "--confidence",
         type=float,
         metavar="P",
-        default=0.95,
-        help="Probability with which an interval shall cover the true value (default: 0.95)",
+        default=CONFIDENCE,
+        help=f"Probability with which an interval shall cover the true value (default: {CONFIDENCE})",
     )
     group.add_argument("--tables", metavar="FILE", help="Markdown file to write the tables to (default: none)")
     group.add_argument("--plots", metavar="FOLDER", help="Folder to write PNG and SVG pictures to (default: none)")

@@ -10,9 +10,12 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from .errors import DataError, errors_as
+from .errors import DataError, UsageError, errors_as
+
+if TYPE_CHECKING:
+    from ..configuration import MWandaConfig
 
 TEXT = "text"
 FORMATS = {
@@ -65,6 +68,36 @@ def add_dataset_options(parser: argparse.ArgumentParser, required: bool, purpose
         help="Read a repository or folder in its own order and no further than needed; give --languages as well "
         "(default: download all of it and choose rows at random)",
     )
+
+
+def add_held_out_options(parser: argparse.ArgumentParser, required: bool) -> Any:
+    """Adds the flags about a second dataset, to evaluate on, and returns their group."""
+    group = parser.add_argument_group("evaluation")
+    group.add_argument(
+        "--eval-dataset",
+        nargs="+",
+        metavar="DATASET",
+        required=required,
+        help=f"Held-out text, as --dataset ({'required' if required else 'default: none'})",
+    )
+    group.add_argument("--eval-dataset-config", metavar="NAME", help="As --dataset-config (default: its default)")
+    group.add_argument("--eval-split", metavar="NAME", default="test", help="As --split (default: test)")
+    return group
+
+
+def check_calibration_text(places: Sequence[str] | None, config: "MWandaConfig") -> None:
+    """Finds out at once whether settings need text that was not given.
+
+    Raises:
+        UsageError: If they do.
+    """
+    from ..pruning.scoring import needs_statistics
+
+    if places is None and needs_statistics(config):
+        raise UsageError(
+            f"--criterion {config.criterion} with --allocation {config.allocation} needs calibration text: give "
+            "--dataset, or --criterion magnitude --allocation uniform."
+        )
 
 
 @contextlib.contextmanager

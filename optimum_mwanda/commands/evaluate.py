@@ -1,17 +1,21 @@
 """`optimum-cli mwanda evaluate`."""
 
 import argparse
+import dataclasses
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..evaluation.settings import CONFIDENCE, EvaluationSettings
+from ..storage.outputs import whole_file, write_text
 from .base import Result, Subcommand, add_common_options
 from .dataset import add_dataset_options, open_dataset
 from .errors import DataError, UsageError, errors_as, one_line
 from .models import add_model_options, check_measurable, load_config, load_model, load_tokenizer, pruning_errors
-from .output import add_overwrite, check_distinct, check_file, whole_file, write_text
+from .output import add_overwrite, check_distinct, check_file
+from .parser import with_default
 from .saving import check_harness, read_harness
+from .settings import _form, flag
 
 if TYPE_CHECKING:
     from ..evaluation.harness.comparison import HarnessComparison
@@ -43,8 +47,8 @@ class EvaluateCommand(Subcommand):
             "--confidence",
             type=float,
             metavar="P",
-            default=0.95,
-            help="Probability with which an interval shall cover the true value (default: 0.95)",
+            default=CONFIDENCE,
+            help=f"Probability with which an interval shall cover the true value (default: {CONFIDENCE})",
         )
         parser.add_argument(
             "--output",
@@ -63,46 +67,7 @@ class EvaluateCommand(Subcommand):
         )
         add_overwrite(parser)
         add_dataset_options(parser, required=True, purpose="Held-out text")
-        group = parser.add_argument_group("evaluation")
-        group.add_argument(
-            "--languages",
-            nargs="+",
-            metavar="NAME",
-            help="Languages to evaluate (default: those of --dense-report, or all)",
-        )
-        group.add_argument(
-            "--language-column", metavar="NAME", default="language", help="Column with the language (default: language)"
-        )
-        group.add_argument(
-            "--text-column",
-            metavar="NAME",
-            default="text",
-            help="Column with the text, or for an encoder-decoder with the source (default: text)",
-        )
-        group.add_argument(
-            "--target-column",
-            metavar="NAME",
-            default="target",
-            help="Column with the target for an encoder-decoder (default: target)",
-        )
-        group.add_argument(
-            "--sequence-length",
-            type=int,
-            metavar="N",
-            help="Tokens per window (default: that of --dense-report, or 512, or the model's positions if fewer)",
-        )
-        group.add_argument(
-            "--tokens-per-language",
-            type=int,
-            metavar="N",
-            help="Most tokens to evaluate per language (default: as --dense-report, or 16384)",
-        )
-        group.add_argument(
-            "--batch-size", type=int, metavar="N", default=8, help="Windows per forward pass (default: 8)"
-        )
-        group.add_argument(
-            "--seed", type=int, metavar="N", help="Seed of the choice of rows (default: that of --dense-report, or 0)"
-        )
+        _add_settings(parser)
         add_model_options(parser)
         add_common_options(parser)
 
@@ -122,14 +87,14 @@ class EvaluateCommand(Subcommand):
         if dense is not None and args.languages is not None:
             with errors_as(DataError, ValueError):
                 dense = dense.select(args.languages)
-        options = self._options(dense)
+        settings = self._settings(dense)
         for name, revision in ((args.model, args.revision), (args.dense, None)):
             if name is not None:
                 load_config(name, args, revision)  # a name that leads nowhere must show before a long evaluation
         with open_dataset(args.dataset, args.dataset_config, args.split, args.streaming) as dataset:
-            report, record = self._evaluate(args.model, dataset, options, args.revision)
+            report, record = self._evaluate(args.model, dataset, settings, dense, args.revision)
             if args.dense is not None:
-                dense = self._evaluate(args.dense, dataset, options)[0]
+                dense = self._evaluate(args.dense, dataset, settings)[0]
         result = report if dense is None else compare(dense, report, record, args.confidence)
         lines = tables(result)
         if target is not None:
@@ -152,16 +117,19 @@ class EvaluateCommand(Subcommand):
         check_harness(harness, Path(args.model), args.model, self.warn)
         return harness
 
-    def _options(self, dense: "PerplexityReport | None") -> dict[str, Any]:
-        """Arguments of `evaluate_languages`; what the flags leave open is as in the report of the dense model."""
-        names = ("languages", "sequence_length", "tokens_per_language", "seed", "batch_size")
-        columns = ("language_column", "text_column", "target_column")
-        given = {name: value for name in (*names, *columns) if (value := getattr(self.args, name)) is not None}
-        known = {} if dense is None else {**dense.evaluation, "reference": dense}
-        return {**known, **given, "progress": not self.args.quiet}
+    def _settings(self, dense: "PerplexityReport | None") -> EvaluationSettings:
+        """What the flags say; what they leave open is as in the report of the dense model."""
+        names = [field.name for field in dataclasses.fields(EvaluationSettings)]
+        given = {name: value for name in names if (value := getattr(self.args, name)) is not None}
+        return EvaluationSettings(**{**({} if dense is None else dense.evaluation), **given})
 
     def _evaluate(
-        self, name: str, dataset: Any, options: Mapping[str, Any], revision: str | None = None
+        self,
+        name: str,
+        dataset: Any,
+        settings: EvaluationSettings,
+        reference: "PerplexityReport | None" = None,
+        revision: str | None = None,
     ) -> "tuple[PerplexityReport, SparsityRecord | None]":
         """The report of a model, and its sparsity record, if it has one that can be read."""
         from ..record.verification import sparsity_record
@@ -173,14 +141,26 @@ class EvaluateCommand(Subcommand):
         except ValueError as error:  # no reason not to evaluate the model
             self.warn(f"{name!r} is treated as one without a record: {one_line(error)}")
             record = None
-        return measure(model, load_tokenizer(name, args), dataset, **options), record
+        report = measure(model, load_tokenizer(name, args), dataset, settings, reference, progress=not args.quiet)
+        return report, record
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    """Adds a flag per setting; one that is not given leaves what --dense-report says, or the default."""
+    group = parser.add_argument_group("evaluation")
+    for field in dataclasses.fields(EvaluationSettings):
+        in_report = field.name in ("languages", "sequence_length", "tokens_per_language", "seed")
+        default = f"that of --dense-report, or {field.default}" if in_report else field.default
+        group.add_argument(
+            flag(field.name), help=with_default(field.metadata["help"].rstrip("."), default), **_form(field)
+        )
 
 
 def compare(
     dense: "PerplexityReport",
     pruned: "PerplexityReport",
     record: "SparsityRecord | None",
-    confidence: float = 0.95,
+    confidence: float = CONFIDENCE,
 ) -> "PerplexityComparison":
     """Sets a pruned model beside its dense original; its record, if it has one, tells the calibrated languages.
 
@@ -247,15 +227,23 @@ def write_report(
         write_html_report(partial, result, record, harness=harness)
 
 
-def measure(model: Any, tokenizer: Any, dataset: Any, **options: Any) -> "PerplexityReport":
+def measure(
+    model: Any,
+    tokenizer: Any,
+    dataset: Any,
+    settings: EvaluationSettings,
+    reference: "PerplexityReport | None" = None,
+    *,
+    progress: bool,
+) -> "PerplexityReport":
     """Evaluates a model in every language.
 
     Raises:
-        DataError: If the dataset does not fit the model or the options.
+        DataError: If the dataset does not fit the model or the settings.
         ModelError: If perplexity is not defined for the model.
     """
-    from ..evaluation.perplexity import evaluate_languages
+    from ..evaluation.perplexity import measure_languages
 
     check_measurable(model)
     with pruning_errors():
-        return evaluate_languages(model, tokenizer, dataset, **options)
+        return measure_languages(model, tokenizer, dataset, settings, reference, progress)

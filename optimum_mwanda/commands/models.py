@@ -13,15 +13,16 @@ if TYPE_CHECKING:
 
     from ..configuration import MWandaConfig
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that `load_model` and `load_tokenizer` read."""
     group = parser.add_argument_group("model")
     group.add_argument("--revision", metavar="NAME", help="Branch, tag or commit of MODEL (default: main)")
     group.add_argument(
-        "--dtype", choices=DTYPES, default="auto", help="Type to load the weights in (default: auto, that of MODEL)"
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        default="auto",
+        help="Type to load the weights in (default: auto, that of MODEL)",
     )
     group.add_argument(
         "--device-map",
@@ -105,21 +106,16 @@ def load_tokenizer(name: str, args: argparse.Namespace) -> "PreTrainedTokenizerB
     Raises:
         ModelError: If `--tokenizer` was given and leads to none.
     """
-    from transformers import AutoTokenizer
+    from ..data.encoding import read_tokenizer
 
     source = args.tokenizer or name
     revision = "main" if args.tokenizer else args.revision or "main"
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=args.trust_remote_code)
-        # Of a folder without tokenizer files some families make a tokenizer that knows special tokens only.
-        if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
-            raise ValueError("it has no vocabulary")
+        return read_tokenizer(source, revision=revision, trust_remote_code=args.trust_remote_code)
     except Exception as error:
         if args.tokenizer is None:
             return None
         raise ModelError(f"No tokenizer can be loaded from {source!r}: {one_line(error)}") from error
-    loaded: PreTrainedTokenizerBase = tokenizer
-    return loaded
 
 
 def check_prunable(model: "PreTrainedModel", config: "MWandaConfig") -> None:
@@ -154,14 +150,11 @@ def pruning_errors() -> Iterator[None]:
     """Inside the block a model that fits the settings meets data, whose errors are named as such."""
     import torch
 
-    from ..walking.editor import PartiallyPrunedError
+    from ..walking.failure import bare_failures
 
     no_fault_of_the_data = (FloatingPointError, MemoryError, torch.cuda.OutOfMemoryError)
-    with errors_as(ModelError, *no_fault_of_the_data), errors_as(DataError, ValueError, TypeError):
-        try:
-            yield
-        except PartiallyPrunedError as error:  # the model is thrown away: only the reason matters
-            raise error.__cause__ or error from None
+    with errors_as(ModelError, *no_fault_of_the_data), errors_as(DataError, ValueError, TypeError), bare_failures():
+        yield
 
 
 def _device_map(text: str) -> Any:

@@ -4,8 +4,9 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..evaluation.settings import EvaluationSettings
 from .base import Result, Subcommand, add_common_options
-from .dataset import add_dataset_options, open_dataset
+from .dataset import add_dataset_options, add_held_out_options, check_calibration_text, open_dataset
 from .errors import DataError, HubError, UsageError, one_line
 from .evaluate import compare, measure, write_report
 from .models import add_model_options, check_prunable, load_model, load_tokenizer, pruning_errors
@@ -38,18 +39,13 @@ class PruneCommand(Subcommand):
         )
         add_overwrite(parser)
         add_dataset_options(parser, required=False, purpose="Calibration text, which magnitude pruning does without")
-        group = parser.add_argument_group("evaluation")
-        group.add_argument(
-            "--eval-dataset", nargs="+", metavar="DATASET", help="Held-out text, as --dataset (default: no evaluation)"
-        )
-        group.add_argument("--eval-dataset-config", metavar="NAME", help="As --dataset-config (default: its default)")
-        group.add_argument("--eval-split", metavar="NAME", default="test", help="As --split (default: test)")
+        group = add_held_out_options(parser, required=False)
         group.add_argument(
             "--eval-tokens",
             type=int,
             metavar="N",
-            default=16384,
-            help="Most tokens to evaluate per language (default: 16384)",
+            default=EvaluationSettings.tokens_per_language,
+            help=f"Most tokens to evaluate per language (default: {EvaluationSettings.tokens_per_language})",
         )
         group.add_argument(
             "--report", metavar="FILE", help="HTML page to write, with sortable tables and pictures (default: none)"
@@ -107,13 +103,7 @@ class PruneCommand(Subcommand):
 
     def _check(self, config: "MWandaConfig") -> None:
         """Finds out at once what would fail after hours."""
-        from ..pruning.scoring import needs_statistics
-
-        if self.args.dataset is None and needs_statistics(config):
-            raise UsageError(
-                f"--criterion {config.criterion} with --allocation {config.allocation} needs calibration text: give "
-                "--dataset, or --criterion magnitude --allocation uniform."
-            )
+        check_calibration_text(self.args.dataset, config)
         if self.args.report is not None and self.args.eval_dataset is None:
             raise UsageError("--report shows an evaluation: give --eval-dataset too.")
         if self.args.push_to_hub is not None:
@@ -123,19 +113,8 @@ class PruneCommand(Subcommand):
                 raise HubError("--push-to-hub needs a token with write access: run `hf auth login`, or set HF_TOKEN.")
 
     def _evaluate(self, model: Any, tokenizer: Any, held_out: Any, config: "MWandaConfig") -> Any:
-        return measure(
-            model,
-            tokenizer,
-            held_out,
-            language_column=config.language_column,
-            text_column=config.text_column,
-            target_column=config.target_column,
-            sequence_length=config.sequence_length,
-            tokens_per_language=self.args.eval_tokens,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            progress=not self.args.quiet,
-        )
+        settings = EvaluationSettings.like(config, tokens_per_language=self.args.eval_tokens)
+        return measure(model, tokenizer, held_out, settings, progress=not self.args.quiet)
 
     def _write_report(self, page: Path, report: "PerplexityComparison", record: "SparsityRecord") -> None:
         try:

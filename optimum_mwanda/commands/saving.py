@@ -1,12 +1,14 @@
 """Writing a pruned model with all that belongs to it, and reading its evaluation back."""
 
 import argparse
+import dataclasses
 import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..sharing.names import CARD_NAME, EVALUATION_NAME, HARNESS_NAME, REPO_ID
 from .errors import DataError, ModelError, UsageError, errors_as, one_line
 
 if TYPE_CHECKING:
@@ -16,10 +18,6 @@ if TYPE_CHECKING:
     from ..evaluation.report import PerplexityComparison
     from ..record.schema import SparsityRecord
 
-EVALUATION_NAME = "evaluation.json"
-HARNESS_NAME = "harness.json"
-
-_REPO_ID = re.compile(r"(\w[\w.-]{0,95}/)?\w[\w.-]{0,95}", re.ASCII)
 _LOADED_FROM = re.compile(r'AutoModel\w*\.from_pretrained\("([^"]*)"\)')
 
 
@@ -50,23 +48,14 @@ def write_checkpoint(
     Raises:
         ModelError: If the model cannot be saved.
     """
-    from ..configuration import MWandaConfig
     from ..record.schema import SparsityRecord
-    from ..sharing.model_card import save_card
-    from ..storage.compressed import save_pretrained_compressed
+    from ..sharing.folder import save_folder
+    from ..sharing.model_card import describe
 
     with errors_as(ModelError, ValueError, TypeError, OSError):
         record = SparsityRecord.parse(model.config.mwanda_config)
-        if args.compressed:
-            save_pretrained_compressed(model, folder)
-        else:
-            model.save_pretrained(folder)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(folder)
-        MWandaConfig.from_dict(record.settings).save_pretrained(folder)
-        if report is not None:
-            (folder / EVALUATION_NAME).write_text(report.to_json(), encoding="utf-8")
-        save_card(model, folder, report=report, base_model=args.base_model, compressed=args.compressed)
+        card = dataclasses.replace(describe(model, report, args.base_model), compressed=args.compressed)
+        save_folder(model, folder, tokenizer, report=report, card=card, compressed=args.compressed)
     return record
 
 
@@ -179,7 +168,7 @@ def repositories_on_card(card: Path) -> dict[str, str]:
         "repo_id": loaded_from and loaded_from[1],
         "base_model": (metadata_load(card) or {}).get("base_model"),
     }
-    return {key: name for key, name in found.items() if isinstance(name, str) and _REPO_ID.fullmatch(name)}
+    return {key: name for key, name in found.items() if isinstance(name, str) and REPO_ID.fullmatch(name)}
 
 
 def refresh_card(folder: Path, warn: Callable[[str], None]) -> None:
@@ -190,7 +179,7 @@ def refresh_card(folder: Path, warn: Callable[[str], None]) -> None:
         warn: Told why the card stays as it was, which is no reason to throw the weights away.
     """
     from ..record.verification import sparsity_record
-    from ..sharing.model_card import CARD_NAME, save_card
+    from ..sharing.model_card import save_card
     from ..storage.files import is_compressed
 
     card = folder / CARD_NAME

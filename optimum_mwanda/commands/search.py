@@ -5,8 +5,11 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..evaluation.settings import EvaluationSettings
+from ..experiments.search.defaults import BOUNDS, MAX_DEGRADATION, RESOLUTION
+from ..storage.outputs import write_text
 from .base import Result, Subcommand, add_common_options
-from .dataset import add_dataset_options, open_dataset
+from .dataset import add_dataset_options, add_held_out_options, check_calibration_text, open_dataset
 from .errors import DataError, UsageError, errors_as
 from .models import (
     add_model_options,
@@ -16,7 +19,7 @@ from .models import (
     load_tokenizer,
     pruning_errors,
 )
-from .output import add_overwrite, check_distinct, check_file, new_folder, write_text
+from .output import add_overwrite, check_distinct, check_file, new_folder
 from .saving import add_storage_options, summary, write_checkpoint
 from .settings import add_settings, read_settings
 
@@ -55,19 +58,14 @@ class SearchCommand(Subcommand):
         add_overwrite(parser)
         _add_limits(parser)
         add_dataset_options(parser, required=False, purpose="Calibration text, which magnitude pruning does without")
-        group = parser.add_argument_group("evaluation")
-        group.add_argument(
-            "--eval-dataset", nargs="+", metavar="DATASET", required=True, help="Held-out text, as --dataset (required)"
-        )
-        group.add_argument("--eval-dataset-config", metavar="NAME", help="As --dataset-config (default: its default)")
-        group.add_argument("--eval-split", metavar="NAME", default="test", help="As --split (default: test)")
+        group = add_held_out_options(parser, required=True)
         group.add_argument("--eval-languages", nargs="+", metavar="NAME", help="Languages to guard (default: all)")
         group.add_argument(
             "--eval-tokens",
             type=int,
             metavar="N",
-            default=16384,
-            help="Most tokens to evaluate per language and trial (default: 16384)",
+            default=EvaluationSettings.tokens_per_language,
+            help=f"Most tokens to evaluate per language and trial (default: {EvaluationSettings.tokens_per_language})",
         )
         add_model_options(parser)
         add_settings(parser, leave_out=("sparsity", "pattern"))
@@ -92,17 +90,12 @@ class SearchCommand(Subcommand):
     def _space(self) -> "SearchSpace":
         """The limits; what is not allowed is found out before anything is loaded."""
         from ..experiments.search.space import SearchSpace
-        from ..pruning.scoring import needs_statistics
 
         args, config = self.args, read_settings(self.args)
-        if args.dataset is None and needs_statistics(config):
-            raise UsageError(
-                f"--criterion {config.criterion} with --allocation {config.allocation} needs calibration text: give "
-                "--dataset, or --criterion magnitude --allocation uniform."
-            )
+        check_calibration_text(args.dataset, config)
         with errors_as(UsageError, ValueError):
             return SearchSpace(
-                config, args.most_degradation, args.bounds, args.resolution, args.strengths, dict(args.protect or ())
+                config, args.max_degradation, args.bounds, args.resolution, args.strengths, dict(args.protect or ())
             )
 
     def _search_and_write(self, space: "SearchSpace") -> "tuple[SparsitySearch, SparsityRecord | None]":
@@ -140,7 +133,7 @@ class SearchCommand(Subcommand):
                     held_out,
                     tokenizer,
                     space.config,
-                    most_degradation=space.most_degradation,
+                    max_degradation=space.max_degradation,
                     bounds=space.bounds,
                     resolution=space.resolution,
                     strengths=space.strengths,
@@ -156,22 +149,27 @@ class SearchCommand(Subcommand):
 def _add_limits(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("search")
     group.add_argument(
-        "--most-degradation",
+        "--max-degradation",
         type=float,
         metavar="SHARE",
-        default=0.05,
-        help="How much the bits per byte of any language may rise, as a share of the dense model's (default: 0.05)",
+        default=MAX_DEGRADATION,
+        help="How much the bits per byte of any language may rise, as a share of the dense model's "
+        f"(default: {MAX_DEGRADATION})",
     )
     group.add_argument(
         "--bounds",
         nargs=2,
         type=float,
         metavar=("LOW", "HIGH"),
-        default=(0.1, 0.9),
-        help="Lowest and highest sparsity to try (default: 0.1 0.9)",
+        default=BOUNDS,
+        help=f"Lowest and highest sparsity to try (default: {BOUNDS[0]} {BOUNDS[1]})",
     )
     group.add_argument(
-        "--resolution", type=float, metavar="STEP", default=0.01, help="Step between sparsities (default: 0.01)"
+        "--resolution",
+        type=float,
+        metavar="STEP",
+        default=RESOLUTION,
+        help=f"Step between sparsities (default: {RESOLUTION})",
     )
     group.add_argument(
         "--strengths",

@@ -141,8 +141,8 @@ def build_chunks(
         columns["target_column"] = config.target_column
         packer = PairPacker(RowEncoder(tokenizer, model, **columns), length, samples)
     else:
-        most_per_row = length * samples if isinstance(dataset, IterableDataset) else length
-        packer = TextPacker(RowEncoder(tokenizer, model, **columns), length, samples, most_per_row)
+        max_per_row = length * samples if isinstance(dataset, IterableDataset) else length
+        packer = TextPacker(RowEncoder(tokenizer, model, **columns), length, samples, max_per_row)
     feed(
         dataset,
         packer,

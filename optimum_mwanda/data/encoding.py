@@ -3,6 +3,7 @@
 import os
 from typing import TYPE_CHECKING, Any
 
+from ..configuration import MWandaConfig
 from .chat import is_blank, is_conversation, render, without_special_tokens
 from .rows import Row
 from .tokenised import check_vocabulary, tokenised_inputs, tokenised_labels
@@ -28,7 +29,7 @@ class RowEncoder:
         tokenizer: "PreTrainedTokenizerBase | str | None",
         model: "PreTrainedModel",
         text_column: str,
-        target_column: str = "target",
+        target_column: str = MWandaConfig.target_column,
     ) -> None:
         self._tokenizer = tokenizer
         self._model = model
@@ -157,22 +158,39 @@ class RowEncoder:
 
 
 def load_tokenizer(name: "str | os.PathLike[str] | None", model: "PreTrainedModel") -> "PreTrainedTokenizerBase":
-    """Loads a tokenizer by name, or the one saved beside the model."""
-    from transformers import AutoTokenizer
+    """Loads a tokenizer by name, or the one saved beside the model.
 
+    Raises:
+        ValueError: If there is none.
+    """
     source = os.fspath(name) if name is not None else (model.name_or_path or "")
     if not source:
         raise ValueError("The dataset holds text and the model has no name or path: pass tokenizer=.")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        # Of a folder without tokenizer files some families make a tokenizer that knows special tokens only.
-        if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
-            raise ValueError("it has no vocabulary")
+        return read_tokenizer(source)
     except Exception as error:
         raise ValueError(
             f"No tokenizer could be loaded from {source!r} ({type(error).__name__}: {error}). The dataset holds text: "
             "pass tokenizer= (a tokenizer, or its name or path), or a dataset with 'input_ids'."
         ) from error
+
+
+def read_tokenizer(source: str, **options: Any) -> "PreTrainedTokenizerBase":
+    """Loads a tokenizer that can tell texts apart.
+
+    Args:
+        source: Folder or repository.
+        **options: Passed to `AutoTokenizer.from_pretrained`.
+
+    Raises:
+        Exception: As `from_pretrained`; a ValueError if there is nothing but special tokens.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, **options)
+    # Of a folder without tokenizer files some families make a tokenizer that knows special tokens only.
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+        raise ValueError("it has no vocabulary")
     return tokenizer
 
 

@@ -39,23 +39,23 @@ class _Counted:
 class TextPacker(_Counted):
     """Concatenates the tokens of each language until there are enough of them for its chunks.
 
-    No row gives more than `most_per_row` tokens while others are left, so that one long document does not stand for a
+    No row gives more than `max_per_row` tokens while others are left, so that one long document does not stand for a
     language.
 
     Args:
         encoder: Encodes the rows.
         length: Tokens of a chunk.
         chunks: Most chunks per language.
-        most_per_row: Tokens that a row gives at first.
+        max_per_row: Tokens that a row gives at first.
     """
 
     kind = "text"
 
-    def __init__(self, encoder: RowEncoder, length: int, chunks: int, most_per_row: int) -> None:
+    def __init__(self, encoder: RowEncoder, length: int, chunks: int, max_per_row: int) -> None:
         super().__init__(encoder)
         self.length = length
         self.capacity = length * chunks
-        self.most_per_row = most_per_row
+        self.max_per_row = max_per_row
         self._tokens: defaultdict[str, Ids] = defaultdict(dict)
         self._leftover: defaultdict[str, Ids] = defaultdict(dict)
         self._names: frozenset[str] | None = None
@@ -77,8 +77,8 @@ class TextPacker(_Counted):
                 f"{'do' if 'position_ids' in inputs else 'do not'}: give them in all rows or in none."
             )
         for name, values in inputs.items():
-            self._tokens[language].setdefault(name, []).extend(values[: self.most_per_row])
-            self._leftover[language].setdefault(name, []).extend(values[self.most_per_row :])
+            self._tokens[language].setdefault(name, []).extend(values[: self.max_per_row])
+            self._leftover[language].setdefault(name, []).extend(values[self.max_per_row :])
 
     def is_full(self, language: str) -> bool:
         """Whether a language needs no more rows."""

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 RESAMPLES = 2000
-MOST_COUNTS = 2**20  # of one block of resamples: 8 MiB
+MAX_COUNTS = 2**20  # of one block of resamples: 8 MiB
 
 Array = NDArray[np.float64]
 
@@ -54,7 +54,7 @@ def resampled_sums(sums: Array, name: str, resamples: int = RESAMPLES) -> Array:
     windows = len(sums)
     random = np.random.default_rng(list(name.encode()))
     blocks = []
-    for start in range(0, resamples, block := max(MOST_COUNTS // windows, 1)):
+    for start in range(0, resamples, block := max(MAX_COUNTS // windows, 1)):
         rows = min(block, resamples - start)
         drawn = random.integers(windows, size=(rows, windows - 1)) + windows * np.arange(rows)[:, None]
         counts = np.bincount(drawn.ravel(), minlength=rows * windows).reshape(rows, windows)

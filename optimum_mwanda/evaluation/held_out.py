@@ -34,13 +34,13 @@ class HeldOut(ABC):
     Args:
         encoder: Encodes the rows.
         length: Most tokens of a window.
-        most: Most tokens per language.
+        max_tokens: Most tokens per language.
     """
 
-    def __init__(self, encoder: RowEncoder, length: int, most: int) -> None:
+    def __init__(self, encoder: RowEncoder, length: int, max_tokens: int) -> None:
         self.encoder = encoder
         self.length = length
-        self.most = most
+        self.max_tokens = max_tokens
 
     @property
     @abstractmethod
@@ -64,7 +64,7 @@ class HeldOut(ABC):
         """UTF-8 length of the text of each window; None if some text of the language is known as token ids only."""
 
     @abstractmethod
-    def least_targets(self, windows: Sequence[Window]) -> float:
+    def min_targets(self, windows: Sequence[Window]) -> float:
         """How many targets a window needs to be resampled by itself."""
 
     def _targets(self, ids: Tensor) -> Tensor:
@@ -76,8 +76,8 @@ class HeldOut(ABC):
 class HeldOutText(HeldOut):
     """The texts of each language, concatenated and read in windows that overlap by one token."""
 
-    def __init__(self, encoder: RowEncoder, length: int, most: int) -> None:
-        super().__init__(encoder, length, most)
+    def __init__(self, encoder: RowEncoder, length: int, max_tokens: int) -> None:
+        super().__init__(encoder, length, max_tokens)
         self._tokens: dict[str, list[int]] = {}
         self._bytes: dict[str, int] = {}
         self._without_text: set[str] = set()
@@ -92,7 +92,7 @@ class HeldOutText(HeldOut):
         if not ids:
             return
         if not self.encoder.has_text(row):
-            tokens.extend(ids[: self.most - len(tokens)])
+            tokens.extend(ids[: self.max_tokens - len(tokens)])
             self._without_text.add(language)
             return
         tokenizer = self.encoder.tokenizer
@@ -100,14 +100,14 @@ class HeldOutText(HeldOut):
             start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
             if start is not None:
                 tokens.append(start)
-        kept = ids[: self.most - len(tokens)]
+        kept = ids[: self.max_tokens - len(tokens)]
         whole = len(kept) == len(ids)
         text = self.encoder.text(row) if whole else str(tokenizer.decode(kept, skip_special_tokens=True))
         tokens.extend(kept)
         self._bytes[language] = self._bytes.get(language, 0) + len(text.encode("utf-8"))
 
     def is_full(self, language: str) -> bool:
-        return len(self._tokens.get(language, ())) >= self.most
+        return len(self._tokens.get(language, ())) >= self.max_tokens
 
     def batches(self, language: str, batch_size: int) -> Iterator[Batch]:
         ids = torch.tensor(self._tokens[language], dtype=torch.int64)
@@ -131,7 +131,7 @@ class HeldOutText(HeldOut):
         ends = [round(total * part / sum(lengths)) for part in accumulate(lengths)]
         return [end - start for start, end in pairwise([0, *ends])]
 
-    def least_targets(self, windows: Sequence[Window]) -> float:
+    def min_targets(self, windows: Sequence[Window]) -> float:
         return (self.length - 1) / 2
 
 
@@ -149,12 +149,12 @@ class HeldOutPairs(HeldOut):
     Args:
         encoder: Encodes the rows.
         length: Most tokens of a source, and of a target.
-        most: Most tokens of all targets of a language.
+        max_tokens: Most tokens of all targets of a language.
         target_column: Column with the target.
     """
 
-    def __init__(self, encoder: RowEncoder, length: int, most: int, target_column: str) -> None:
-        super().__init__(encoder, length, most)
+    def __init__(self, encoder: RowEncoder, length: int, max_tokens: int, target_column: str) -> None:
+        super().__init__(encoder, length, max_tokens)
         self._target_column = target_column
         self._pairs: dict[str, list[_Pair]] = {}
         self._counts: dict[str, int] = {}
@@ -168,12 +168,12 @@ class HeldOutPairs(HeldOut):
         pairs = self._pairs.setdefault(language, [])
         if pair:
             count = self._counts.get(language, 0)
-            labels = pair["labels"][: self.most - count]
+            labels = pair["labels"][: self.max_tokens - count]
             self._counts[language] = count + len(labels)
             pairs.append(_Pair(pair["input_ids"], labels, self._size(row, labels)))
 
     def is_full(self, language: str) -> bool:
-        return self._counts.get(language, 0) >= self.most
+        return self._counts.get(language, 0) >= self.max_tokens
 
     def batches(self, language: str, batch_size: int) -> Iterator[Batch]:
         pairs = self._pairs[language]
@@ -193,7 +193,7 @@ class HeldOutPairs(HeldOut):
         sizes = [pair.bytes for pair in self._pairs[language] if pair.bytes is not None]
         return sizes if len(sizes) == len(windows) and any(sizes) else None
 
-    def least_targets(self, windows: Sequence[Window]) -> float:
+    def min_targets(self, windows: Sequence[Window]) -> float:
         return sum(len(window.targets) for window in windows) / len(windows) / 2
 
     def _size(self, row: Row, labels: list[int]) -> int | None:

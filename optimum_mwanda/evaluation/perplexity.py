@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Sequence
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,9 +12,11 @@ from ..modeling.architecture import is_masked
 from ..modeling.blocks import inference_mode, input_device
 from ..modeling.interrupts import interruptible
 from ..utils import progress_bar, sum_dtype
+from ..values import describe_fields
 from .held_out import Batch
 from .reading import read_held_out
 from .report import PerplexityReport
+from .settings import EvaluationSettings
 from .windows import Window, score_windows
 
 if TYPE_CHECKING:
@@ -26,16 +28,9 @@ def evaluate_languages(
     tokenizer: "PreTrainedTokenizerBase | str | None",
     dataset: Any,
     *,
-    languages: Sequence[str] | None = None,
-    language_column: str = "language",
-    text_column: str = "text",
-    target_column: str = "target",
-    sequence_length: int | None = None,
-    tokens_per_language: int = 16384,
-    batch_size: int = 8,
-    seed: int = 0,
     reference: PerplexityReport | None = None,
     progress: bool = True,
+    **settings: Any,
 ) -> PerplexityReport:
     """Measures negative log-likelihood, perplexity and bits per byte of held-out text in every language.
 
@@ -52,42 +47,39 @@ def evaluate_languages(
         tokenizer: Its tokenizer, or the name or path of one. None: the one saved beside the model; rows with
             `input_ids` need none, and then bits per byte are unknown.
         dataset: `datasets.Dataset` or `IterableDataset`, a dict of language to texts, or a list of rows.
-        languages: Languages to evaluate; None for all.
-        language_column: Column that names the language.
-        text_column: Column with the text; for an encoder-decoder, with the source.
-        target_column: Column with the target for an encoder-decoder.
-        sequence_length: Tokens per window; for an encoder-decoder, most tokens per source and per target. None: 512,
-            or the model's positions where those are fewer.
-        tokens_per_language: Most tokens to evaluate per language, those of sources not counted; the last text is cut
-            to fit.
-        batch_size: Windows per forward pass.
-        seed: Seed of the choice of rows, where there are more than needed.
         reference: Report to compare with later: where it is on other text, that shows before anything is measured.
         progress: Whether to show a progress bar.
+        **settings: What to read, and how much at a time:
+            {settings}
 
     Returns:
         The scores, languages in sorted order.
 
     Raises:
-        TypeError: If the dataset or its columns have a type that cannot be read.
+        TypeError: If the dataset or its columns have a type that cannot be read, or there is no such setting.
         FloatingPointError: If the model gives NaN or infinite losses; the message names the language.
         ValueError: If the model gives text no likelihood, columns or languages are missing, a language has no token to
             predict, ids do not fit, or the text is not that of `reference`.
     """
+    return measure_languages(model, tokenizer, dataset, EvaluationSettings(**settings), reference, progress)
+
+
+evaluate_languages.__doc__ = str(evaluate_languages.__doc__).format(
+    settings=textwrap.indent(describe_fields(EvaluationSettings), "    ").lstrip()
+)
+
+
+def measure_languages(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase | str | None",
+    dataset: Any,
+    settings: EvaluationSettings,
+    reference: PerplexityReport | None = None,
+    progress: bool = True,
+) -> PerplexityReport:
+    """Does what `evaluate_languages` is asked for."""
     check_measurable(model)
-    reading = read_held_out(
-        model,
-        tokenizer,
-        dataset,
-        languages=languages,
-        language_column=language_column,
-        text_column=text_column,
-        target_column=target_column,
-        sequence_length=sequence_length,
-        tokens_per_language=tokens_per_language,
-        batch_size=batch_size,
-        seed=seed,
-    )
+    reading = read_held_out(model, tokenizer, dataset, settings)
     if reference is not None:
         reference.check_text(reading.digests)
     jobs = [(language, batch) for language, parts in reading.batches.items() for batch in parts]
@@ -104,10 +96,10 @@ def evaluate_languages(
     scores = {}
     for language, digest in reading.digests.items():
         windows = [measured[language][number] for number in sorted(measured[language])]
-        sizes, least = reading.held_out.sizes(language, windows), reading.held_out.least_targets(windows)
-        scores[language] = score_windows(language, windows, sizes, least, digest)
+        sizes, min_targets = reading.held_out.sizes(language, windows), reading.held_out.min_targets(windows)
+        scores[language] = score_windows(language, windows, sizes, min_targets, digest)
     name = getattr(model, "name_or_path", "")
-    return PerplexityReport(scores, name, reading.sequence_length, tokens_per_language, seed)
+    return PerplexityReport(scores, name, reading.sequence_length, settings.tokens_per_language, settings.seed)
 
 
 def check_measurable(model: "PreTrainedModel") -> None:

@@ -2,13 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..data.encoding import RowEncoder, resolve_sequence_length
 from ..data.rows import feed
 from ..data.tokenised import IGNORED_LABEL
 from .held_out import Batch, HeldOut, HeldOutPairs, HeldOutText
+from .settings import EvaluationSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -37,40 +38,32 @@ def read_held_out(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase | str | None",
     dataset: Any,
-    *,
-    languages: Sequence[str] | None = None,
-    language_column: str = "language",
-    text_column: str = "text",
-    target_column: str = "target",
-    sequence_length: int | None = None,
-    tokens_per_language: int = 16384,
-    batch_size: int = 8,
-    seed: int = 0,
+    settings: EvaluationSettings,
 ) -> Reading:
-    """Reads a dataset as far as `evaluate_languages` needs it; arguments and errors are its own."""
-    length = resolve_sequence_length(sequence_length, model)
-    if length < 2 or tokens_per_language < 2 or batch_size < 1:
+    """Reads a dataset as far as `evaluate_languages` needs it; errors are its own."""
+    length, tokens = resolve_sequence_length(settings.sequence_length, model), settings.tokens_per_language
+    if length < 2 or tokens < 2 or settings.batch_size < 1:
         raise ValueError(
-            f"sequence_length={length} and tokens_per_language={tokens_per_language} must be at least 2, as the first "
-            f"token of a window is not predicted, and batch_size={batch_size} at least 1."
+            f"sequence_length={length} and tokens_per_language={tokens} must be at least 2, as the first token of a "
+            f"window is not predicted, and batch_size={settings.batch_size} at least 1."
         )
-    columns = {"text_column": text_column}
+    columns = {"text_column": settings.text_column}
     held_out: HeldOut
     if model.config.is_encoder_decoder:
-        columns["target_column"] = target_column
+        columns["target_column"] = settings.target_column
         encoder = RowEncoder(tokenizer, model, **columns)
-        held_out = HeldOutPairs(encoder, length, tokens_per_language, target_column)
+        held_out = HeldOutPairs(encoder, length, tokens, settings.target_column)
     else:
-        held_out = HeldOutText(RowEncoder(tokenizer, model, **columns), length, tokens_per_language)
+        held_out = HeldOutText(RowEncoder(tokenizer, model, **columns), length, tokens)
     feed(
         dataset,
         held_out,
-        language_column=language_column,
-        languages=(languages,) if isinstance(languages, str) else languages,
-        seed=seed,
+        language_column=settings.language_column,
+        languages=settings.languages,
+        seed=settings.seed,
         **columns,
     )
-    batches = {language: list(held_out.batches(language, batch_size)) for language in held_out.languages}
+    batches = {language: list(held_out.batches(language, settings.batch_size)) for language in held_out.languages}
     silent = [name for name, parts in batches.items() if all((part.targets == IGNORED_LABEL).all() for part in parts)]
     if silent or not batches:
         raise ValueError(f"There is no text to evaluate{' in ' + ', '.join(map(repr, silent)) if silent else ''}.")

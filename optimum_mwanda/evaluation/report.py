@@ -9,6 +9,7 @@ from . import tables
 from .bootstrap import check_confidence
 from .changes import METRICS, Change, Metric, measure_change
 from .scores import LanguageScore
+from .settings import CONFIDENCE
 
 if TYPE_CHECKING:
     import pandas
@@ -147,7 +148,7 @@ class PerplexityComparison:
     dense: PerplexityReport
     pruned: Mapping[str, PerplexityReport]
     seen: Sequence[str] | None = None
-    confidence: float = 0.95
+    confidence: float = CONFIDENCE
 
     def __post_init__(self) -> None:
         check_confidence(self.confidence)

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..record.schema import RECORD_KEY, SparsityRecord
 from .bootstrap import check_confidence
-from .perplexity import evaluate_languages
+from .perplexity import measure_languages
 from .report import PerplexityComparison, PerplexityReport
+from .settings import CONFIDENCE, EvaluationSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -21,8 +22,10 @@ def compare(
     dataset: Any = None,
     *,
     seen: Sequence[str] | None = None,
-    confidence: float = 0.95,
-    **evaluation: Any,
+    confidence: float = CONFIDENCE,
+    reference: PerplexityReport | None = None,
+    progress: bool = True,
+    **settings: Any,
 ) -> PerplexityComparison:
     """Measures what pruning cost in every language, with paired confidence intervals.
 
@@ -34,7 +37,9 @@ def compare(
         dataset: As for `evaluate_languages`; needed unless all are reports.
         seen: Languages that were calibrated on. None: what the records of the pruned models say, if they agree.
         confidence: Probability with which an interval shall cover the true value.
-        evaluation: Further arguments of `evaluate_languages`, the same for all models. What is left out of `languages`,
+        reference: As for `evaluate_languages`. None: the first report.
+        progress: As for `evaluate_languages`.
+        **settings: As for `evaluate_languages`, the same for all models. What is left out of `languages`,
             `sequence_length`, `tokens_per_language` and `seed` is as in the first report; `languages` restrict reports.
 
     Returns:
@@ -51,14 +56,15 @@ def compare(
         if not isinstance(subject, PerplexityReport):
             _check_model(name, subject, dataset)
     reports = [each for each in (dense, *named.values()) if isinstance(each, PerplexityReport)]
-    if (languages := evaluation.get("languages")) is not None:
+    if (languages := settings.get("languages")) is not None:
         reports = [each.select(languages) for each in reports]  # what one lacks must show before anything is measured
-    settings = {**reports[0].evaluation, "reference": reports[0], **evaluation} if reports else evaluation
+    first = reports[0] if reports else None
+    resolved = EvaluationSettings(**{**({} if first is None else first.evaluation), **settings})
 
     def report(subject: Any) -> PerplexityReport:
         if isinstance(subject, PerplexityReport):
             return subject if languages is None else subject.select(languages)
-        return evaluate_languages(subject, tokenizer, dataset, **settings)
+        return measure_languages(subject, tokenizer, dataset, resolved, reference or first, progress)
 
     seen = _calibrated(named.values()) if seen is None else seen
     return PerplexityComparison(report(dense), {name: report(each) for name, each in named.items()}, seen, confidence)

@@ -15,7 +15,7 @@ class Window(NamedTuple):
 
 
 def score_windows(
-    language: str, measured: Sequence[Window], sizes: Sequence[int] | None, least: float, digest: str
+    language: str, measured: Sequence[Window], sizes: Sequence[int] | None, min_targets: float, digest: str
 ) -> LanguageScore:
     """The score of a language.
 
@@ -23,12 +23,12 @@ def score_windows(
         language: Its name.
         measured: Its windows, in the order of the text.
         sizes: UTF-8 length of the text of each; None if it is not known.
-        least: Windows with fewer targets are joined to others.
+        min_targets: Windows with fewer targets are joined to others.
         digest: Of all that they hold.
     """
     nll = [window.nll for window in measured]
     counts = [len(window.targets) for window in measured]
-    parts = _join_small(counts, [1] * len(counts) if sizes is None else sizes, least)
+    parts = _join_small(counts, [1] * len(counts) if sizes is None else sizes, min_targets)
     windows = Windows(
         tuple(math.fsum(nll[part]) for part in parts),
         tuple(sum(counts[part]) for part in parts),
@@ -38,14 +38,14 @@ def score_windows(
     return LanguageScore(language, sum(counts), math.fsum(nll) / sum(counts), total, windows, digest)
 
 
-def _join_small(counts: Sequence[int], sizes: Sequence[int], least: float) -> list[slice]:
-    """Groups consecutive windows so that each group has `least` targets and a byte, unless all together have not.
+def _join_small(counts: Sequence[int], sizes: Sequence[int], min_targets: float) -> list[slice]:
+    """Groups consecutive windows so that each group has `min_targets` targets and a byte, unless all together have not.
 
     A figure per token or byte that is resampled from windows of no size would not be one.
     """
 
     def is_small(part: slice) -> bool:
-        return sum(counts[part]) < least or not any(sizes[part])
+        return sum(counts[part]) < min_targets or not any(sizes[part])
 
     parts: list[slice] = []
     for index in range(len(counts)):

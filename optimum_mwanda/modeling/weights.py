@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from ..utils import abridged
 from .fused_experts import find_experts
 
 # Module names, anywhere in a path, that choose experts: pruning them reroutes tokens and saves next to nothing.
@@ -90,13 +91,13 @@ Weights = dict[str, list[PrunableWeight]]
 
 
 def flat(weights: Weights) -> list[PrunableWeight]:
-    """The weights of all blocks, in their order."""
+    """The weights of all blocks, one block after the other."""
     return [weight for block in weights.values() for weight in block]
 
 
 def find_weights(
     blocks: dict[str, nn.Module], include: Sequence[str] | None = None, exclude: Sequence[str] = ()
-) -> dict[str, list[PrunableWeight]]:
+) -> Weights:
     """Finds the prunable matrices of every block; embeddings, heads, norms and routers are never among them.
 
     Args:
@@ -111,7 +112,7 @@ def find_weights(
         ValueError: If a pattern matches nothing, nothing is left, or a block holds weights that cannot be pruned:
             quantized, or fused experts in an unknown layout.
     """
-    found: dict[str, list[PrunableWeight]] = {}
+    found: Weights = {}
     names: list[str] = []
     seen: set[tuple[int, int | None]] = set()
     for block_name, block in blocks.items():
@@ -139,10 +140,12 @@ def find_weights(
         for pattern in patterns:
             if not fnmatch.filter(names, pattern):
                 raise ValueError(
-                    f"{setting} pattern {pattern!r} matches none of the model's weights: {_abridged(names)}."
+                    f"{setting} pattern {pattern!r} matches none of the model's weights: {abridged(map(repr, names))}."
                 )
     if not found:
-        raise ValueError(f"Nothing is left to prune of the model's weights: {_abridged(names) or 'it has none'}.")
+        raise ValueError(
+            f"Nothing is left to prune of the model's weights: {abridged(map(repr, names)) or 'it has none'}."
+        )
     return found
 
 
@@ -197,7 +200,3 @@ def _unknown_experts(module: nn.Module) -> list[str]:
 def _check_weight(name: str, weight: Tensor) -> None:
     if not weight.is_floating_point() or weight.element_size() < 2:
         raise ValueError(f"{name!r} is quantized ({weight.dtype}): prune the model first, then quantize it.")
-
-
-def _abridged(names: Sequence[str], most: int = 8) -> str:
-    return ", ".join(map(repr, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")

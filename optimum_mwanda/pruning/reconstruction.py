@@ -1,7 +1,7 @@
 """Reconstruction: new values for the weights that survive, as pure functions; equations as in `docs/method.md`.
 
-Every function works on one matrix `W`, `(out, in)`, and the Gram matrix `H = Xᵀ X`, `(in, in)`, of what enters it. The
-error of a layer is `‖(W − W') Xᵀ‖² = tr((W − W') H (W − W')ᵀ)`. Everything is computed in the type of the Gram matrix
+Every function works on one matrix `W`, `(out, in)`, and the Gram matrix `G = Xᵀ X`, `(in, in)`, of what enters it. The
+error of a layer is `‖(W − W') Xᵀ‖² = tr((W − W') G (W − W')ᵀ)`. Everything is computed in the type of the Gram matrix
 and on its device; float64 is best where the device has it. A mask is True where a weight is pruned.
 """
 
@@ -28,7 +28,7 @@ def reconstruct(
 ) -> Tensor:
     """Updates the surviving weights to the least squares of the layer error: the OBS solve for a given mask.
 
-    Each row solves `(H + δI)_SS w_S = (B + δW)_S` on its support `S`, with `B = W H` and `δ = λ · median(diag H)`:
+    Each row solves `(G + δI)_SS w_S = (B + δW)_S` on its support `S`, with `B = W G` and `δ = λ · median(diag G)`:
     damping pulls towards the dense weights, most of all where the calibrated languages say little. A channel that is
     never active is not damped and keeps its weights. All rows are solved at once by conjugate gradients,
     preconditioned with the diagonal, at one matrix product per iteration. What is solved for is `W' − W`, as a
@@ -41,7 +41,7 @@ def reconstruct(
     Args:
         weight: `W`, shape `(out, in)`.
         pruned: Mask, shape `(out, in)`.
-        gram: `H`, shape `(in, in)`, positive semi-definite.
+        gram: `G`, shape `(in, in)`, positive semi-definite.
         start: Where to start, shape `(out, in)`, as given by `admm`; None: at the masked weights.
         damping: `λ`.
         iterations: Most iterations.
@@ -69,7 +69,7 @@ def reconstruct(
 
 
 def _conjugate_gradients(gram: Tensor, offset: Tensor, pruned: Tensor, iterations: int, tolerance: float) -> Tensor:
-    """Minimises `o H oᵀ` for every row over the entries of `o` that are not pruned; each step lowers it."""
+    """Minimises `o G oᵀ` for every row over the entries of `o` that are not pruned; each step lowers it."""
     inverse = torch.where(gram.diagonal() > 0, 1 / gram.diagonal(), 0.0)
     residual = -(offset @ gram).masked_fill_(pruned, 0)
     direction = residual * inverse
@@ -91,9 +91,9 @@ def _conjugate_gradients(gram: Tensor, offset: Tensor, pruned: Tensor, iteration
 
 
 def _lowers_error(change: Tensor, lost: Tensor, gram: Tensor) -> Tensor:
-    """Whether `(c + l) H (c + l)ᵀ < l H lᵀ` for the change `c` and the loss `l` of each row, whatever the rounding.
+    """Whether `(c + l) G (c + l)ᵀ < l G lᵀ` for the change `c` and the loss `l` of each row, whatever the rounding.
 
-    The difference is `c H (c + 2l)ᵀ`, and as `|H_jk| ≤ √(H_jj H_kk)` its terms add up to no more than the product
+    The difference is `c G (c + 2l)ᵀ`, and as `|G_jk| ≤ √(G_jj G_kk)` its terms add up to no more than the product
     below. Of that, rounding was measured at half an epsilon at most, from 64 to 12,288 channels.
 
     Returns:
@@ -118,12 +118,12 @@ def admm(
 
     Minimises the layer error over sparse weights by splitting `W' = D` (arXiv 2406.07831): `W'` fits the outputs, `D`
     is sparse, and a penalty `ρ` that grows as the mask calms down brings them together until it stands still. Channels
-    are first scaled to a unit diagonal of `H`, so that what `select` compares is Wanda's score of the weights as they
+    are first scaled to a unit diagonal of `G`, so that what `select` compares is Wanda's score of the weights as they
     are by then. Follow it with `reconstruct`.
 
     Args:
         weight: `W`, shape `(out, in)`.
-        gram: `H`, shape `(in, in)`, positive semi-definite.
+        gram: `G`, shape `(in, in)`, positive semi-definite.
         select: Gives the mask for scores of shape `(out, in)`; the number pruned must not depend on the scores.
         damping: `λ`, as for `reconstruct`.
         iterations: Most iterations, each of two matrix products; it usually ends after 30 to 60.
@@ -174,17 +174,17 @@ def sparsegpt(
 ) -> tuple[Tensor, Tensor]:
     """SparseGPT (arXiv 2301.00774, algorithm 1): masks and updates from left to right in one sweep over the columns.
 
-    With the upper Cholesky factor `U` of `(H + δI)⁻¹`, weight `j` of a row scores `w_j² / U_jj²`, and pruning it moves
+    With the upper Cholesky factor `U` of `(G + δI)⁻¹`, weight `j` of a row scores `w_j² / U_jj²`, and pruning it moves
     the columns right of it by `−w_j / U_jj · U_j`. What is moved further right than a block is put off to its end.
 
     Args:
         weight: `W`, shape `(out, in)`.
-        gram: `H`, shape `(in, in)`.
+        gram: `G`, shape `(in, in)`.
         select: Gives the mask for scores of shape `(out, columns)`, the first of which is the given column of `W`.
         every: Columns for which `select` is asked at once, when the sweep reaches them: M for an N:M pattern. None:
             those of a block.
         block_size: Columns of a block, lowered to a multiple of `every`.
-        damping: `λ` in `δ = λ · mean(diag H)`; raised tenfold up to three times while `H + δI` is not
+        damping: `λ` in `δ = λ · mean(diag G)`; raised tenfold up to three times while `G + δI` is not
             positive definite.
 
     Returns:
@@ -215,12 +215,12 @@ def sparsegpt(
 
 
 def _ridge(gram: Tensor, damping: float) -> Tensor:
-    """`δ = λ · median(diag H)` for every channel that is ever active, 0 for the others; shape `(in,)`."""
+    """`δ = λ · median(diag G)` for every channel that is ever active, 0 for the others; shape `(in,)`."""
     return torch.where(gram.diagonal() > 0, damping * median_energy(gram), 0.0)
 
 
 def _inverse_factor(gram: Tensor, damping: float) -> Tensor:
-    """Upper triangular `U` with `Uᵀ U = (H + δI)⁻¹`."""
+    """Upper triangular `U` with `Uᵀ U = (G + δI)⁻¹`."""
     dead = gram.diagonal() == 0
     identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     alive = gram + torch.diag(dead.to(gram.dtype))

@@ -55,8 +55,8 @@ def shrink_gram(gram: Tensor, shrinkage: float, ridge: float) -> Tensor:
 
     A mask that is refined on `G` itself overfits to the calibrated languages: correlations that they do not share with
     others, and channels that they do not use, decide what goes. So correlations are weakened and every channel carries
-    at least some energy: `(1 − γ)·G + γ·diag(G) + δ·median(diag G)·I`. With `γ = 1, δ = 0` the best mask is that of
-    Wanda per row, and as `δ` grows it becomes that of magnitude.
+    at least some energy: `G' = (1 − γ)·G + γ·diag(G) + δ·median(diag G)·I`. With `γ = 1, δ = 0` the best mask is that
+    of Wanda per row, and as `δ` grows it becomes that of magnitude.
 
     Args:
         gram: `G`, shape `(in, in)`.
@@ -64,7 +64,7 @@ def shrink_gram(gram: Tensor, shrinkage: float, ridge: float) -> Tensor:
         ridge: `δ`, a multiple of the median over the channels that are ever active.
 
     Returns:
-        Shape `(in, in)`, positive semidefinite if `gram` is.
+        `G'`, shape `(in, in)`, positive semidefinite if `gram` is.
     """
     diagonal = gram.diagonal()
     shrunk = (1 - shrinkage) * gram
@@ -88,7 +88,7 @@ def _refine_rows(
 ) -> Tensor:
     pruned = pruned.clone()
     alone = weight.square() * gram.diagonal()
-    least = tolerance * alone.sum(1)
+    min_gain = tolerance * alone.sum(1)
     slope = (weight * pruned) @ gram
     live = torch.arange(len(weight), device=weight.device)
     for _ in range(rounds):
@@ -101,7 +101,7 @@ def _refine_rows(
             change, back, out = _best_swap(weight[live], restore, remove, gram, tried)
         else:
             change, back, out = _best_swap_in_run(weight[live], restore, remove, gram, run)
-        better = change < -least[live]
+        better = change < -min_gain[live]
         live, back, out = live[better], back[better], out[better]
         pruned[live, back], pruned[live, out] = False, True
         slope[live] += weight[live, out, None] * gram[out] - weight[live, back, None] * gram[back]

@@ -13,7 +13,7 @@ import jinja2
 from ..utils import markdown_table
 
 TEMPLATE = "card.md.jinja"
-MOST_CHARACTERS = 300
+MAX_CHARACTERS = 300
 
 
 class Markdown(str):
@@ -23,7 +23,7 @@ class Markdown(str):
 def clean(value: Any) -> str:
     """One line of visible characters: a line break or a control character could end a code block or a comment."""
     text = "".join(" " if unicodedata.category(sign) in _UNSEEN else sign for sign in str(value)).strip()
-    return text if len(text) <= MOST_CHARACTERS else text[:MOST_CHARACTERS] + "…"
+    return text if len(text) <= MAX_CHARACTERS else text[:MAX_CHARACTERS] + "…"
 
 
 def code_span(value: Any) -> Markdown:

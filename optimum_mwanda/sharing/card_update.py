@@ -6,6 +6,7 @@ import yaml
 from huggingface_hub import CardData, ModelCard
 
 from .card_harness import HARNESS_TASK_NAME
+from .names import CARD_NAME
 
 BEGIN = "<!-- optimum-mwanda:begin -->"
 END = "<!-- optimum-mwanda:end -->"
@@ -34,7 +35,9 @@ def update_card(existing: str, new: ModelCard) -> ModelCard:
     try:
         card = ModelCard(existing)
     except (ValueError, TypeError, yaml.YAMLError) as error:
-        raise ValueError(f"The metadata of the existing README.md cannot be read: {error}. Repair it first.") from error
+        raise ValueError(
+            f"The metadata of the existing {CARD_NAME} cannot be read: {error}. Repair it first."
+        ) from error
     line_break = "\r\n" if "\r\n" in existing else "\n"
     card.text = _replace_section(card.text, new.text).replace("\r\n", "\n").replace("\n", line_break)
     _merge_metadata(card.data, new.data)
@@ -57,8 +60,8 @@ def _split(text: str) -> tuple[str, str, str] | None:
         return None
     if len(begins) != 1 or len(ends) != 1 or begins[0] > ends[0]:
         raise ValueError(
-            f"README.md holds {len(begins)} lines {BEGIN!r} and {len(ends)} lines {END!r}: leave one of each, in this "
-            "order, around the section that optimum-mwanda may replace, or remove them all to have it appended."
+            f"{CARD_NAME} holds {len(begins)} lines {BEGIN!r} and {len(ends)} lines {END!r}: leave one of each, in "
+            "this order, around the section that optimum-mwanda may replace, or remove them all to have it appended."
         )
     first, last = begins[0], ends[0]
     section, rest = "".join(lines[first : last + 1]), "".join(lines[last + 1 :])

@@ -3,7 +3,6 @@
 import dataclasses
 import re
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 
 from huggingface_hub import (
@@ -18,12 +17,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..evaluation.harness.comparison import HarnessComparison
 from ..evaluation.report import PerplexityComparison
-from ..evaluation.tables import to_json
 from .card_update import BEGIN
-from .model_card import CARD_NAME, DEGRADATION_PLOT, SPARSITY_PLOT, describe, write_card
+from .folder import save_folder
+from .model_card import describe, write_card
+from .names import CARD_NAME, DEGRADATION_PLOT, EVALUATION_NAME, HARNESS_NAME, SPARSITY_PLOT
 
-EVALUATION_NAME = "evaluation.json"
-HARNESS_NAME = "harness.json"
 _ABOUT_WEIGHTS = (EVALUATION_NAME, HARNESS_NAME, SPARSITY_PLOT, DEGRADATION_PLOT)
 
 _WEIGHTS = re.compile(
@@ -82,8 +80,15 @@ def push_to_hub(
     api = HfApi(token=_checked_token(token))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name, "model")
-        _save(model, folder, tokenizer, {EVALUATION_NAME: report, HARNESS_NAME: harness}, compressed, max_shard_size)
-        content.settings.save_pretrained(folder)
+        save_folder(
+            model,
+            folder,
+            tokenizer,
+            report=report,
+            harness=harness,
+            compressed=compressed,
+            max_shard_size=max_shard_size,
+        )
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if revision is not None and not create_pr and not revision.startswith("refs/"):
             api.create_branch(repo_id, branch=revision, exist_ok=True)
@@ -114,28 +119,6 @@ def _checked_token(token: bool | str | None) -> str:
             "A push to the Hub needs a token with write access: run `hf auth login`, set HF_TOKEN, or pass token=."
         )
     return found
-
-
-def _save(
-    model: PreTrainedModel,
-    folder: Path,
-    tokenizer: PreTrainedTokenizerBase | None,
-    evaluations: Mapping[str, PerplexityComparison | HarnessComparison | None],
-    compressed: bool,
-    max_shard_size: int | str,
-) -> None:
-    """Writes what the model itself does not put into its card."""
-    if compressed:
-        from ..storage.compressed import save_pretrained_compressed
-
-        save_pretrained_compressed(model, folder, max_shard_size=max_shard_size)
-    else:
-        model.save_pretrained(folder, max_shard_size=max_shard_size)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
-    for name, evaluation in evaluations.items():
-        if evaluation is not None:
-            (folder / name).write_text(to_json(evaluation.to_dict()), encoding="utf-8")
 
 
 def _operations(folder: Path, remote: list[str], is_ours: bool) -> list[CommitOperationAdd | CommitOperationDelete]:

@@ -3,7 +3,6 @@
 import dataclasses
 import importlib.util
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,12 +22,7 @@ from .card_content import PrunedModelCard
 from .card_license import hub_license, local_license
 from .card_text import clean
 from .card_update import update_card
-
-CARD_NAME = "README.md"
-SPARSITY_PLOT = "sparsity.png"
-DEGRADATION_PLOT = "degradation.png"
-
-_REPO_ID = re.compile(r"(\w[\w.-]{0,95}/)?\w[\w.-]{0,95}", re.ASCII)
+from .names import CARD_NAME, DEGRADATION_PLOT, REPO_ID, SPARSITY_PLOT
 
 Source = PreTrainedModel | SparsityRecord | Mapping[str, Any] | str | os.PathLike[str]
 
@@ -135,9 +129,9 @@ def describe(
     record = _record(model_or_record)
     card = _card_beside(model_or_record)
     if base_model is None:
-        base_model = record.model if "/" in record.model and _REPO_ID.fullmatch(record.model) else None
+        base_model = record.model if "/" in record.model and REPO_ID.fullmatch(record.model) else None
         license = local_license(card, base_model) or hub_license(base_model)
-    elif not _REPO_ID.fullmatch(base_model):
+    elif not REPO_ID.fullmatch(base_model):
         raise ValueError(f"base_model={base_model!r} is no repository id: give 'namespace/name', or leave it out.")
     else:
         license = hub_license(base_model) or local_license(card, base_model)

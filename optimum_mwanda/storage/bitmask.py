@@ -185,7 +185,7 @@ def decode(name: str, form: Form, values: Tensor, code: Tensor) -> Tensor:
     if form.run:
         _check_ranks(name, form, code)
     else:
-        # The largest count per byte value times its number of bits: no unpacking, no memory.
+        # How often each byte value occurs times the ones in it, which spares unpacking the code.
         ones = int(torch.bincount(code, minlength=256) @ _popcounts())
         if ones != len(values):
             raise damaged(name, f"its code marks {ones} values and {len(values)} are stored")

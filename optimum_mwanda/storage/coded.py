@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..utils import abridged
 from .bitmask import Form, check_lengths, choose_form, damaged, decode, encode
 
 COMPRESSED = "mwanda-compressed"
@@ -35,8 +36,7 @@ DTYPES = {
 }
 """Types of safetensors."""
 
-_MOST_DIMENSIONS = 8
-_MOST_NAMES = 8
+_MAX_DIMENSIONS = 8
 
 
 def decoded_names(names: Iterable[str]) -> set[str]:
@@ -71,8 +71,7 @@ def check_count(expected: Any, stored: Collection[str], missing: Callable[[], It
     if expected is None or expected == len(stored):
         return
     names = list(missing())
-    hint = f" Nothing is stored for {', '.join(map(repr, names[:_MOST_NAMES]))}." if names else ""
-    hint = hint[:-1] + f" and {len(names) - _MOST_NAMES} more." if len(names) > _MOST_NAMES else hint
+    hint = f" Nothing is stored for {abridged(map(repr, names))}." if names else ""
     raise ValueError(
         f"The compressed checkpoint holds {len(stored)} tensors, and its config.json says {expected!r}: download or "
         f"compress it again.{hint}"
@@ -99,19 +98,19 @@ class CodedTensor:
     Args:
         name: Its name.
         tensors: Name to tensor, or to slice of an open safetensors file, which nobody vouches for.
-        most: Number of weights that it must not exceed; None for what its code can hold.
+        max_numel: Number of weights that it must not exceed; None for what its code can hold.
 
     Raises:
         ValueError: If values, code and form do not agree, as far as their types and shapes tell, or it is too large.
     """
 
-    def __init__(self, name: str, tensors: Mapping[str, Any], most: int | None = None) -> None:
+    def __init__(self, name: str, tensors: Mapping[str, Any], max_numel: int | None = None) -> None:
         for part in (name, name + CODE, name + FORM):
             if part not in tensors:
                 raise damaged(name, f"{part!r} is missing")
         self._name, self._values, self._code = name, tensors[name], tensors[name + CODE]
         dtype, shape = _header(tensors[name + FORM])
-        if dtype != torch.int64 or len(shape) != 1 or shape[0] > 2 + _MOST_DIMENSIONS:
+        if dtype != torch.int64 or len(shape) != 1 or shape[0] > 2 + _MAX_DIMENSIONS:
             raise damaged(name, f"its form is {dtype} of shape {shape}")
         self.form = Form.from_list(name, tensors[name + FORM][...].tolist())
         self._dtype, values = _header(self._values)
@@ -119,8 +118,8 @@ class CodedTensor:
         if len(values) != 1 or not self._dtype.is_floating_point or len(code) != 1 or code_dtype != torch.uint8:
             raise damaged(name, f"it holds {self._dtype} of shape {values} and {code_dtype} of shape {code}")
         check_lengths(name, self.form, values[0], code[0])
-        if most is not None and self.form.numel > most:
-            raise damaged(name, f"it has shape {self.form.shape}, and the model has room for {most} weights")
+        if max_numel is not None and self.form.numel > max_numel:
+            raise damaged(name, f"it has shape {self.form.shape}, and the model has room for {max_numel} weights")
 
     def get_shape(self) -> list[int]:
         """Shape of the decoded tensor."""
@@ -146,12 +145,14 @@ def _header(tensor: Any) -> tuple[torch.dtype, tuple[int, ...]]:
     return DTYPES.get(tensor.get_dtype(), torch.bool), tuple(tensor.get_shape())
 
 
-def decoded_view(tensors: Mapping[str, Any], most: Callable[[str], int | None] = lambda name: None) -> dict[str, Any]:
+def decoded_view(
+    tensors: Mapping[str, Any], max_numel: Callable[[str], int | None] = lambda name: None
+) -> dict[str, Any]:
     """Shows coded tensors under their ordinary names, each decoded when it is read; the others are passed on.
 
     Args:
         tensors: Name to tensor, or to slice of an open safetensors file.
-        most: Gives the number of weights that a tensor must not exceed; None for what its code can hold.
+        max_numel: Gives the number of weights that a tensor must not exceed; None for what its code can hold.
 
     Returns:
         The same mapping without codes and forms. Nothing has been read but forms.
@@ -161,4 +162,4 @@ def decoded_view(tensors: Mapping[str, Any], most: Callable[[str], int | None] =
     """
     coded = {name.removesuffix(end) for name in tensors for end in (CODE, FORM) if name.endswith(end)}
     view = {name: tensor for name, tensor in tensors.items() if not name.endswith((CODE, FORM))}
-    return view | {name: CodedTensor(name, tensors, most(name)) for name in sorted(coded)}
+    return view | {name: CodedTensor(name, tensors, max_numel(name)) for name in sorted(coded)}

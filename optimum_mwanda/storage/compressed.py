@@ -3,13 +3,11 @@
 The files have names that transformers does not look for by itself: without this package a load fails.
 """
 
-import contextlib
 import fnmatch
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +24,7 @@ from .files import (
     read_index_metadata,
     weight_files,
 )
+from .outputs import new_folder
 from .writer import SafetensorsWriter
 
 if TYPE_CHECKING:
@@ -65,7 +64,7 @@ def save_pretrained_compressed(
         FileExistsError: If `save_directory` holds something.
         ValueError: If the model is quantized.
     """
-    with _new_folder(save_directory) as folder:
+    with new_folder(save_directory) as folder:
         dense = folder.with_name("dense")
         model.save_pretrained(dense, max_shard_size=max_shard_size)
         if tokenizer is not None:
@@ -87,7 +86,7 @@ def compress(path: str | os.PathLike[str], output: str | os.PathLike[str]) -> No
     """
     source = _existing(path)
     _check_outside(source, output)
-    with _new_folder(output) as folder:
+    with new_folder(output) as folder:
         _compress(source, folder)
 
 
@@ -111,7 +110,7 @@ def decompress(path: str | os.PathLike[str], output: str | os.PathLike[str]) -> 
     if not isinstance(storage, dict) or storage.get("quant_method") != COMPRESSED:
         raise ValueError(f"{source} is not compressed: its config.json says nothing of {COMPRESSED!r}.")
     check_format(storage.get("format"))
-    with _new_folder(output) as folder:
+    with new_folder(output) as folder:
         _copy_others(source, folder)
         _, names = _convert(source, folder, decompressing=True, parts=lambda name, tensor: {name: tensor})
         check_count(storage.get("tensors"), names)
@@ -198,23 +197,6 @@ def _check_outside(source: Path, output: str | os.PathLike[str]) -> None:
         raise ValueError(
             f"{os.fspath(output)!r} lies in {os.fspath(source)!r}, whose files are copied: name a folder outside it."
         )
-
-
-@contextlib.contextmanager
-def _new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Gives a folder to fill, which gets its name when the block has succeeded, and leaves nothing otherwise."""
-    target = Path(path).absolute()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise FileExistsError(f"{target} exists already and is not empty: name a new folder.")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # A sibling, to be on the same file system. A folder inside it, as mkdtemp makes one that others cannot read.
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
-        folder = Path(scratch) / "new"
-        folder.mkdir()
-        yield folder
-        if target.exists():
-            target.rmdir()
-        folder.rename(target)
 
 
 def _copy_others(source: Path, folder: Path) -> None:

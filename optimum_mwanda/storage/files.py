@@ -23,11 +23,11 @@ DOWNLOADED = (
     COMPRESSED_WEIGHTS_FILE,
     COMPRESSED_INDEX_FILE,
 )
-MOST_CONFIG_BYTES = 16 * 2**20
-MOST_INDEX_BYTES = 64 * 2**20
-MOST_ENTRIES = 10_000
-MOST_CHARACTERS = 4096
-MOST_DEPTH = 8
+MAX_CONFIG_BYTES = 16 * 2**20
+MAX_INDEX_BYTES = 64 * 2**20
+MAX_ENTRIES = 10_000
+MAX_CHARACTERS = 4096
+MAX_DEPTH = 8
 
 
 def checkpoint_folder(name_or_path: str | os.PathLike[str], weights: bool, **hub_kwargs: Any) -> Path:
@@ -64,7 +64,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     if not (folder / CONFIG_FILE).is_file():
         raise FileNotFoundError(f"{folder} holds no {CONFIG_FILE}: give the folder of a saved transformers model.")
-    return _read_object(folder / CONFIG_FILE, MOST_CONFIG_BYTES)
+    return _read_object(folder / CONFIG_FILE, MAX_CONFIG_BYTES)
 
 
 def is_compressed(folder: Path) -> bool:
@@ -91,7 +91,7 @@ def weight_files(folder: Path, compressed: bool) -> list[Path]:
             f"{folder} holds neither {weights} nor {index}. Only safetensors are read, never pickle files, which can "
             "run code: load such a model if you trust it, and save it anew with save_pretrained()."
         )
-    weight_map = _weight_map(folder / index, _read_object(folder / index, MOST_INDEX_BYTES))
+    weight_map = _weight_map(folder / index, _read_object(folder / index, MAX_INDEX_BYTES))
     paths = [folder / name for name in sorted(set(weight_map.values()))]
     for path in paths:
         if not path.is_file():
@@ -108,7 +108,7 @@ def check_index(path: Path) -> None:
     Raises:
         ValueError: If it cannot be read, names other files than safetensors of its own folder, or has no metadata.
     """
-    index = _read_object(path, MOST_INDEX_BYTES)
+    index = _read_object(path, MAX_INDEX_BYTES)
     _weight_map(path, index)
     if not isinstance(index.get("metadata"), dict):
         raise ValueError(f"{path} holds no metadata object.")
@@ -128,7 +128,7 @@ def _weight_map(path: Path, index: dict[str, Any]) -> dict[str, str]:
 
 def read_index_metadata(folder: Path, index: str) -> dict[str, Any]:
     """What the index of a sharded checkpoint says besides the names of tensors and files."""
-    metadata = _read_object(folder / index, MOST_INDEX_BYTES).get("metadata")
+    metadata = _read_object(folder / index, MAX_INDEX_BYTES).get("metadata")
     return metadata if isinstance(metadata, dict) else {}
 
 
@@ -146,10 +146,10 @@ def opened(path: Path) -> Iterator[Any]:
         raise ValueError(f"{path} cannot be read as safetensors: {error}.") from error
 
 
-def _read_object(path: Path, most: int) -> dict[str, Any]:
+def _read_object(path: Path, max_bytes: int) -> dict[str, Any]:
     """Reads one JSON object from a file that is not trusted."""
-    if path.stat().st_size > most:
-        raise ValueError(f"{path} has {path.stat().st_size:,} bytes; more than {most:,} are not read.")
+    if path.stat().st_size > max_bytes:
+        raise ValueError(f"{path} has {path.stat().st_size:,} bytes; more than {max_bytes:,} are not read.")
     try:
         value = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
@@ -159,7 +159,7 @@ def _read_object(path: Path, most: int) -> dict[str, Any]:
     return value
 
 
-def bounded_copy(value: Any, depth: int = MOST_DEPTH) -> Any:
+def bounded_copy(value: Any, depth: int = MAX_DEPTH) -> Any:
     """Copies plain JSON values of bounded size and depth.
 
     Raises:
@@ -168,8 +168,8 @@ def bounded_copy(value: Any, depth: int = MOST_DEPTH) -> Any:
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
-        if len(value) > MOST_CHARACTERS:
-            raise ValueError(f"A string of {len(value):,} characters is too long: at most {MOST_CHARACTERS:,}.")
+        if len(value) > MAX_CHARACTERS:
+            raise ValueError(f"A string of {len(value):,} characters is too long: at most {MAX_CHARACTERS:,}.")
         if re.search("[\ud800-\udfff]", value):
             raise ValueError("A string holds half a surrogate pair, which no text file can hold.")
         return value
@@ -178,9 +178,9 @@ def bounded_copy(value: Any, depth: int = MOST_DEPTH) -> Any:
             raise ValueError("A number is not finite, or beyond 2**64.")
         return value
     if not isinstance(value, (list, dict)) or not depth:
-        raise ValueError(f"A {type(value).__name__} is no plain JSON value, or nested more than {MOST_DEPTH} deep.")
-    if len(value) > MOST_ENTRIES:
-        raise ValueError(f"A {type(value).__name__} of {len(value):,} entries is too long: at most {MOST_ENTRIES:,}.")
+        raise ValueError(f"A {type(value).__name__} is no plain JSON value, or nested more than {MAX_DEPTH} deep.")
+    if len(value) > MAX_ENTRIES:
+        raise ValueError(f"A {type(value).__name__} of {len(value):,} entries is too long: at most {MAX_ENTRIES:,}.")
     if isinstance(value, list):
         return [bounded_copy(entry, depth - 1) for entry in value]
     if not all(isinstance(key, str) for key in value):

@@ -76,9 +76,10 @@ def calibrate(
         batches = progress_bar(chunks.batches(size), total=total, description="Calibrating", show=progress)
 
         def runs() -> Generator[None, None, None]:
-            for _, inputs in batches:
-                run_blocks(model, blocks, inputs)
-                yield
+            with closing(batches):  # so that the bar ends before what is said of an error
+                for _, inputs in batches:
+                    run_blocks(model, blocks, inputs)
+                    yield
 
         run_watched(runs(), [language for language, _ in chunks.batches(size)], collector)
     experts = dict.fromkeys(weight.expert_name for weight in weights if weight.expert_name is not None)

@@ -33,7 +33,7 @@ def broken_card(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], No
         def fail(*_: Any, **__: Any) -> None:
             raise error
 
-        monkeypatch.setattr(optimum_mwanda.sharing.model_card, "save_card", fail)
+        monkeypatch.setattr(optimum_mwanda.sharing.folder, "write_card", fail)
 
     return install
 
@@ -169,23 +169,6 @@ class TestOutput:
         assert run.code == 130
         assert "interrupted" in run.error
         assert list(tmp_path.iterdir()) == []
-
-    def test_empty_folder_and_link_are_filled(self, tmp_path: Path) -> None:
-        (tmp_path / "real").mkdir()
-        (tmp_path / "link").symlink_to(tmp_path / "real")
-        with new_folder(str(tmp_path / "link"), overwrite=False) as folder:
-            (folder / "a").write_text("a")
-        assert (tmp_path / "link").is_symlink()
-        assert (tmp_path / "real" / "a").is_file()
-
-    def test_folders_that_must_not_be_deleted_are_refused(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        (tmp_path / "here").mkdir()
-        monkeypatch.chdir(tmp_path / "here")
-        for path in ("..", str(tmp_path)):
-            with pytest.raises(UsageError, match="would delete"), new_folder(path, overwrite=True):
-                pass
 
     def test_file_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "out").write_text("x")

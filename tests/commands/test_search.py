@@ -26,7 +26,7 @@ SAMPLE = (SAMPLE_MODEL, *DATA, *FEW, *FEW_HELD_OUT, *GRID)
 def test_prunes_at_the_highest_sparsity_within_the_limit_and_reports_every_trial(cli: Cli, tmp_path: Path) -> None:
     model, *words = SAMPLE
     out, report = tmp_path / "out", tmp_path / "report.json"
-    run = cli("search", model, out, *words, "--most-degradation", "0.06", "--protect", "ta=4", "--trials", report)
+    run = cli("search", model, out, *words, "--max-degradation", "0.06", "--protect", "ta=4", "--trials", report)
     assert run.code == 0, run.err
     search = SparsitySearch.from_dict(json.loads(report.read_text(encoding="utf-8")))
     assert search.chosen is not None
@@ -56,7 +56,7 @@ def test_prunes_at_the_highest_sparsity_within_the_limit_and_reports_every_trial
 
 def test_without_a_folder_nothing_is_written_but_the_report(cli: Cli, tmp_path: Path) -> None:
     report = tmp_path / "new" / "report.md"
-    words = ("--strengths", "0", "0.04", "--most-degradation", "0.5", "--trials", report, "--json")
+    words = ("--strengths", "0", "0.04", "--max-degradation", "0.5", "--trials", report, "--json")
     run = cli("search", *SAMPLE, *words)
     assert run.code == 0, run.err
     search = SparsitySearch.from_dict(run.json)
@@ -69,7 +69,7 @@ def test_without_a_folder_nothing_is_written_but_the_report(cli: Cli, tmp_path: 
 def test_nothing_found_is_a_model_error_with_a_report_and_no_model(cli: Cli, tmp_path: Path) -> None:
     model, *words = SAMPLE
     report = tmp_path / "report.json"
-    run = cli("search", model, tmp_path / "out", *words, "--most-degradation", "0.0001", "--trials", report)
+    run = cli("search", model, tmp_path / "out", *words, "--max-degradation", "0.0001", "--trials", report)
     assert run.code == 4
     assert "No sparsity was found, not even the lowest: sparsity 0.3" in run.error
     assert json.loads(report.read_text(encoding="utf-8"))["chosen"] is None
@@ -90,7 +90,7 @@ def test_same_as_prune_at_that_sparsity(
 ) -> None:
     found, pruned = tmp_path / "found", tmp_path / "pruned"
     words = ("--dataset", data, *settings, *SMALL)
-    limits = ("--most-degradation", "1", "--bounds", "0.4", "0.6", "--resolution", "0.1")
+    limits = ("--max-degradation", "1", "--bounds", "0.4", "0.6", "--resolution", "0.1")
     run = cli("search", model, found, *words, "--eval-dataset", data, *limits)
     assert run.code == 0, run.err
     assert "highest sparsity of the bounds" in run.out

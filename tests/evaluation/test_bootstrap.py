@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from optimum_mwanda.evaluation.bootstrap import MOST_COUNTS, RESAMPLES, Estimate, estimate, resampled_sums
+from optimum_mwanda.evaluation.bootstrap import MAX_COUNTS, RESAMPLES, Estimate, estimate, resampled_sums
 
 
 @pytest.mark.parametrize("windows", [2, 3])
@@ -43,7 +43,7 @@ def test_columns_share_their_windows_and_languages_do_not() -> None:
 
 
 def test_many_windows_are_resampled_in_blocks() -> None:
-    windows = MOST_COUNTS // 700  # three blocks, the last of them shorter
+    windows = MAX_COUNTS // 700  # three blocks, the last of them shorter
     resampled = resampled_sums(np.ones((windows, 1)), "en")
     assert resampled.shape == (RESAMPLES, 1)
     assert (resampled == windows - 1).all()

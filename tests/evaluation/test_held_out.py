@@ -27,6 +27,7 @@ from transformers import (
 from optimum_mwanda import compare, evaluate_languages
 from optimum_mwanda.evaluation.reading import read_held_out
 from optimum_mwanda.evaluation.scores import LanguageScore
+from optimum_mwanda.evaluation.settings import EvaluationSettings
 from tests.conftest import assert_untouched, make_model, make_rows, state_of
 from tests.storage.families import make_family
 
@@ -83,10 +84,10 @@ def make_pairs(*lengths: tuple[int, int], language: str = "sw") -> list[Row]:
 @pytest.mark.parametrize("side", ["input_ids", "labels"])
 def test_digest_of_pairs_is_that_of_both_sides(t5: PreTrainedModel, side: str) -> None:
     rows = make_pairs((5, 4), (3, 6), (5, 4))
-    digests = {size: read_held_out(t5, None, rows, batch_size=size).digests for size in (1, 8)}
+    digests = {size: read_held_out(t5, None, rows, EvaluationSettings(batch_size=size)).digests for size in (1, 8)}
     assert digests[1] == digests[8]
     rows[2][side][1] += 1
-    assert read_held_out(t5, None, rows).digests != digests[8]
+    assert read_held_out(t5, None, rows, EvaluationSettings()).digests != digests[8]
 
 
 @pytest.mark.parametrize("family", ["t5", "m2m_100"])

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import optimum_mwanda.experiments.search.bisection
 from optimum_mwanda import MWandaConfig, MWandaPruner, PerplexityComparison, PerplexityReport, evaluate_languages
+from optimum_mwanda.evaluation.perplexity import measure_languages
 from optimum_mwanda.evaluation.scores import LanguageScore
 from optimum_mwanda.experiments.search.bisection import find_sparsity
 from optimum_mwanda.experiments.search.outcome import SparsitySearch, SparsityTrial
@@ -113,7 +114,7 @@ class TestFound:
             return call
 
         monkeypatch.setattr(
-            optimum_mwanda.experiments.search.bisection, "evaluate_languages", counting("evaluated", evaluate_languages)
+            optimum_mwanda.experiments.search.bisection, "measure_languages", counting("evaluated", measure_languages)
         )
         monkeypatch.setattr(MWandaPruner, "calibrate", counting("calibrated", MWandaPruner.calibrate))
         monkeypatch.setattr(MWandaPruner, "apply", counting("applied", MWandaPruner.apply))
@@ -140,7 +141,7 @@ class TestFound:
 
     def test_rows_of_ids_are_judged_by_the_loss_per_token(self) -> None:
         model = make_model()
-        search = search_tiny(model, most_degradation=1.0)
+        search = search_tiny(model, max_degradation=1.0)
         assert search.comparison.dense.scores["sw"].bits_per_byte is None
         after = evaluate_languages(model, None, make_rows(seed=1), sequence_length=16, progress=False)
         assert search.chosen is not None
@@ -159,7 +160,7 @@ class TestFound:
     )
     def test_model_is_as_the_pruner_leaves_it_with_any_way_of_calibrating(self, settings: dict[str, Any]) -> None:
         model, other, config = make_model(), make_model(), MWandaConfig(**TINY, **settings)
-        search = search_tiny(model, config, most_degradation=1.0, bounds=(0.3, 0.5))
+        search = search_tiny(model, config, max_degradation=1.0, bounds=(0.3, 0.5))
         assert search.chosen is not None
         assert search.chosen.sparsity == 0.5
         assert search.chosen.strength == (None if config.allocation == "uniform" else 0.04)
@@ -173,7 +174,7 @@ class TestModel:
     def test_is_as_it_was_if_it_is_not_to_be_pruned(self) -> None:
         model = make_model()
         before = state_of(model)
-        assert search_tiny(model, most_degradation=1.0, apply=False).chosen is not None
+        assert search_tiny(model, max_degradation=1.0, apply=False).chosen is not None
         assert_untouched(model, before)
         assert not hasattr(model.config, "mwanda_config")
 
@@ -181,7 +182,7 @@ class TestModel:
         self, sample_model: PreTrainedModel, sample_tokenizer: PreTrainedTokenizerBase, sample_rows: Rows
     ) -> None:
         before = state_of(sample_model)
-        search = search_sample(sample_model, sample_tokenizer, sample_rows, most_degradation=0.001, bounds=(0.6, 0.8))
+        search = search_sample(sample_model, sample_tokenizer, sample_rows, max_degradation=0.001, bounds=(0.6, 0.8))
         assert_untouched(sample_model, before, training=False)
         assert (search.chosen, search.outcome, dict(search.comparison.pruned)) == (None, None, {})
         assert min(trial.sparsity for trial in search.trials) == 0.6
@@ -192,10 +193,10 @@ class TestModel:
         model = make_model()
         MWandaPruner(MWandaConfig(**TINY, sparsity=0.2), progress=False).prune(model, make_rows())
         before, record = state_of(model), model.config.mwanda_config
-        search_tiny(model, most_degradation=1.0, apply=False)
+        search_tiny(model, max_degradation=1.0, apply=False)
         assert_untouched(model, before)
         assert model.config.mwanda_config is record
-        search_tiny(model, most_degradation=1.0)
+        search_tiny(model, max_degradation=1.0)
         (earlier,) = model.config.mwanda_config["history"]
         assert earlier["target_sparsity"] == 0.2
 
@@ -218,7 +219,7 @@ class TestModel:
         model = make_model()
         before = state_of(model)
         with pytest.raises(type(error)):
-            search_tiny(model, MWandaConfig(**TINY, criterion=criterion), most_degradation=1.0)
+            search_tiny(model, MWandaConfig(**TINY, criterion=criterion), max_degradation=1.0)
         assert_untouched(model, before)
         assert not hasattr(model.config, "mwanda_config")
 
@@ -230,13 +231,13 @@ class TestModel:
             measured.append(model)
             if len(measured) > at:
                 signal.raise_signal(signal.SIGINT)  # arrives in the next forward pass
-            return evaluate_languages(model, *args, **options)
+            return measure_languages(model, *args, **options)
 
-        monkeypatch.setattr(optimum_mwanda.experiments.search.bisection, "evaluate_languages", evaluate)
+        monkeypatch.setattr(optimum_mwanda.experiments.search.bisection, "measure_languages", evaluate)
         model = make_model()
         before = state_of(model)
         with pytest.raises(KeyboardInterrupt):
-            search_tiny(model, protect={"sw": 2.0}, most_degradation=1.0)
+            search_tiny(model, protect={"sw": 2.0}, max_degradation=1.0)
         assert len(measured) == at + 1
         assert_untouched(model, before)
         assert not hasattr(model.config, "mwanda_config")
@@ -253,7 +254,7 @@ class TestProtect:
         self, sample_model: PreTrainedModel, sample_tokenizer: PreTrainedTokenizerBase, sample_rows: Rows
     ) -> None:
         dense = state_of(sample_model)
-        limits = {"bounds": (0.5, 0.6), "most_degradation": 1.0, "protect": {"ta": 20.0}}
+        limits = {"bounds": (0.5, 0.6), "max_degradation": 1.0, "protect": {"ta": 20.0}}
         search = search_sample(sample_model, sample_tokenizer, sample_rows, **limits)
         weights = {name: each["weight"] for name, each in sample_model.config.mwanda_config["languages"].items()}
         assert weights == pytest.approx({"de": 1 / 22, "en": 1 / 22, "ta": 20 / 22})
@@ -300,7 +301,7 @@ class TestProtect:
 
 def make_search(*trials: tuple[float, float | None, float], **limits: Any) -> SparsitySearch:
     """A search from sparsity, strength and degradation of two languages, the second of which loses nothing."""
-    values = {"most_degradation": 0.05, "bounds": (0.1, 0.9), "resolution": 0.1, "strengths": None, "protect": {}}
+    values = {"max_degradation": 0.05, "bounds": (0.1, 0.9), "resolution": 0.1, "strengths": None, "protect": {}}
     dense = PerplexityReport({"en": LanguageScore("en", 10, 2.0)}, "tiny", 16)
     tried = [SparsityTrial(s, strength, s, {"en": 0.0, "sw": worst}, worst <= 0.05) for s, strength, worst in trials]
     return SparsitySearch(
@@ -351,9 +352,9 @@ class TestSpace:
         ("settings", "limits", "message"),
         [
             ({"pattern": "2:4"}, {}, "nothing to search"),
-            ({}, {"most_degradation": -0.1}, "most_degradation=-0.1"),
-            ({}, {"most_degradation": float("nan")}, "most_degradation=nan"),
-            ({}, {"most_degradation": 5}, "most_degradation=5 .*0.05 allows 5 %"),
+            ({}, {"max_degradation": -0.1}, "max_degradation=-0.1"),
+            ({}, {"max_degradation": float("nan")}, "max_degradation=nan"),
+            ({}, {"max_degradation": 5}, "max_degradation=5 .*0.05 allows 5 %"),
             ({}, {"bounds": (0.1, 0.2, 0.3)}, "the lowest and the highest"),
             ({}, {"resolution": 0}, "resolution=0"),
             ({}, {"bounds": (0.5, 0.5)}, "the lower sparsity first"),

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from optimum_mwanda import CalibrationStatistics, MWandaConfig, MWandaPruner
 from optimum_mwanda.modeling.blocks import find_blocks
 from optimum_mwanda.modeling.fused_experts import find_experts
-from optimum_mwanda.modeling.weights import find_weights
+from optimum_mwanda.modeling.weights import find_weights, flat
 from tests.conftest import assert_untouched, make_rows, state_of
 from tests.families.matrix import FAMILIES
 
@@ -96,7 +96,7 @@ def test_inner_activations_give_the_output_of_the_layer(family: str) -> None:
 def test_every_matrix_of_every_expert_is_a_view_of_shape_out_in(family: str) -> None:
     """A view is right if the first matrix of an expert, applied to what enters it, fits what enters the last one."""
     model = make(family)
-    weights = {w.name: w for found in find_weights(find_blocks(model)).values() for w in found if w.expert is not None}
+    weights = {w.name: w for w in flat(find_weights(find_blocks(model))) if w.expert is not None}
     inputs: dict[str, int] = {}
     for module, args, kwargs, _ in calls_of_experts(model):
         path = next(name for name, m in model.named_modules() if m is module)

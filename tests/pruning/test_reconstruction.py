@@ -82,9 +82,9 @@ class TestReconstruct:
         pruned = torch.zeros_like(weight, dtype=torch.bool)
         pruned[range(6), [0, 3, 5, 7, 9, 11]] = True
         update = reconstruct(weight, pruned, x.T @ x, damping=0.01, iterations=500, tolerance=1e-24)
-        hessian = damped(x)
+        damped_gram = damped(x)
         for row, column in pruned.nonzero().tolist():
-            expected = obs.remove_one(weight[row].numpy(), column, hessian)
+            expected = obs.remove_one(weight[row].numpy(), column, damped_gram)
             np.testing.assert_allclose(update[row].numpy(), expected, rtol=1e-8, atol=1e-10)
 
     @pytest.mark.parametrize("damping", [0.001, 0.1])
@@ -222,18 +222,18 @@ class TestAdmm:
 class TestSparseGpt:
     def test_it_prunes_and_updates_as_the_surgeon_would_one_by_one(self) -> None:
         weight, x = dense_weight(11), correlated(11)
-        hessian = (x.T @ x).numpy() + 0.01 * np.mean((x**2).sum(0).numpy()) * np.eye(12)
+        damped_gram = (x.T @ x).numpy() + 0.01 * np.mean((x**2).sum(0).numpy()) * np.eye(12)
         update, pruned = sparsegpt(weight, x.T @ x, in_parts(matrix_half), block_size=5)
         counts = {0: (5, 15), 5: (5, 15), 10: (2, 6)}
-        expected, gone = obs.sparsegpt(weight.numpy(), hessian, counts, per_row=False)
+        expected, gone = obs.sparsegpt(weight.numpy(), damped_gram, counts, per_row=False)
         np.testing.assert_array_equal(pruned.numpy(), gone)
         np.testing.assert_allclose(update.numpy(), expected, rtol=1e-8, atol=1e-10)
 
     def test_an_n_of_m_mask_is_chosen_when_the_sweep_reaches_it(self) -> None:
         weight, x = dense_weight(12), correlated(12)
-        hessian = (x.T @ x).numpy() + 0.01 * np.mean((x**2).sum(0).numpy()) * np.eye(12)
+        damped_gram = (x.T @ x).numpy() + 0.01 * np.mean((x**2).sum(0).numpy()) * np.eye(12)
         counts = {0: (4, 2), 4: (4, 2), 8: (4, 2)}
-        expected, gone = obs.sparsegpt(weight.numpy(), hessian, counts, per_row=True)
+        expected, gone = obs.sparsegpt(weight.numpy(), damped_gram, counts, per_row=True)
         for block_size in (1, 4, 7, 128):
             update, pruned = sparsegpt(weight, x.T @ x, in_parts(two_of_four), every=4, block_size=block_size)
             np.testing.assert_array_equal(pruned.numpy(), gone)

@@ -253,7 +253,7 @@ def test_pickle_checkpoints_are_refused(folder: Path) -> None:
 def test_a_large_config_is_refused_before_it_is_parsed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files.json, "loads", pytest.fail)
     with (folder / "config.json").open("a") as file:
-        file.write(" " * files.MOST_CONFIG_BYTES)
+        file.write(" " * files.MAX_CONFIG_BYTES)
     with pytest.raises(ValueError, match="more than 16,777,216 are not read"):
         sparsity_record(folder)
 

@@ -15,7 +15,7 @@ def layer_error(weight: Array, update: Array, activations: Array) -> list[float]
 
 
 def exact_errors(weight: Array, update: Array, gram: Array) -> NDArray[np.object_]:
-    """`(w − w') H (w − w')ᵀ` per output row in rational numbers: nothing is rounded."""
+    """`(w − w') G (w − w')ᵀ` per output row in rational numbers: nothing is rounded."""
     weight, update, gram = (np.vectorize(Fraction, otypes=[object])(values) for values in (weight, update, gram))
     difference = weight - update
     return ((difference @ gram) * difference).sum(1)
@@ -41,14 +41,14 @@ def least_squares(
     return update
 
 
-def remove_one(row: Array, column: int, hessian: Array) -> Array:
-    """The surgeon's step: `w − w_q / [H⁻¹]_qq · [H⁻¹]_q`."""
-    inverse = np.linalg.inv(hessian)
+def remove_one(row: Array, column: int, gram: Array) -> Array:
+    """The surgeon's step: `w − w_q / [G⁻¹]_qq · [G⁻¹]_q`."""
+    inverse = np.linalg.inv(gram)
     return row - row[column] / inverse[column, column] * inverse[column]
 
 
 def sparsegpt(
-    weight: Array, hessian: Array, counts: dict[int, tuple[int, int]], per_row: bool
+    weight: Array, gram: Array, counts: dict[int, tuple[int, int]], per_row: bool
 ) -> tuple[Array, NDArray[np.bool_]]:
     """One surgeon's step per pruned weight from left to right; columns that were passed are fixed.
 
@@ -56,7 +56,7 @@ def sparsegpt(
     """
     update, pruned = weight.copy(), np.zeros(weight.shape, dtype=bool)
     rows, width = weight.shape
-    inverses = [np.linalg.inv(hessian[j:, j:]) for j in range(width)]
+    inverses = [np.linalg.inv(gram[j:, j:]) for j in range(width)]
     for j in range(width):
         if j in counts:
             span, count = counts[j]
@@ -67,15 +67,15 @@ def sparsegpt(
                     pruned[key] = True
         for i in range(rows):
             if pruned[i, j]:
-                update[i, j:] = remove_one(update[i, j:], 0, hessian[j:, j:])
+                update[i, j:] = remove_one(update[i, j:], 0, gram[j:, j:])
                 update[i, j] = 0
     return update, pruned
 
 
-def admm(weight: Array, hessian: Array, target: Array, count: int, iterations: int) -> tuple[Array, NDArray[np.bool_]]:
+def admm(weight: Array, gram: Array, target: Array, count: int, iterations: int) -> tuple[Array, NDArray[np.bool_]]:
     """ALPS as its paper writes it, one linear system per step, on channels scaled to a unit diagonal."""
-    scale = np.sqrt(np.diag(hessian))
-    unit = hessian / np.outer(scale, scale)
+    scale = np.sqrt(np.diag(gram))
+    unit = gram / np.outer(scale, scale)
     aim = target / scale
 
     def project(values: Array) -> Array:

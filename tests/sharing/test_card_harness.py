@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from optimum_mwanda.commands.saving import HARNESS_NAME, own_harness
+from optimum_mwanda.commands.saving import own_harness
 from optimum_mwanda.evaluation.harness.comparison import HarnessComparison
 from optimum_mwanda.evaluation.harness.results import HarnessReport, HarnessScore
 from optimum_mwanda.sharing.card_harness import HARNESS_TASK_NAME
 from optimum_mwanda.sharing.model_card import create_card, save_card
+from optimum_mwanda.sharing.names import HARNESS_NAME
 
 from ..hub_server import metadata_errors
 from .test_card import HOSTILE, make_record

@@ -16,7 +16,11 @@ from typing import Any
 import yaml
 
 from ...data.rows import Row, feed
+from ..settings import EvaluationSettings
 from .xwinograd import with_blank
+
+GROUP = "mwanda_bits_per_byte"
+DOCUMENTS_PER_LANGUAGE = 100
 
 # Codes of data sets that are no ISO 639 codes.
 ISO_CODES = {"jp": "ja"}
@@ -26,11 +30,11 @@ def write_language_tasks(
     dataset: Any,
     output: str | os.PathLike[str],
     *,
-    group: str = "mwanda_bits_per_byte",
+    group: str = GROUP,
     languages: Sequence[str] | None = None,
-    language_column: str = "language",
-    text_column: str = "text",
-    documents_per_language: int = 100,
+    language_column: str = EvaluationSettings.language_column,
+    text_column: str = EvaluationSettings.text_column,
+    documents_per_language: int = DOCUMENTS_PER_LANGUAGE,
     characters_per_document: int | None = None,
     seed: int = 0,
 ) -> list[str]:
@@ -151,9 +155,9 @@ def write_xwinograd_tasks(
 class _Documents:
     """Gathers texts until a language has enough of them."""
 
-    def __init__(self, text_column: str, most: int, characters: int | None) -> None:
+    def __init__(self, text_column: str, max_documents: int, characters: int | None) -> None:
         self.text_column = text_column
-        self.most = most
+        self.max_documents = max_documents
         self.characters = characters
         self.texts: dict[str, list[str]] = {}
 
@@ -168,7 +172,7 @@ class _Documents:
             texts.append(text[: self.characters])
 
     def is_full(self, language: str) -> bool:
-        return len(self.texts.get(language, ())) >= self.most
+        return len(self.texts.get(language, ())) >= self.max_documents
 
 
 def _harness_task(folder: str, name: str) -> str:

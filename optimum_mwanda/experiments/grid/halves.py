@@ -5,8 +5,10 @@ from typing import Any
 
 from datasets import Dataset
 
+from ...configuration import MWandaConfig
 
-def halve_documents(dataset: Any, language_column: str = "language") -> tuple[Any, Any]:
+
+def halve_documents(dataset: Any, language_column: str = MWandaConfig.language_column) -> tuple[Any, Any]:
     """Splits the documents of every language in two: the first, third, … to calibrate on, the others to evaluate.
 
     Args:

@@ -51,9 +51,9 @@ class ComparisonPlan:
                 raise ValueError(f"{name}={values!r} names a value twice.")
         if taken := [name for name in self.settings if name in BY_THE_PLAN]:
             raise ValueError(f"settings={dict(self.settings)!r} holds {taken[0]!r}, which the comparison sets itself.")
-        for name, least in (("samples_per_language", 1), ("sequence_length", 2), ("tokens_per_language", 2)):
-            is_legal = partial(_is_count, least)
-            check_number(name, getattr(self, name), is_legal, f"a whole number of at least {least}")
+        for name, minimum in (("samples_per_language", 1), ("sequence_length", 2), ("tokens_per_language", 2)):
+            is_legal = partial(_is_count, minimum)
+            check_number(name, getattr(self, name), is_legal, f"a whole number of at least {minimum}")
         if not self.seeds or not self.grid():
             raise ValueError("There is nothing to run: give a method, a sparsity or pattern that fits it, and a seed.")
         self.calibration(self.seeds[0])
@@ -87,5 +87,5 @@ class ComparisonPlan:
         }
 
 
-def _is_count(least: int, value: Any) -> bool:
-    return isinstance(value, int) and value >= least
+def _is_count(minimum: int, value: Any) -> bool:
+    return isinstance(value, int) and value >= minimum

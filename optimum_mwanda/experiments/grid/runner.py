@@ -12,18 +12,19 @@ import transformers
 from ...calibration.statistics import CalibrationStatistics
 from ...configuration import MWandaConfig
 from ...data.chunks import build_chunks
-from ...evaluation.perplexity import evaluate_languages
+from ...evaluation.perplexity import measure_languages
 from ...evaluation.reading import read_held_out
 from ...evaluation.report import PerplexityReport
+from ...evaluation.settings import EvaluationSettings
 from ...modeling.blocks import find_blocks
 from ...modeling.fingerprint import model_fingerprint
 from ...modeling.interrupts import check_interrupts, deferred_interrupts
-from ...modeling.weights import find_weights
+from ...modeling.weights import find_weights, flat
 from ...pruner import MWandaPruner
 from ...record.schema import RECORD_KEY, SparsityRecord
 from ...utils import progress_bar
 from ...version import __version__
-from ...walking.editor import PartiallyPrunedError
+from ...walking.failure import bare_failures
 from ..dense_state import DenseState
 from .conditions import Condition
 from .plan import ComparisonPlan
@@ -51,7 +52,7 @@ def run_comparison(
     plan: ComparisonPlan,
     tokenizer: "PreTrainedTokenizerBase | str | None" = None,
     *,
-    batch_size: int = 8,
+    batch_size: int = EvaluationSettings.batch_size,
     progress: bool = True,
 ) -> Results:
     """Prunes and evaluates everything that the plan asks for and the file of results does not hold yet.
@@ -85,10 +86,8 @@ def run_comparison(
         "tokens_per_language": plan.tokens_per_language,
         "seed": 0,
     }
-    names: dict[str, Any] = {"language_column": columns.language_column, "text_column": columns.text_column}
-    if model.config.is_encoder_decoder:
-        names["target_column"] = columns.target_column
-    text = read_held_out(model, tokenizer, evaluation_dataset, **names, **evaluation).digests
+    settings = EvaluationSettings.like(columns, batch_size=batch_size, **evaluation)
+    text = read_held_out(model, tokenizer, evaluation_dataset, settings).digests
     dense_key = digest(
         {"model": fingerprint, "text": text, "samples_per_language": plan.samples_per_language, **evaluation}
     )
@@ -96,17 +95,8 @@ def run_comparison(
     results = _read_matching(path, dense_key, languages)
     conditions, known = plan.conditions(languages), {} if results is None else results.runs
     missing = list(_missing(model, dataset, tokenizer, plan, conditions, dense_key, known))
-    measure = partial(
-        evaluate_languages,
-        model,
-        tokenizer,
-        evaluation_dataset,
-        batch_size=batch_size,
-        progress=False,
-        **names,
-        **evaluation,
-    )
-    weights = [each for block in find_weights(find_blocks(model, columns.blocks)).values() for each in block]
+    measure = partial(measure_languages, model, tokenizer, evaluation_dataset, settings, progress=False)
+    weights = flat(find_weights(find_blocks(model, columns.blocks)))
     if results is None:
         results = Results(DenseResult(dense_key, languages, measure(), {**evaluation, **_versions()}), {})
         append(path, results.dense)
@@ -184,13 +174,11 @@ def _calibrate(
 
 def _prune(model: "PreTrainedModel", dataset: Any, tokenizer: Any, run: _Run) -> None:
     pruner = MWandaPruner(run.config, progress=False, restore_on_failure=False)  # the caller keeps the dense weights
-    try:
+    with bare_failures():
         if run.config.calibration == "sequential" or run.config.needs_grams:
             pruner.prune(model, dataset, tokenizer)
         else:
             pruner.apply(model, run.statistics())
-    except PartiallyPrunedError as error:
-        raise error.__cause__ or error from None
 
 
 def _describe(run: _Run, report: PerplexityReport, achieved_sparsity: float, seconds: float) -> RunResult:

@@ -8,6 +8,7 @@ from typing import Any
 from ...evaluation.bootstrap import Estimate
 from ...evaluation.report import PerplexityComparison, PerplexityReport
 from ...evaluation.scores import LanguageScore, Windows
+from ...evaluation.settings import CONFIDENCE
 from .intervals import mean_interval
 from .results import Results, RunResult, digest
 
@@ -93,7 +94,7 @@ class Section:
         return min(self.seeds, key=lambda name: comparison.mean_log_ratio(name) or 0.0)
 
 
-def make_sections(results: Results, confidence: float = 0.95) -> list[Section]:
+def make_sections(results: Results, confidence: float = CONFIDENCE) -> list[Section]:
     """Groups runs by calibration, then by sparsity or pattern.
 
     Where the settings behind a name were changed between the runs of a file, its last ones count, if a seed is finished
@@ -143,35 +144,42 @@ def _mean(values: Iterable[float]) -> float:
 def _section(
     condition: str, point: str, dense: PerplexityReport, runs: Sequence[RunResult], confidence: float
 ) -> Section:
+    """The section of the runs of one calibration at one point."""
     names = dict.fromkeys(run.name for run in runs)
     finished = {name: _finished([run for run in runs if run.name == name]) for name in names}
-    roles = {
-        (language, language in run.seen)
-        for seeds in finished.values()
-        for folds in seeds.values()
-        for run in folds
-        for language in dense.scores
-    }
-    entries = {
-        (language, is_seen): language + LEFT_OUT if not is_seen and (language, True) in roles else language
-        for language in dense.scores
-        for is_seen in (True, False)
-        if (language, is_seen) in roles
-    }
+    counted = [run for seeds in finished.values() for folds in seeds.values() for run in folds]
+    entries = _entries(dense.scores, counted)
     return Section(
-        condition,
-        point,
-        runs[0].sparsity,
-        dataclasses.replace(dense, scores={entry: dense.scores[each] for (each, _), entry in entries.items()}),
-        tuple(entry for (_, is_seen), entry in entries.items() if is_seen),
-        {
+        condition=condition,
+        point=point,
+        sparsity=runs[0].sparsity,
+        dense=dataclasses.replace(dense, scores={entry: dense.scores[each] for (each, _), entry in entries.items()}),
+        seen=tuple(entry for (_, is_seen), entry in entries.items() if is_seen),
+        seeds={
             name: {seed: _over_folds(folds, entries) for seed, folds in seeds.items()}
             for name, seeds in finished.items()
             if seeds
         },
-        tuple(name for name, seeds in finished.items() if not seeds),
-        confidence,
+        unfinished=tuple(name for name, seeds in finished.items() if not seeds),
+        confidence=confidence,
     )
+
+
+def _entries(languages: Iterable[str], runs: Iterable[RunResult]) -> dict[tuple[str, bool], str]:
+    """The roles of every language, seen or left out, as far as some run gives it them, and what each is called.
+
+    Returns:
+        Language and whether it is seen to the name of its entry, languages in their order and the seen entry first.
+    """
+    seen = [run.seen for run in runs]
+    found = {}
+    for language in languages:
+        roles = {language in each for each in seen}
+        if True in roles:
+            found[language, True] = language
+        if False in roles:
+            found[language, False] = language + LEFT_OUT if True in roles else language
+    return found
 
 
 def _finished(runs: Sequence[RunResult]) -> dict[int, list[RunResult]]:

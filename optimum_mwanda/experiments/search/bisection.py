@@ -8,14 +8,16 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ...configuration import MWandaConfig
-from ...evaluation.perplexity import evaluate_languages
+from ...evaluation.perplexity import measure_languages
 from ...evaluation.report import PerplexityComparison
+from ...evaluation.settings import EvaluationSettings
 from ...modeling.blocks import find_blocks
 from ...modeling.interrupts import deferred_interrupts
-from ...modeling.weights import find_weights
+from ...modeling.weights import find_weights, flat
 from ...pruner import MWandaPruner
 from ...record.schema import RECORD_KEY, SparsityRecord
 from ..dense_state import DenseState
+from .defaults import BOUNDS, MAX_DEGRADATION, RESOLUTION
 from .outcome import PROTECTED, PRUNED, UNPROTECTED, SparsitySearch, SparsityTrial
 from .space import SearchSpace, protect_languages
 from .trials import Pruning
@@ -33,14 +35,14 @@ def find_sparsity(
     tokenizer: "PreTrainedTokenizerBase | str | None" = None,
     config: MWandaConfig | None = None,
     *,
-    most_degradation: float = 0.05,
-    bounds: tuple[float, float] = (0.1, 0.9),
-    resolution: float = 0.01,
+    max_degradation: float = MAX_DEGRADATION,
+    bounds: tuple[float, float] = BOUNDS,
+    resolution: float = RESOLUTION,
     strengths: Sequence[float] | None = None,
     protect: Mapping[str, float] | None = None,
     apply: bool = True,
     progress: bool = True,
-    **evaluation: Any,
+    **settings: Any,
 ) -> SparsitySearch:
     """Finds the highest sparsity at which no language's bits per byte rise by more than a given fraction.
 
@@ -60,7 +62,7 @@ def find_sparsity(
             guarded, whether or not they are calibrated on.
         tokenizer: Tokenizer for texts, or its name or path. None: the one saved beside the model.
         config: Settings; the defaults if None. Its `sparsity` is not looked at.
-        most_degradation: The fraction: 0.05 allows 5 %.
+        max_degradation: The fraction: 0.05 allows 5 %.
         bounds: Lowest and highest sparsity to try.
         resolution: Step between sparsities.
         strengths: Values of `allocation_strength` to try, each with a bisection of its own. None: that of `config`.
@@ -68,8 +70,8 @@ def find_sparsity(
             `config.language_weights` says. The report then shows what that changes at the sparsity that was found.
         apply: Whether to leave the model pruned at that sparsity; otherwise it ends as it was.
         progress: Whether to show progress bars.
-        evaluation: Further arguments of `evaluate_languages`; columns, `sequence_length`, `batch_size` and `seed` are
-            those of `config` by default.
+        **settings: Of the evaluation, as for `evaluate_languages`; columns, `sequence_length`, `batch_size` and `seed`
+            are those of `config` by default.
 
     Returns:
         Every trial, and the one that was chosen: none if even the lowest sparsity degrades a language too much. The
@@ -81,23 +83,14 @@ def find_sparsity(
         FloatingPointError: As these. If a sparse model gives NaN, set a lower upper bound.
     """
     config = MWandaPruner(config).config
-    space = SearchSpace(config, most_degradation, bounds, resolution, strengths, protect or {})
+    space = SearchSpace(config, max_degradation, bounds, resolution, strengths, protect or {})
     prune = Pruning(model, dataset, tokenizer, config, progress)
     protected = protect_languages(config, space.protect, prune.tokens) if space.protect else config
-    options = {
-        "language_column": config.language_column,
-        "text_column": config.text_column,
-        "target_column": config.target_column,
-        "sequence_length": config.sequence_length,
-        "batch_size": config.batch_size,
-        "seed": config.seed,
-        "progress": progress,
-        **evaluation,
-    }
-    measure = partial(evaluate_languages, model, tokenizer, evaluation_dataset, **options)
+    evaluation = EvaluationSettings.like(config, **settings)
+    measure = partial(measure_languages, model, tokenizer, evaluation_dataset, evaluation, progress=progress)
     dense = measure()
     weights = find_weights(find_blocks(model, config.blocks), config.include, config.exclude)
-    with deferred_interrupts(), DenseState(model, [each for block in weights.values() for each in block]) as state:
+    with deferred_interrupts(), DenseState(model, flat(weights)) as state:
 
         def compare(settings: MWandaConfig, name: str) -> PerplexityComparison:
             """Prunes the dense model and sets it beside what it was."""
@@ -141,7 +134,7 @@ def _bisect(
             None if settings.allocation == "uniform" else settings.allocation_strength,
             SparsityRecord.parse(getattr(model_config, RECORD_KEY)).achieved_sparsity,
             degradations,
-            max(degradations.values()) <= space.most_degradation,
+            max(degradations.values()) <= space.max_degradation,
         )
         logger.info("%s", trial)
         trials.append(trial)

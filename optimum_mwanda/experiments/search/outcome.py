@@ -14,7 +14,7 @@ from .space import SearchSpace
 PRUNED, PROTECTED, UNPROTECTED = "pruned", "protected", "unprotected"
 """Names in the comparison: of the pruned model, or of both where languages are protected."""
 
-_LIMITS = ("most_degradation", "bounds", "resolution", "strengths", "protect")
+_LIMITS = ("max_degradation", "bounds", "resolution", "strengths", "protect")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +101,7 @@ class SparsitySearch:
     @property
     def verdict(self) -> str:
         """What was found, in a sentence or two."""
-        chosen, limit = self.chosen, f"the {100 * self.space.most_degradation:g} % allowed"
+        chosen, limit = self.chosen, f"the {100 * self.space.max_degradation:g} % allowed"
         if chosen is None:
             least = min(self.trials, key=lambda trial: (trial.sparsity, trial.worst))
             return (

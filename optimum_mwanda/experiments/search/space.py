@@ -16,7 +16,7 @@ class SearchSpace:
     Attributes:
         config: Settings of the pruning. Its sparsity is replaced by those that are tried, and so is its
             `allocation_strength` where `strengths` are given.
-        most_degradation: How much the bits per byte of any language may rise, as a fraction of the dense model's:
+        max_degradation: How much the bits per byte of any language may rise, as a fraction of the dense model's:
             0.05 is 5 %.
         bounds: Lowest and highest sparsity to try.
         resolution: Step between the sparsities that may be tried.
@@ -28,7 +28,7 @@ class SearchSpace:
     """
 
     config: MWandaConfig
-    most_degradation: float
+    max_degradation: float
     bounds: tuple[float, float]
     resolution: float
     strengths: Sequence[float] | None
@@ -40,9 +40,7 @@ class SearchSpace:
                 f"pattern={self.config.pattern!r} fixes the sparsity, so that there is nothing to search: set "
                 "pattern='unstructured'."
             )
-        check_number(
-            "most_degradation", self.most_degradation, lambda value: 0 <= value <= 1, "a share: 0.05 allows 5 %"
-        )
+        check_number("max_degradation", self.max_degradation, lambda value: 0 <= value <= 1, "a share: 0.05 allows 5 %")
         check_number("resolution", self.resolution, lambda value: 0 < value < 1, "a step between 0 and 1")
         self._check_bounds()
         self._check_strengths()

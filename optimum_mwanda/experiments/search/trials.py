@@ -7,7 +7,7 @@ from ...configuration import MWandaConfig
 from ...data.chunks import build_chunks
 from ...pruner import MWandaPruner
 from ...pruning.scoring import needs_statistics
-from ...walking.editor import PartiallyPrunedError
+from ...walking.failure import bare_failures
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -53,10 +53,8 @@ class Pruning:
     def __call__(self, config: MWandaConfig) -> None:
         """Prunes the model, which must be dense."""
         pruner = MWandaPruner(config, progress=self._progress, restore_on_failure=False)  # the dense state is kept
-        try:
+        with bare_failures():
             if self._statistics is None:
                 pruner.prune(self._model, self._dataset, self._tokenizer)
             else:
                 pruner.apply(self._model, self._statistics)
-        except PartiallyPrunedError as error:
-            raise error.__cause__ or error from None  # the model is put back: only the reason matters

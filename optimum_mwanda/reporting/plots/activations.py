@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...calibration.statistics import CalibrationStatistics
 from .blocks import label_blocks
-from .drawing import COLORS, GRID, MOST_INCHES, ROW, label_rows, new_figure, rows_height, save_figure
+from .drawing import COLORS, GRID, MAX_INCHES, ROW, label_rows, new_figure, rows_height, save_figure
 from .profiles import Blocks, group_by_block, language_activity, pairs, pairwise_correlation, similarity_order
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def language_correlation_figure(correlations: Tensor, languages: Sequence[str]) 
     known = values[values.isfinite()]
     low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
     order = similarity_order(mean)
-    side = min(max(len(languages) * ROW, 2.0), MOST_INCHES)
+    side = min(max(len(languages) * ROW, 2.0), MAX_INCHES)
     figure = new_figure(side + 1.9, side + 0.9)
     import matplotlib
 

@@ -9,7 +9,7 @@ from .drawing import shorten
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_MOST_TICKS = 12
+_MAX_TICKS = 12
 
 
 def label_blocks(axes: "Axes", names: Sequence[str]) -> None:
@@ -29,7 +29,7 @@ def label_blocks(axes: "Axes", names: Sequence[str]) -> None:
     lists, numbers = zip(*parts, strict=True)
     starts = [at for at in range(len(names)) if at == 0 or lists[at] != lists[at - 1]]
     steps = (digit * 10**power for power in itertools.count() for digit in (1, 2, 5))
-    step = next(each for each in steps if len(names) <= each * _MOST_TICKS)
+    step = next(each for each in steps if len(names) <= each * _MAX_TICKS)
     room = step // 2  # between the last number of a list and the first of the next
     ticks = [
         at

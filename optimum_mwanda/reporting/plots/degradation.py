@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_MOST_ROWS = 50
+_MAX_ROWS = 50
 """Languages in one column of the picture."""
 
 
@@ -46,7 +46,7 @@ def degradation_figure(comparison: PerplexityComparison) -> "Figure":
         raise ValueError("The comparison holds no pruned model: there is nothing to draw.")
     totals = {each: sum(change.languages[each].value for change in changes.values()) for each in comparison.languages}
     languages = sorted(totals, key=lambda each: -totals[each])
-    panels = math.ceil(len(languages) / _MOST_ROWS)
+    panels = math.ceil(len(languages) / _MAX_ROWS)
     rows = math.ceil(len(languages) / panels)
     height = rows_height(rows, row=max(0.2, 0.06 * len(changes)))
     legend_rows = math.ceil((len(changes) + 2) / _legend_columns(panels))

@@ -23,7 +23,7 @@ GRID = "#dddddd"
 ROW = 0.17
 """Inches that a labelled row takes."""
 
-MOST_INCHES = 24.0
+MAX_INCHES = 24.0
 """No picture is higher or wider: beyond that, rows get thinner and only some of them are labelled."""
 
 LABEL_SIZE = 7
@@ -88,15 +88,15 @@ def error_lengths(estimates: Sequence[Estimate]) -> list[list[float]]:
     return [below, above]
 
 
-def shorten(label: str, most: int = 24) -> str:
+def shorten(label: str, max_length: int = 24) -> str:
     """A label that leaves room for the picture; names of variants differ at their ends, so the middle goes."""
-    end = (most - 1) // 2
-    return label if len(label) <= most else f"{label[: most - 1 - end]}…{label[-end:]}"
+    end = (max_length - 1) // 2
+    return label if len(label) <= max_length else f"{label[: max_length - 1 - end]}…{label[-end:]}"
 
 
 def rows_height(rows: int, row: float = ROW) -> float:
     """Inches for so many labelled rows."""
-    return min(max(rows * row, 1.0), MOST_INCHES)
+    return min(max(rows * row, 1.0), MAX_INCHES)
 
 
 def label_rows(axis: "Axis", labels: Sequence[str], inches: float) -> None:

@@ -1,0 +1,55 @@
+"""What of a dataset a model is evaluated on, and how much of it at a time."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from ..configuration import MWandaConfig
+from ..values import describe_fields, setting
+
+CONFIDENCE = 0.95
+"""Probability with which an interval covers the true value, unless another one is asked for."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationSettings:
+    """The settings of an evaluation, as `evaluate_languages`, `compare` and `find_sparsity` take them by name."""
+
+    languages: Sequence[str] | None = setting(None, "Languages to evaluate. None: all.")
+    language_column: str = setting(MWandaConfig.language_column, "Column that names the language.")
+    text_column: str = setting(
+        MWandaConfig.text_column, "Column with the text; for an encoder-decoder, with the source."
+    )
+    target_column: str = setting(MWandaConfig.target_column, "Column with the target for an encoder-decoder.")
+    sequence_length: int | None = setting(
+        None,
+        "Tokens per window; for an encoder-decoder, most tokens per source and per target. None: 512, or the model's "
+        "positions where those are fewer.",
+    )
+    tokens_per_language: int = setting(
+        16384, "Most tokens to evaluate per language, those of sources not counted; the last text is cut to fit."
+    )
+    batch_size: int = setting(8, "Windows per forward pass.")
+    seed: int = setting(0, "Seed of the choice of rows, where there are more than needed.")
+
+    def __post_init__(self) -> None:
+        if isinstance(self.languages, str):
+            object.__setattr__(self, "languages", (self.languages,))
+
+    @classmethod
+    def like(cls, config: MWandaConfig, **changes: Any) -> "EvaluationSettings":
+        """Settings that read a dataset as a config reads that of the calibration.
+
+        Args:
+            config: Gives columns, `sequence_length`, `batch_size` and `seed`.
+            **changes: Further settings, and others than these.
+        """
+        shared = ("language_column", "text_column", "target_column", "sequence_length", "batch_size", "seed")
+        return cls(**{**{name: getattr(config, name) for name in shared}, **changes})
+
+
+EvaluationSettings.__doc__ = f"""{EvaluationSettings.__doc__}
+
+    Args:
+{describe_fields(EvaluationSettings)}
+"""

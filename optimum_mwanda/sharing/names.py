@@ -1,0 +1,11 @@
+"""What the files in the folder of a pruned model are called, and what a repository may be called."""
+
+import re
+
+CARD_NAME = "README.md"
+EVALUATION_NAME = "evaluation.json"
+HARNESS_NAME = "harness.json"
+SPARSITY_PLOT = "sparsity.png"
+DEGRADATION_PLOT = "degradation.png"
+
+REPO_ID = re.compile(r"(\w[\w.-]{0,95}/)?\w[\w.-]{0,95}", re.ASCII)

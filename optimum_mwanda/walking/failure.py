@@ -1,0 +1,15 @@
+"""What made a pruning fail, without what it left behind."""
+
+import contextlib
+from collections.abc import Iterator
+
+from .editor import PartiallyPrunedError
+
+
+@contextlib.contextmanager
+def bare_failures() -> Iterator[None]:
+    """Inside the block a pruning fails with its reason alone, for callers who restore the model or throw it away."""
+    try:
+        yield
+    except PartiallyPrunedError as error:
+        raise error.__cause__ or error from None
