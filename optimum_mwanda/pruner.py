@@ -18,7 +18,7 @@ from .pruning.allocation import SparsityPlan
 from .pruning.checks import check_pattern, check_plan, check_statistics
 from .pruning.experts_policy import apply_experts_policy
 from .pruning.planning import make_plan
-from .pruning.scoring import compute_mask, language_weights, needs_statistics
+from .pruning.scoring import compute_mask, weigh_languages
 from .record.build import build_record
 from .utils import progress_bar
 from .walking.blockwise import BlockwisePruning
@@ -89,14 +89,14 @@ class MWandaPruner:
             FloatingPointError: If weights or activations are NaN or infinite.
         """
         weights = self._find_weights(model)
-        if not needs_statistics(self.config):
+        if not self.config.needs_statistics:
             return self.apply(model)
         if dataset is None:
             raise ValueError(
                 f"criterion={self.config.criterion!r} with allocation={self.config.allocation!r} needs calibration "
                 "data: pass a dataset."
             )
-        if self.config.calibration == "dense" and not self.config.needs_grams:
+        if not self.config.works_blockwise:
             return self.apply(model, self.calibrate(model, dataset, tokenizer))
         return self._prune_blockwise(model, weights, build_chunks(dataset, self.config, model, tokenizer))
 
@@ -174,7 +174,7 @@ class MWandaPruner:
                 calibration, which needs `prune`.
             FloatingPointError: If weights are NaN or infinite.
         """
-        if needs_statistics(self.config) and (self.config.calibration == "sequential" or self.config.needs_grams):
+        if self.config.works_blockwise:
             raise ValueError(
                 "calibration='sequential', refinement and reconstruction look at each block while they prune: call "
                 "prune(model, dataset), or set calibration='dense', refinement='none' and reconstruction='none'."
@@ -186,7 +186,7 @@ class MWandaPruner:
         if statistics is not None:
             weights, settled = apply_experts_policy(weights, statistics, self.config)
         plan = make_plan(weights, settled, self.config) if plan is None else check_plan(plan, weights, self.config)
-        shares = None if statistics is None else language_weights(self.config, statistics.tokens)
+        shares = None if statistics is None else weigh_languages(self.config, statistics.tokens)
         masks: list[tuple[PrunableWeight, Tensor]] = []
         for weight in self._bar(_flat(weights), len(_flat(weights))):
             entry = None if settled is None else settled.weights.get(weight.name)

@@ -65,7 +65,10 @@ def describe_fields(dataclass: type) -> str:
     """The `Args` part of a docstring, from the help texts of the fields."""
     lines = []
     for field in fields(dataclass):
+        legal = field.metadata.get("legal")
         kind = field.type.__name__ if isinstance(field.type, type) else str(field.type)
+        if legal is not None:
+            kind = f"{legal} | None" if field.default is None else str(legal)
         text = f"{field.name} (`{kind}`, defaults to `{field.default!r}`): {field.metadata['help']}"
         lines += textwrap.wrap(text, 112, initial_indent=" " * 8, subsequent_indent=" " * 12)
     return "\n".join(lines)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from optimum_mwanda import MWandaConfig
 from optimum_mwanda.configuration import CONFIG_NAME
-from optimum_mwanda.validation import CHOICES, UPDATING, WEIGHTINGS
+from tests.conftest import CHOICES, UPDATING, WEIGHTINGS
 
 CODES = st.sampled_from(["en", "zh-Hant", "eng_Latn", "sw", "język"])
 POSITIVE = st.floats(0, 1e6, exclude_min=True)

@@ -106,9 +106,7 @@ class PruneCommand(Subcommand):
 
     def _check(self, config: "MWandaConfig") -> None:
         """Finds out at once what would fail after hours."""
-        from ..pruning.scoring import needs_statistics
-
-        if self.args.dataset is None and needs_statistics(config):
+        if self.args.dataset is None and config.needs_statistics:
             raise UsageError(
                 f"--criterion {config.criterion} with --allocation {config.allocation} needs calibration text: give "
                 "--dataset, or --criterion magnitude --allocation uniform."

@@ -91,10 +91,9 @@ class SearchCommand(Subcommand):
     def _space(self) -> "SearchSpace":
         """The limits; what is not allowed is found out before anything is loaded."""
         from ..experiments.search.space import SearchSpace
-        from ..pruning.scoring import needs_statistics
 
         args, config = self.args, read_settings(self.args)
-        if args.dataset is None and needs_statistics(config):
+        if args.dataset is None and config.needs_statistics:
             raise UsageError(
                 f"--criterion {config.criterion} with --allocation {config.allocation} needs calibration text: give "
                 "--dataset, or --criterion magnitude --allocation uniform."

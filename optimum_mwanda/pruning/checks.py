@@ -6,7 +6,6 @@ from ..calibration.statistics import CalibrationStatistics
 from ..configuration import MWandaConfig
 from ..modeling.weights import PrunableWeight
 from .allocation import SparsityPlan
-from .scoring import needs_statistics
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +48,7 @@ def check_statistics(
             has another width.
     """
     if statistics is None:
-        if needs_statistics(config):
+        if config.needs_statistics:
             raise ValueError(
                 f"criterion={config.criterion!r} with allocation={config.allocation!r} needs statistics: pass the "
                 "result of calibrate()."

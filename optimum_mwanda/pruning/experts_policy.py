@@ -11,7 +11,6 @@ from ..calibration.coverage import ExpertCoverage
 from ..calibration.statistics import CalibrationStatistics, WeightStatistics
 from ..configuration import MWandaConfig
 from ..modeling.weights import PrunableWeight
-from .scoring import needs_statistics
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +44,7 @@ def apply_experts_policy(
     """
     coverage = expert_coverage(statistics, config)
     lacking = set(coverage.lacking)
-    if not lacking or not needs_statistics(config):
+    if not lacking or not config.needs_statistics:
         return weights, statistics
     if config.experts_policy == "error":
         raise ValueError(

@@ -14,7 +14,7 @@ from ..configuration import MWandaConfig
 from ..modeling.weights import PrunableWeight
 from ..pruning.allocation import SparsityPlan
 from ..pruning.experts_policy import expert_coverage
-from ..pruning.scoring import language_weights, needs_statistics
+from ..pruning.scoring import weigh_languages
 from ..version import __version__
 from .matrices import count_matrices
 from .schema import (
@@ -105,9 +105,9 @@ def _matrices(counts: dict[str, list[RecordedMatrix]]) -> dict[str, Any]:
 
 def _calibration(config: MWandaConfig, statistics: CalibrationStatistics | None) -> dict[str, Any]:
     """The languages, data and experts that shaped the masks; none where the settings do not look at them."""
-    if statistics is None or not needs_statistics(config):
+    if statistics is None or not config.needs_statistics:
         return {"languages": {}, "dataset_fingerprints": []}
-    shares = language_weights(config, statistics.tokens).tolist()
+    shares = weigh_languages(config, statistics.tokens).tolist()
     languages = {
         language: {"tokens": tokens, "weight": round(share, 9)}
         for (language, tokens), share in zip(statistics.tokens.items(), shares, strict=True)

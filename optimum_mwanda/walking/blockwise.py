@@ -17,7 +17,7 @@ from ..modeling.interrupts import check_interrupts
 from ..modeling.weights import PrunableWeight
 from ..pruning.allocation import SparsityPlan
 from ..pruning.experts_policy import lacking_experts, settle
-from ..pruning.scoring import language_weights
+from ..pruning.scoring import weigh_languages
 from ..pruning.update import mask_and_values
 from .editor import WeightEditor
 from .replay import BlockCalls
@@ -54,7 +54,7 @@ class BlockwisePruning:
         self._config = config
         self._languages, self._batches = zip(*chunks.batches(config.batch_size), strict=True)
         self._stacks = find_stacks(model, config.blocks)
-        self._shares = language_weights(config, chunks.tokens)
+        self._shares = weigh_languages(config, chunks.tokens)
         self._names = list(chunks.tokens)
         everything = {name: block for stack in self._stacks for name, block in stack.items()}
         self._recorded = {0: BlockCalls(model, self._stacks[0], batches, through=everything)}

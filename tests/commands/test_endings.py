@@ -43,7 +43,7 @@ def broken_card(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], No
     [
         (["--sparsity", "half"], 2, "invalid float value"),
         (["--sparsity", "1.5"], 2, "give a share"),
-        (["--criterion", "mwnda"], 2, "invalid choice"),
+        (["--criterion", "mwnda"], 2, "is not known"),
         (["--dtyp", "auto"], 2, "Did you mean --dtype"),
         (["--device-map", "{cpu"], 2, "--device-map"),
         ([], 2, "needs calibration text"),
