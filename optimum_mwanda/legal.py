@@ -30,7 +30,9 @@ class OneOf:
     def check(self, name: str, value: Any) -> None:
         """Refuses what is none of the names."""
         if value not in tuple(self.names):
-            hint = "" if self.register is None else f" One of your own? Then register it first with {self.register}."
+            hint = ""
+            if self.register is not None:
+                hint = f" One of your own? Then register it first with {self.register} (on the command line: --plugin)."
             raise ValueError(f"{name}={value!r} is not known. Choose one of: {self.listed}.{hint}")
 
     @property

@@ -10,6 +10,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from .values import check_number
+
 Function = Callable[..., Any]
 
 
@@ -117,12 +119,13 @@ def register_criterion(
 
     Raises:
         TypeError: If the function cannot be called, or there is not exactly one.
-        ValueError: If the name is taken, or the fallback is not known.
+        ValueError: If the name is taken, the fallback is not known, or the damping is not allowed.
     """
     _check_name("criterion", name, CRITERIA)
     if (score is None) is (solve is None):
         raise TypeError(f"criterion {name!r}: give either score or solve.")
-    _check_callable("criterion", name, score=score, solve=solve)
+    _check_callable("criterion", name, **({"score": score} if solve is None else {"solve": solve}))
+    check_number("damping", damping, lambda value: value >= 0, "a number that is not negative")
     if fallback is None:
         fallback = "magnitude" if solve is None else "wanda"
     if fallback not in CRITERIA:
@@ -159,12 +162,9 @@ def register_allocation(
         ValueError: If the name is taken.
     """
     _check_name("allocation", name, ALLOCATIONS)
-    if importance is None:
-        raise TypeError(f"allocation {name!r}: give the function that measures the importance of a block.")
+    spread = _ALLOCATE if spread is None else spread
     _check_callable("allocation", name, importance=importance, spread=spread)
-    ALLOCATIONS[name] = Allocation(
-        _checked_importance(name, importance), spread or _ALLOCATE, needs_data, compares_languages
-    )
+    ALLOCATIONS[name] = Allocation(_checked_importance(name, importance), spread, needs_data, compares_languages)
 
 
 def score_for(name: str, has_statistics: bool) -> tuple[Function, bool]:
@@ -183,12 +183,12 @@ def _check_name(kind: str, name: str, taken: dict[str, Any]) -> None:
     if not isinstance(name, str) or not name:
         raise ValueError(f"{name!r} is not allowed as the name of the {kind}: give a string.")
     if name in taken:
-        raise ValueError(f"There is a {kind} {name!r} already: choose another name.")
+        raise ValueError(f"The {kind} {name!r} is there already: choose another name.")
 
 
-def _check_callable(kind: str, name: str, **functions: Function | None) -> None:
+def _check_callable(kind: str, name: str, **functions: Any) -> None:
     for role, function in functions.items():
-        if function is not None and not callable(function):
+        if not callable(function):
             raise TypeError(f"{kind} {name!r}: {role}={function!r} is not a function.")
 
 
