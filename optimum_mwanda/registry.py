@@ -64,7 +64,8 @@ class Allocation:
     Attributes:
         importance: Takes the weights of one block, the `CalibrationStatistics`, the language weights `(languages,)` and
             the config, and gives the importance of the block, higher for what is to be kept; None if it cannot tell.
-            Without `needs_data` statistics and language weights are None. None: all blocks get the same sparsity.
+            Without `needs_data` statistics and language weights are None. Where there is no such function, all blocks
+            get the same sparsity.
         spread: Makes sparsities of importances; arguments and result are those of `pruning.allocation.allocate`.
         needs_data: Whether the importance depends on statistics.
         compares_languages: Whether it takes two languages at least.

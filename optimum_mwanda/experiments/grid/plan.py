@@ -74,7 +74,7 @@ class ComparisonPlan:
         return make_conditions(languages, self.samples_per_language, self.rotate, self.only)
 
     def runs(self, seed: int, condition: Condition) -> list[tuple[str, MWandaConfig]]:
-        """Name and settings of every run of a condition; CWL compares languages and is left out where there is one."""
+        """Name and settings of every run of a condition; what compares languages is left out where there is one."""
         runs = expand(self.methods, self.sparsities, self.patterns, {**self.settings, **self._drawn(seed, condition)})
         return [each for each in runs if not _compares(each[1]) or len(condition.languages) > 1]
 
