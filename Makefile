@@ -6,7 +6,11 @@ RUN := $(VENV)/bin/python
 OLDEST := .venv-oldest
 INSTALL := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-oldest test-matrix check style clean
+# What a change to one module needs: no model families, no slow reference, no other process, no browser.
+FAST := $(addprefix tests/,calibration data modeling pruning record storage test_configuration.py test_golden.py)
+SLOW := tests/pruning/test_against_reference.py tests/storage/test_families.py
+
+.PHONY: demo test test-fast test-oldest test-matrix check style clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
@@ -23,6 +27,9 @@ demo: $(VENV)/.installed  ## prune the embedded sample with Wanda and with M-Wan
 
 test: $(VENV)/.installed  ## run the tests
 	$(RUN) -m pytest --numprocesses auto
+
+test-fast: $(VENV)/.installed  ## run the unit tests, in less than a minute
+	$(RUN) -m pytest --numprocesses auto --quiet -k "not process" $(FAST) $(addprefix --ignore=,$(SLOW))
 
 test-oldest: $(OLDEST)/.installed  ## run the same tests on the oldest versions that are allowed
 	$(OLDEST)/bin/python -m pytest --numprocesses auto

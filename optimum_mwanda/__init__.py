@@ -18,6 +18,7 @@ _HOMES = {
     "PerplexityComparison": "evaluation.report",
     "PerplexityReport": "evaluation.report",
     "SparsityPlan": "pruning.allocation",
+    "SparsityRecord": "record.schema",
     "SparsitySearch": "experiments.search.outcome",
     "SparsityTrial": "experiments.search.outcome",
     "SparsityVerification": "record.verification",
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from .experiments.search.outcome import SparsityTrial as SparsityTrial
     from .pruner import MWandaPruner as MWandaPruner
     from .pruning.allocation import SparsityPlan as SparsityPlan
+    from .record.schema import SparsityRecord as SparsityRecord
     from .record.verification import SparsityVerification as SparsityVerification
     from .record.verification import sparsity_map as sparsity_map
     from .record.verification import sparsity_record as sparsity_record

@@ -1,36 +1,39 @@
 """`MWandaPruner`: calibrate, allocate, apply."""
 
-from collections.abc import Iterable, Sequence
+import dataclasses
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from .calibration.collector import StatisticsCollector
-from .calibration.statistics import CalibrationStatistics, WeightStatistics
+from .calibration.statistics import CalibrationStatistics
 from .configuration import MWandaConfig
 from .data.chunks import CalibrationChunks, build_chunks
-from .modeling.bits import pack_bits, unpack_bits
-from .modeling.blocks import find_blocks, inference_mode, run_blocks
+from .modeling.blocks import find_blocks, inference_mode
 from .modeling.fingerprint import model_fingerprint
-from .modeling.interrupts import check_interrupts, deferred_interrupts
-from .modeling.weights import PrunableWeight, find_weights
+from .modeling.interrupts import check_interrupts
+from .modeling.weights import PrunableWeight, Weights, find_weights, flat
 from .pruning.allocation import SparsityPlan
 from .pruning.checks import check_pattern, check_plan, check_statistics
-from .pruning.experts_policy import apply_experts_policy
+from .pruning.experts_policy import leave_out_experts, settle
 from .pruning.planning import make_plan
-from .pruning.scoring import compute_mask, weigh_languages
+from .pruning.scoring import weigh_languages
+from .pruning.update import mask_and_values
 from .record.build import build_record
 from .utils import progress_bar
-from .walking.blockwise import BlockwisePruning
+from .walking.block_by_block import BlockByBlock
+from .walking.calibrating import calibrate
 from .walking.editor import WeightEditor
+from .walking.store import check_activations, make_store
+from .walking.walk import AllAtOnce, Step, Walk, check_resident
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from .evaluation.report import PerplexityComparison
-
-Weights = dict[str, list[PrunableWeight]]
 
 
 class MWandaPruner:
@@ -47,6 +50,10 @@ class MWandaPruner:
         progress: Whether to show progress bars.
         restore_on_failure: Whether to keep the removed weights, packed on the CPU, until pruning has succeeded. Without
             it less memory is needed, and a failure, an interrupt too, raises `PartiallyPrunedError`.
+        activations: Where the hidden states of the calibration batches lie while blocks are pruned one after the other
+            (sequential calibration, refinement, reconstruction): `"device"` leaves them where the blocks do, `"cpu"`
+            moves them to the memory of the machine, and a folder gets a memory-mapped file, which is gone afterwards.
+            The result is the same.
 
     Example:
         ```python
@@ -56,15 +63,22 @@ class MWandaPruner:
     """
 
     def __init__(
-        self, config: MWandaConfig | None = None, *, progress: bool = True, restore_on_failure: bool = True
+        self,
+        config: MWandaConfig | None = None,
+        *,
+        progress: bool = True,
+        restore_on_failure: bool = True,
+        activations: str | os.PathLike[str] = "device",
     ) -> None:
         if config is not None and not isinstance(config, MWandaConfig):
             raise TypeError(
                 f"config is a {type(config).__name__}: pass an MWandaConfig, or MWandaConfig.from_dict(...)."
             )
+        check_activations(activations)
         self.config = config or MWandaConfig()
         self.progress = progress
         self.restore_on_failure = restore_on_failure
+        self.activations = activations
 
     def prune(
         self,
@@ -88,7 +102,6 @@ class MWandaPruner:
             ValueError: If the settings, the data and the model do not fit together.
             FloatingPointError: If weights or activations are NaN or infinite.
         """
-        weights = self._find_weights(model)
         if not self.config.needs_statistics:
             return self.apply(model)
         if dataset is None:
@@ -96,9 +109,25 @@ class MWandaPruner:
                 f"criterion={self.config.criterion!r} with allocation={self.config.allocation!r} needs calibration "
                 "data: pass a dataset."
             )
+        weights = self._find_weights(model)
+        chunks = build_chunks(dataset, self.config, model, tokenizer)
         if not self.config.works_blockwise:
-            return self.apply(model, self.calibrate(model, dataset, tokenizer))
-        return self._prune_blockwise(model, weights, build_chunks(dataset, self.config, model, tokenizer))
+            statistics = self._calibrate(model, flat(weights), chunks)
+            walk: Walk = AllAtOnce(self._reached(weights, statistics), statistics)
+        else:
+            # The walk looks at each block itself: before, only what the plan and the experts policy go by is needed.
+            watched = [w for w in flat(weights) if self.config.allocation != "uniform" or w.expert_name is not None]
+            statistics = self._calibrate(model, watched, chunks)
+            shares = weigh_languages(self.config, chunks.tokens).tolist()
+            walk = BlockByBlock(
+                model,
+                self._reached(weights, statistics),
+                chunks,
+                dict(zip(chunks.tokens, shares, strict=True)),
+                self.config,
+                partial(make_store, self.activations),
+            )
+        return self._run(model, walk, self._plan(walk.weights, statistics), statistics, statistics.model_fingerprint)
 
     def calibrate(
         self,
@@ -125,12 +154,7 @@ class MWandaPruner:
         """
         weights = self._find_weights(model)
         chunks = build_chunks(dataset, self.config, model, tokenizer)
-        collector = self._collector(_flat(weights), chunks, also_for)
-        with inference_mode(model), collector:
-            blocks = find_blocks(model, self.config.blocks)
-            for inputs in self._batches(chunks, collector):
-                run_blocks(model, blocks, inputs)
-        return _statistics(model, weights, collector.finish(), chunks)
+        return self._calibrate(model, flat(weights), chunks, also_for)
 
     def allocate(self, model: "PreTrainedModel", statistics: CalibrationStatistics | None = None) -> SparsityPlan:
         """Decides the sparsity of every block; nothing is changed.
@@ -147,9 +171,7 @@ class MWandaPruner:
         """
         weights = self._find_weights(model)
         statistics = check_statistics(statistics, model_fingerprint(model), weights, self.config)
-        if statistics is not None:
-            weights, statistics = apply_experts_policy(weights, statistics, self.config)
-        return make_plan(weights, statistics, self.config)
+        return self._plan(self._reached(weights, statistics), statistics)
 
     def apply(
         self,
@@ -182,24 +204,10 @@ class MWandaPruner:
         weights = self._find_weights(model)
         fingerprint = model_fingerprint(model)
         statistics = check_statistics(statistics, fingerprint, weights, self.config)
-        settled = statistics
-        if statistics is not None:
-            weights, settled = apply_experts_policy(weights, statistics, self.config)
-        plan = make_plan(weights, settled, self.config) if plan is None else check_plan(plan, weights, self.config)
-        shares = None if statistics is None else weigh_languages(self.config, statistics.tokens)
-        masks: list[tuple[PrunableWeight, Tensor]] = []
-        for weight in self._bar(_flat(weights), len(_flat(weights))):
-            entry = None if settled is None else settled.weights.get(weight.name)
-            pruned = compute_mask(weight, entry, shares, plan[weight.block], self.config)
-            masks.append((weight, pack_bits(pruned).cpu()))
-        with deferred_interrupts(), WeightEditor(self.restore_on_failure) as editor:
-            for weight, packed in masks:
-                editor.zero(weight, unpack_bits(packed.to(weight.matrix.device), weight.matrix.shape))
-                check_interrupts()
-            record = build_record(model, self.config, weights, plan, statistics, fingerprint)
-            check_interrupts()
-            model.config.mwanda_config = record
-        return model
+        walk = AllAtOnce(self._reached(weights, statistics), statistics)
+        if plan is None:
+            plan = self._plan(walk.weights, statistics)
+        return self._run(model, walk, check_plan(plan, walk.weights, self.config), statistics, fingerprint)
 
     def push_to_hub(
         self,
@@ -229,28 +237,6 @@ class MWandaPruner:
 
         return push_to_hub(model, repo_id, tokenizer=tokenizer, report=report, **options)
 
-    def _prune_blockwise(
-        self, model: "PreTrainedModel", weights: Weights, chunks: CalibrationChunks
-    ) -> "PreTrainedModel":
-        """Prunes block by block, after a dense pass for the allocation."""
-        with inference_mode(model):
-            with self._collector(self._watched(weights), chunks) as dense:
-                pruning = BlockwisePruning(model, self.config, chunks, self._batches(chunks, dense))
-            statistics = _statistics(model, weights, dense.finish(), chunks)
-            weights, settled = apply_experts_policy(weights, statistics, self.config)
-            plan = make_plan(weights, settled, self.config)
-            with WeightEditor(self.restore_on_failure) as editor:
-                for _ in self._bar(pruning.run(weights, plan, editor), len(_flat(weights))):
-                    pass
-                record = build_record(model, self.config, weights, plan, statistics, statistics.model_fingerprint)
-                check_interrupts()
-                model.config.mwanda_config = record
-        return model
-
-    def _watched(self, weights: Weights) -> list[PrunableWeight]:
-        """What the dense pass before a blockwise pruning looks at: all for an allocation, else experts only."""
-        return [w for w in _flat(weights) if self.config.allocation != "uniform" or w.expert_name is not None]
-
     def _find_weights(self, model: "PreTrainedModel") -> Weights:
         if not isinstance(model, nn.Module) or not hasattr(model, "config"):
             raise TypeError(f"model is a {type(model).__name__}: pass a loaded transformers model.")
@@ -260,43 +246,60 @@ class MWandaPruner:
                 "unload it first."
             )
         weights = find_weights(find_blocks(model, self.config.blocks), self.config.include, self.config.exclude)
+        check_resident(flat(weights))
         check_pattern(weights, self.config)
         return weights
 
-    def _collector(
-        self, weights: Sequence[PrunableWeight], chunks: CalibrationChunks, also_for: Iterable[MWandaConfig] = ()
-    ) -> StatisticsCollector:
+    def _calibrate(
+        self,
+        model: "PreTrainedModel",
+        weights: Sequence[PrunableWeight],
+        chunks: CalibrationChunks,
+        also_for: Iterable[MWandaConfig] = (),
+    ) -> CalibrationStatistics:
         activities = {config.activity for config in (self.config, *also_for) if config.activity is not None}
-        return StatisticsCollector(weights, list(chunks.chunks), sorted(activities))
+        with inference_mode(model):
+            return calibrate(model, weights, chunks, self.config, sorted(activities), self.progress)
 
-    def _batches(self, chunks: CalibrationChunks, collector: StatisticsCollector) -> Iterable[dict[str, Tensor]]:
-        """Calibration batches, announcing the language of each to the collector."""
-        size = self.config.batch_size
-        batches = progress_bar(
-            chunks.batches(size), total=chunks.number_of_batches(size), description="Calibrating", show=self.progress
-        )
-        for language, inputs in batches:
-            collector.start(language)
-            yield inputs
+    def _reached(self, weights: Weights, statistics: CalibrationStatistics | None) -> Weights:
+        """The weights to prune: all, unless the policy leaves out experts that calibration hardly reached."""
+        return weights if statistics is None else leave_out_experts(weights, statistics, self.config)
 
-    def _bar(self, weights: Iterable[PrunableWeight], total: int) -> Iterable[PrunableWeight]:
-        return progress_bar(weights, total=total, description="Pruning", show=self.progress)
+    def _plan(self, weights: Weights, statistics: CalibrationStatistics | None) -> SparsityPlan:
+        """Visits every block for its importance, and shares the target out."""
+        if statistics is not None:
+            entries, _ = settle(flat(weights), statistics.weights, {}, self.config)
+            statistics = dataclasses.replace(statistics, weights=entries)
+        return make_plan(weights, statistics, self.config)
 
+    def _run(
+        self,
+        model: "PreTrainedModel",
+        walk: Walk,
+        plan: SparsityPlan,
+        statistics: CalibrationStatistics | None,
+        fingerprint: str,
+    ) -> "PreTrainedModel":
+        """Prunes on a walk; if that ends early the editor takes back what was done, and there is no record."""
+        weighted = None if statistics is None else weigh_languages(self.config, statistics.tokens)
+        with inference_mode(model), WeightEditor(self.restore_on_failure) as editor:
+            visited = self._visit(walk.steps(editor), plan, weighted)
+            total = len(flat(walk.weights))
+            for _ in progress_bar(visited, total=total, description="Pruning", show=self.progress):
+                pass
+            record = build_record(model, self.config, walk.weights, walk.zeros, plan, statistics, fingerprint)
+            check_interrupts()
+            model.config.mwanda_config = record.to_dict()
+        return model
 
-def _flat(weights: Weights) -> list[PrunableWeight]:
-    return [weight for block in weights.values() for weight in block]
-
-
-def _statistics(
-    model: "PreTrainedModel", weights: Weights, sums: dict[str, WeightStatistics], chunks: CalibrationChunks
-) -> CalibrationStatistics:
-    experts = dict.fromkeys(w.expert_name for w in _flat(weights) if w.expert_name is not None)
-    return CalibrationStatistics(
-        sums,
-        coverage=tuple(entry for entry in chunks.coverage if entry.chunks),
-        fingerprints={language: (digest,) for language, digest in chunks.fingerprints.items()},
-        model=getattr(model, "name_or_path", ""),
-        model_fingerprint=model_fingerprint(model),
-        left_out=tuple(entry for entry in chunks.coverage if not entry.chunks),
-        experts=tuple(experts),
-    )
+    def _visit(
+        self, steps: Iterable[Step], plan: SparsityPlan, language_weights: Tensor | None
+    ) -> Iterator[PrunableWeight]:
+        """Looks at every step, decides what becomes of its weights, and yields each."""
+        for step in steps:
+            entries, grams = settle(step.weights, *step.look(), self.config)
+            for weight in step.weights:
+                entry, gram, sparsity = entries.get(weight.name), grams.get(weight.name), plan[weight.block]
+                step.write(weight, *mask_and_values(weight, entry, gram, language_weights, sparsity, self.config))
+                check_interrupts()
+                yield weight

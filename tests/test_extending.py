@@ -46,8 +46,8 @@ def test_the_command_line_reaches_what_a_plugin_registers(place: Path) -> None:
     assert run.code == 0, run.err
     record = sparsity_record("pruned")
     assert record is not None
-    assert (record["settings"]["criterion"], record["settings"]["allocation"]) == ("loudest", "energy")
-    assert len(set(record["blocks"]["sparsity"])) > 1
+    assert (record.settings["criterion"], record.settings["allocation"]) == ("loudest", "energy")
+    assert len(set(record.to_dict()["blocks"]["sparsity"])) > 1
     assert verify_sparsity("pruned").ok
     run = run_process("mwanda", "card", "pruned")
     assert run.code != 0

@@ -8,6 +8,7 @@ from torch import Tensor
 from ..modeling.inputs import watch_inputs
 from ..modeling.weights import PrunableWeight, check_finite
 from ..utils import sum_dtype
+from .reduction import Reduce
 from .statistics import WeightStatistics, new_sums
 
 
@@ -21,12 +22,20 @@ class StatisticsCollector:
         weights: Weights to watch.
         languages: Languages, in the order of the rows of the sums.
         activities: Kinds of activity to count: `"positive"` or `"above_rms>THRESHOLD"`.
+        reduce: Adds up the sums of all processes that share the calibration; None if there is one.
     """
 
-    def __init__(self, weights: Sequence[PrunableWeight], languages: Sequence[str], activities: Sequence[str]) -> None:
+    def __init__(
+        self,
+        weights: Sequence[PrunableWeight],
+        languages: Sequence[str],
+        activities: Sequence[str],
+        reduce: Reduce | None = None,
+    ) -> None:
         self._weights = weights
         self._languages = list(languages)
         self._activities = list(activities)
+        self._reduce = reduce or _unchanged
         self._sums = {w.name: new_sums(len(languages), w.in_features, activities, w.matrix.device) for w in weights}
         self._watch = watch_inputs(weights, self._add)
         self._row = 0
@@ -57,27 +66,31 @@ class StatisticsCollector:
         self._row = row
 
     def finish(self) -> dict[str, WeightStatistics]:
-        """Returns the sums, on the CPU in float64.
+        """Returns the sums of all processes, on the CPU in float64.
 
         Raises:
             FloatingPointError: If an activation was NaN or infinite; the message names block, weight and language.
             ValueError: If no token of a language reached a weight that is not an expert's.
         """
         self._check_finite()
+        reduce = self._reduce
+        totals = {
+            name: WeightStatistics(
+                reduce(sums.tokens),
+                reduce(sums.square_sum).cpu().double(),
+                {key: reduce(count).cpu().double() for key, count in sums.active.items()},
+            )
+            for name, sums in self._sums.items()
+        }
         for weight in self._weights:
-            tokens = self._sums[weight.name].tokens
+            tokens = totals[weight.name].tokens
             if not tokens.all() and weight.expert_name is None:
                 language = self._languages[int(tokens.argmin())]
                 raise ValueError(
                     f"No token of language {language!r} reaches {weight.name!r}: leave it out with exclude, or "
                     "calibrate on more text."
                 )
-        return {
-            name: WeightStatistics(
-                sums.tokens, sums.square_sum.cpu().double(), {k: a.cpu().double() for k, a in sums.active.items()}
-            )
-            for name, sums in self._sums.items()
-        }
+        return totals
 
     def _add(self, name: str, x: Tensor) -> None:
         sums = self._sums[name]
@@ -99,6 +112,10 @@ class StatisticsCollector:
                     f"NaN or infinite activations enter {weight.name!r} (block {weight.block!r}) in language "
                     f"{self._languages[self._row]!r}: check the weights before it, or run the model in a wider dtype."
                 )
+
+
+def _unchanged(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def reduce_channels(x: Tensor, activities: Sequence[str]) -> dict[str, Tensor]:

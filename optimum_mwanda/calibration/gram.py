@@ -3,37 +3,47 @@
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 
+import torch
 from torch import Tensor
 
 from ..modeling.inputs import watch_inputs
 from ..modeling.weights import PrunableWeight
+from .reduction import Reduce
 
 
 class GramCollector:
-    """Sums up `H = Σ_l w_l G^l / tr G^l` with `G^l = Xᵀ X` over the tokens of language l, while it is open.
+    """Sums up `G = Σ_l w_l G^l / tr G^l` with `G^l = Xᵀ X` over the tokens of language l, while it is open.
 
     Scaled to unit trace, a language counts by its weight, whatever the length of its text and the scale of its
     activations. Languages come one after the other; no more than two matrices are held per weight.
 
     Args:
         groups: Weights to watch, in groups that read the same input, which is summed once, or the experts of a layer.
-        languages: Language to its weight `w_l`.
+        language_weights: Language to its weight `w_l`, in the order in which they come.
+        reduce: Adds up the matrices of all processes that share the calibration; None if there is one.
     """
 
-    def __init__(self, groups: Iterable[Sequence[PrunableWeight]], languages: Mapping[str, float]) -> None:
+    def __init__(
+        self,
+        groups: Iterable[Sequence[PrunableWeight]],
+        language_weights: Mapping[str, float],
+        reduce: Reduce | None = None,
+    ) -> None:
         self._readers: dict[str, list[str]] = {}
-        watched = []
+        self._watched: list[PrunableWeight] = []
         for group in groups:
             shared = [weight for weight in group if weight.expert is None]
             for weights in (shared, *([weight] for weight in group if weight.expert is not None)):
                 if weights:
-                    watched.append(weights[0])
+                    self._watched.append(weights[0])
                     self._readers[weights[0].name] = [weight.name for weight in weights]
-        self._shares = languages
-        self._language: str | None = None
+        self._languages = list(language_weights)
+        self._language_weights = language_weights
+        self._reduce = reduce
+        self._row = 0
         self._grams: dict[str, Tensor] = {}
         self._pooled: dict[str, Tensor] = {}
-        self._watch = watch_inputs(watched, self._add)
+        self._watch = watch_inputs(self._watched, self._add)
 
     def __enter__(self) -> "GramCollector":
         self._watch.__enter__()
@@ -45,14 +55,12 @@ class GramCollector:
         self._watch.__exit__(kind, error, trace)
 
     def start(self, language: str) -> None:
-        """Counts what follows for one language."""
-        if language != self._language:
-            self._pool()
-        self._language = language
+        """Counts what follows for one language, and is done with those before it."""
+        self._pool_up_to(self._languages.index(language))
 
     def finish(self) -> dict[str, Tensor]:
         """Returns the pooled matrices, float32 of shape `(in, in)`; weights that no token reached have none."""
-        self._pool()
+        self._pool_up_to(len(self._languages))
         return {name: gram for first, gram in self._pooled.items() for name in self._readers[first]}
 
     def _add(self, name: str, x: Tensor) -> None:
@@ -60,10 +68,21 @@ class GramCollector:
         gram = self._grams.get(name)
         self._grams[name] = flat.T @ flat if gram is None else gram.addmm_(flat.T, flat)
 
-    def _pool(self) -> None:
-        for name, gram in self._grams.items():
-            trace = float(gram.trace())
-            share = self._shares[self._language] / trace if trace > 0 else 0.0  # type: ignore[index]
-            pooled = self._pooled.get(name)
-            self._pooled[name] = gram.mul_(share) if pooled is None else pooled.add_(gram, alpha=share)
-        self._grams = {}
+    def _pool_up_to(self, row: int) -> None:
+        """Pools the languages before one: every process each of them once, also those of which it has no text."""
+        while self._row < row:
+            for weight in self._watched:
+                self._pool(weight, self._language_weights[self._languages[self._row]])
+            self._row += 1
+
+    def _pool(self, weight: PrunableWeight, language_weight: float) -> None:
+        gram = self._grams.pop(weight.name, None)
+        if self._reduce is not None:
+            width, device = weight.in_features, weight.matrix.device
+            gram = self._reduce(torch.zeros(width, width, device=device) if gram is None else gram)
+        if gram is None:
+            return
+        trace = float(gram.trace())
+        scale = language_weight / trace if trace > 0 else 0.0
+        pooled = self._pooled.get(weight.name)
+        self._pooled[weight.name] = gram.mul_(scale) if pooled is None else pooled.add_(gram, alpha=scale)

@@ -14,6 +14,7 @@ from .settings import add_settings, read_settings
 
 if TYPE_CHECKING:
     from ..configuration import MWandaConfig
+    from ..record.schema import SparsityRecord
 
 
 class ApplyCommand(Subcommand):
@@ -64,7 +65,7 @@ class ApplyCommand(Subcommand):
         models = [{"output": path, **facts(record)} for path, record in records.items()]
         return Result("\n".join(lines), {"models": models})
 
-    def _prune(self, config: "MWandaConfig", statistics: Any, folder: Path) -> dict[str, Any]:
+    def _prune(self, config: "MWandaConfig", statistics: Any, folder: Path) -> "SparsityRecord":
         from ..pruner import MWandaPruner
 
         args = self.args
@@ -72,9 +73,7 @@ class ApplyCommand(Subcommand):
         check_prunable(model, config)
         with pruning_errors():
             MWandaPruner(config, progress=not args.quiet, restore_on_failure=False).apply(model, statistics)
-        write_checkpoint(model, load_tokenizer(args.model, args), folder, args)
-        record: dict[str, Any] = model.config.mwanda_config
-        return record
+        return write_checkpoint(model, load_tokenizer(args.model, args), folder, args)
 
 
 def _check(config: "MWandaConfig") -> None:

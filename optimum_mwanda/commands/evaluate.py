@@ -16,6 +16,7 @@ from .saving import check_harness, read_harness
 if TYPE_CHECKING:
     from ..evaluation.harness.comparison import HarnessComparison
     from ..evaluation.report import PerplexityComparison, PerplexityReport
+    from ..record.schema import SparsityRecord
 
 
 class EvaluateCommand(Subcommand):
@@ -161,7 +162,7 @@ class EvaluateCommand(Subcommand):
 
     def _evaluate(
         self, name: str, dataset: Any, options: Mapping[str, Any], revision: str | None = None
-    ) -> "tuple[PerplexityReport, dict[str, Any] | None]":
+    ) -> "tuple[PerplexityReport, SparsityRecord | None]":
         """The report of a model, and its sparsity record, if it has one that can be read."""
         from ..record.verification import sparsity_record
 
@@ -178,7 +179,7 @@ class EvaluateCommand(Subcommand):
 def compare(
     dense: "PerplexityReport",
     pruned: "PerplexityReport",
-    record: Mapping[str, Any] | None,
+    record: "SparsityRecord | None",
     confidence: float = 0.95,
 ) -> "PerplexityComparison":
     """Sets a pruned model beside its dense original; its record, if it has one, tells the calibrated languages.
@@ -189,7 +190,7 @@ def compare(
     from ..evaluation.report import PerplexityComparison
 
     with errors_as(DataError, ValueError):
-        seen = None if record is None else list(record["languages"]) or None
+        seen = None if record is None else list(record.languages) or None
         return PerplexityComparison(dense, {"pruned": pruned}, seen, confidence)
 
 
@@ -232,7 +233,7 @@ def in_format_of(path: Path, result: "PerplexityReport | PerplexityComparison") 
 def write_report(
     path: Path,
     result: "PerplexityReport | PerplexityComparison",
-    record: Mapping[str, Any] | None,
+    record: "SparsityRecord | None",
     harness: "HarnessComparison | None" = None,
 ) -> None:
     """Writes the HTML page as a whole or not at all; the sparsity record of the pruned model adds its blocks.

@@ -2,11 +2,15 @@
 
 import argparse
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .base import Result, Subcommand, add_common_options
 from .errors import ModelError, errors_as
 from .saving import summary
+
+if TYPE_CHECKING:
+    from ..record.parts import RecordedExperts
+    from ..record.schema import SparsityRecord
 
 
 class InspectCommand(Subcommand):
@@ -36,7 +40,7 @@ class InspectCommand(Subcommand):
             shares = sparsity_map(self.args.model, **revision)
         text = "\n\n".join([_facts(record), _layers(record, shares), str(verification)])
         values = {
-            "record": record,
+            "record": record.to_dict(),
             "sparsity": shares,
             "verification": {"ok": verification.ok, **dataclasses.asdict(verification)},
         }
@@ -44,53 +48,51 @@ class InspectCommand(Subcommand):
         return Result(text, values, failure)
 
 
-def _facts(record: dict[str, Any]) -> str:
+def _facts(record: "SparsityRecord") -> str:
     from ..sharing.card_text import clean
     from ..utils import markdown_table
 
-    rows = [
-        ["model", record["model"] or "(no name)"],
-        ["sparsity asked for", f"{record['target_sparsity']:.4f}"],
-        ["sparsity achieved", f"{record['achieved_sparsity']:.4f}"],
-        ["seed", record["seed"]],
-        ["earlier prunings", len(record["history"])],
-        ["optimum-mwanda", record["library_version"]],
-        *([name, version] for name, version in record["versions"].items()),
+    rows: list[list[Any]] = [
+        ["model", record.model or "(no name)"],
+        ["sparsity asked for", f"{record.target_sparsity:.4f}"],
+        ["sparsity achieved", f"{record.achieved_sparsity:.4f}"],
+        ["seed", record.seed],
+        ["earlier prunings", len(record.history)],
+        ["optimum-mwanda", record.library_version],
+        *([name, version] for name, version in record.versions.items()),
         *(
-            [f"calibrated on {language}", f"{part['tokens']:,} tokens, weight {part['weight']:.3f}"]
-            for language, part in record["languages"].items()
+            [f"calibrated on {language}", f"{found.tokens:,} tokens, weight {found.weight:.3f}"]
+            for language, found in record.languages.items()
         ),
-        *_experts(record.get("experts")),
+        *_experts(record.experts),
     ]
     # A line break in a string of the record could pass for a row or a line of ours.
     cells = [[clean(cell) for cell in row] for row in rows]
     return f"{summary(record)}\n\n{markdown_table(['record', 'value'], cells)}"
 
 
-def _experts(found: dict[str, Any] | None) -> list[list[Any]]:
+def _experts(found: "RecordedExperts | None") -> list[list[Any]]:
     """How calibration reached the experts of a mixture."""
     if found is None:
         return []
-    names = ", ".join(found["names"]) + (", ..." if len(found["names"]) < found["lacking"] else "")
-    lacking = f"{found['lacking']} of {found['count']}"
+    names = ", ".join(found.names) + (", ..." if len(found.names) < found.lacking else "")
+    lacking = f"{found.lacking} of {found.count}"
     return [
-        [f"experts below {found['wanted']} tokens", f"{lacking} ({found['policy']}): {names}" if names else lacking],
-        ["fewest tokens of a language in an expert", found["fewest"]],
-        *(
-            [f"experts without {language}", f"{count} of {found['count']}"]
-            for language, count in found["unreached"].items()
-        ),
+        [f"experts below {found.wanted} tokens", f"{lacking} ({found.policy}): {names}" if names else lacking],
+        ["fewest tokens of a language in an expert", found.fewest],
+        *([f"experts without {language}", f"{count} of {found.count}"] for language, count in found.unreached.items()),
     ]
 
 
-def _layers(record: dict[str, Any], shares: dict[str, float]) -> str:
+def _layers(record: "SparsityRecord", shares: dict[str, float]) -> str:
     """The share of zeros that was found: a row per block, a column per matrix, the whole block first."""
     from ..utils import markdown_table
 
-    paths = list(record["matrices"])
+    paths = sorted({matrix.path for matrix in record.matrices})
     rows = []
-    for block, share in zip(record["blocks"]["names"], record["blocks"]["sparsity"], strict=True):
-        found = [shares.get(f"{block}.{path}" if path else block) for path in paths]
-        rows.append([block, f"{share:.4f}", *("" if value is None else f"{value:.4f}" for value in found)])
+    for block in record.blocks:
+        found = [shares.get(f"{block.name}.{path}" if path else block.name) for path in paths]
+        cells = ["" if value is None else f"{value:.4f}" for value in found]
+        rows.append([block.name, f"{block.sparsity:.4f}", *cells])
     short = [path.rpartition(".")[2] for path in paths]
     return markdown_table(["block", "recorded", *(short if len(set(short)) == len(paths) else paths)], rows)

@@ -16,6 +16,7 @@ from .settings import add_settings, read_settings
 if TYPE_CHECKING:
     from ..configuration import MWandaConfig
     from ..evaluation.report import PerplexityComparison
+    from ..record.schema import SparsityRecord
 
 
 class PruneCommand(Subcommand):
@@ -65,8 +66,7 @@ class PruneCommand(Subcommand):
         with new_folder(args.output, args.overwrite) as folder:
             self._check(config)
             model, tokenizer, report = self._prune(config)
-            write_checkpoint(model, tokenizer, folder, args, report)
-        record = model.config.mwanda_config
+            record = write_checkpoint(model, tokenizer, folder, args, report)
         parts = [summary(record), *([report.to_markdown()] if report else []), f"Wrote {args.output}."]
         if page is not None and report is not None:
             self._write_report(page, report, record)
@@ -96,13 +96,14 @@ class PruneCommand(Subcommand):
             dense = None if held_out is None else self._evaluate(model, tokenizer, held_out, config)
             with pruning_errors():
                 from ..pruner import MWandaPruner
+                from ..record.verification import sparsity_record
 
                 pruner = MWandaPruner(config, progress=not args.quiet, restore_on_failure=False)
                 pruner.prune(model, dataset, tokenizer)
             if dense is None:
                 return model, tokenizer, None
             pruned = self._evaluate(model, tokenizer, held_out, config)
-            return model, tokenizer, compare(dense, pruned, model.config.mwanda_config)
+            return model, tokenizer, compare(dense, pruned, sparsity_record(model))
 
     def _check(self, config: "MWandaConfig") -> None:
         """Finds out at once what would fail after hours."""
@@ -134,7 +135,7 @@ class PruneCommand(Subcommand):
             progress=not self.args.quiet,
         )
 
-    def _write_report(self, page: Path, report: "PerplexityComparison", record: dict[str, Any]) -> None:
+    def _write_report(self, page: Path, report: "PerplexityComparison", record: "SparsityRecord") -> None:
         try:
             write_report(page, report, record)
         except OSError as error:

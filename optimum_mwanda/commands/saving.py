@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from ..evaluation.harness.comparison import HarnessComparison
     from ..evaluation.report import PerplexityComparison
+    from ..record.schema import SparsityRecord
 
 EVALUATION_NAME = "evaluation.json"
 HARNESS_NAME = "harness.json"
@@ -40,27 +41,33 @@ def write_checkpoint(
     folder: Path,
     args: argparse.Namespace,
     report: "PerplexityComparison | None" = None,
-) -> None:
+) -> "SparsityRecord":
     """Writes weights, tokenizer, settings, evaluation and card into an empty folder.
+
+    Returns:
+        The record of the model.
 
     Raises:
         ModelError: If the model cannot be saved.
     """
     from ..configuration import MWandaConfig
+    from ..record.schema import SparsityRecord
     from ..sharing.model_card import save_card
     from ..storage.compressed import save_pretrained_compressed
 
     with errors_as(ModelError, ValueError, TypeError, OSError):
+        record = SparsityRecord.parse(model.config.mwanda_config)
         if args.compressed:
             save_pretrained_compressed(model, folder)
         else:
             model.save_pretrained(folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
-        MWandaConfig.from_dict(model.config.mwanda_config["settings"]).save_pretrained(folder)
+        MWandaConfig.from_dict(record.settings).save_pretrained(folder)
         if report is not None:
             (folder / EVALUATION_NAME).write_text(report.to_json(), encoding="utf-8")
         save_card(model, folder, report=report, base_model=args.base_model, compressed=args.compressed)
+    return record
 
 
 def read_report(path: Path) -> "PerplexityComparison":
@@ -198,18 +205,19 @@ def refresh_card(folder: Path, warn: Callable[[str], None]) -> None:
         warn(f"{CARD_NAME} stays as it was, and may say wrongly how to load the model: {reason}")
 
 
-def summary(record: dict[str, Any]) -> str:
+def summary(record: "SparsityRecord") -> str:
     """One line on what was pruned."""
     from ..sharing.card_text import clean
 
     # A record need not have every setting: it may come from another version.
-    criterion, allocation = (clean(record["settings"].get(name, "unknown")) for name in ("criterion", "allocation"))
+    criterion, allocation = (clean(record.settings.get(name, "unknown")) for name in ("criterion", "allocation"))
     return (
-        f"{record['achieved_sparsity']:.2%} of the weights in {len(record['blocks']['names'])} blocks are zero "
-        f"({criterion}, {record['pattern']}, {allocation} allocation)."
+        f"{record.achieved_sparsity:.2%} of the weights in {len(record.blocks)} blocks are zero "
+        f"({criterion}, {record.pattern}, {allocation} allocation)."
     )
 
 
-def facts(record: dict[str, Any]) -> dict[str, Any]:
+def facts(record: "SparsityRecord") -> dict[str, Any]:
     """The parts of the record that the JSON output repeats."""
-    return {key: record[key] for key in ("model", "target_sparsity", "achieved_sparsity", "languages", "blocks")}
+    values = record.to_dict()
+    return {key: values[key] for key in ("model", "target_sparsity", "achieved_sparsity", "languages", "blocks")}

@@ -23,6 +23,7 @@ from .settings import add_settings, read_settings
 if TYPE_CHECKING:
     from ..experiments.search.outcome import SparsitySearch
     from ..experiments.search.space import SearchSpace
+    from ..record.schema import SparsityRecord
 
 
 class _NothingFound(Exception):
@@ -103,7 +104,7 @@ class SearchCommand(Subcommand):
                 config, args.most_degradation, args.bounds, args.resolution, args.strengths, dict(args.protect or ())
             )
 
-    def _search_and_write(self, space: "SearchSpace") -> "tuple[SparsitySearch, dict[str, Any] | None]":
+    def _search_and_write(self, space: "SearchSpace") -> "tuple[SparsitySearch, SparsityRecord | None]":
         """What was found, and the record of the model if one was written."""
         args, record = self.args, None
         with contextlib.suppress(_NothingFound), self._folder() as folder:
@@ -111,8 +112,7 @@ class SearchCommand(Subcommand):
             if folder is not None:
                 if search.chosen is None:
                     raise _NothingFound
-                write_checkpoint(model, tokenizer, folder, args, search.outcome)
-                record = model.config.mwanda_config
+                record = write_checkpoint(model, tokenizer, folder, args, search.outcome)
         return search, record
 
     def _folder(self) -> "contextlib.AbstractContextManager[Path | None]":

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from ..record.schema import RECORD_KEY, SparsityRecord
 from .bootstrap import check_confidence
 from .perplexity import evaluate_languages
 from .report import PerplexityComparison, PerplexityReport
@@ -41,7 +42,8 @@ def compare(
 
     Raises:
         TypeError: If something is neither a model nor a report.
-        ValueError: If a model is given without a dataset, reports are on other text, or as `evaluate_languages`.
+        ValueError: If a model is given without a dataset, its record cannot be read (`seen` does without), reports are
+            on other text, or as `evaluate_languages`.
     """
     check_confidence(confidence)
     named = dict(pruned) if isinstance(pruned, Mapping) else {"pruned": pruned}
@@ -71,6 +73,6 @@ def _check_model(name: str, subject: Any, dataset: Any) -> None:
 
 def _calibrated(models: Any) -> list[str] | None:
     """The languages in the records of the models that have one, if these agree on some."""
-    records = [getattr(getattr(model, "config", None), "mwanda_config", None) for model in models]
-    found = {tuple(record["languages"]) for record in records if record is not None}
+    records = [getattr(getattr(model, "config", None), RECORD_KEY, None) for model in models]
+    found = {tuple(SparsityRecord.parse(record).languages) for record in records if record is not None}
     return list(found.pop()) or None if len(found) == 1 else None

@@ -1,9 +1,10 @@
 """Telling models apart."""
 
 import hashlib
+from collections.abc import Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 VALUES = 16
 
@@ -11,14 +12,35 @@ VALUES = 16
 def model_fingerprint(model: nn.Module) -> str:
     """SHA-256 over the name, shape and dtype of every parameter and 16 of its values, evenly spaced.
 
-    It takes next to no time and tells models apart that were trained differently; it is no proof against forgery.
-    Values of offloaded parameters are left out.
+    It takes next to no time and tells models apart that were trained differently; it is no proof against forgery. It
+    does not depend on where the values lie: those that accelerate has offloaded are read from there.
     """
     digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
+    for name, parameter in _parameters(model):
         digest.update(f"{name}\0{tuple(parameter.shape)}\0{parameter.dtype}\0".encode())
         if parameter.device.type != "meta":
             step = max(1, parameter.numel() // VALUES)
             sample = parameter.detach().flatten()[::step][:VALUES]
             digest.update(sample.to("cpu", torch.float32).numpy().astype("<f4").tobytes())
     return digest.hexdigest()
+
+
+def _parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter once, in the order of the model; tied ones, which are apart once they are offloaded, as well."""
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    seen: set[int] = set()
+    for path, module in model.named_modules():
+        offloaded = _offloaded(module)
+        for name, parameter in module.named_parameters(path, recurse=False):
+            if parameter.device.type == "meta" and name in tied:
+                continue
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield name, offloaded.get(name.rpartition(".")[2], parameter)
+
+
+def _offloaded(module: nn.Module) -> dict[str, Tensor]:
+    """The values of a module's own parameters that accelerate keeps elsewhere."""
+    kept = getattr(getattr(module, "_hf_hook", None), "weights_map", None)
+    names = [name for name, parameter in module.named_parameters(recurse=False) if parameter.device.type == "meta"]
+    return {} if kept is None else {name: kept[name] for name in names}

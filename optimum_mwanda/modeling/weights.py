@@ -41,9 +41,14 @@ class PrunableWeight:
     experts: int = 1
 
     @property
+    def holder(self) -> Tensor:
+        """The parameter that holds the weight, for a fused expert with those of the others, detached."""
+        return self.module.get_parameter(self.parameter).detach()
+
+    @property
     def matrix(self) -> Tensor:
         """The weight as a view of shape `(out, in)`, detached: writing to it changes the model."""
-        weight = self.module.get_parameter(self.parameter).detach()
+        weight = self.holder
         if self.expert is not None:
             weight = weight.view(self.experts, -1, weight.shape[-1])[self.expert]
         return weight.T if self.transposed else weight
@@ -80,6 +85,15 @@ class PrunableWeight:
         return self.matrix.numel()
 
 
+Weights = dict[str, list[PrunableWeight]]
+"""Module path of a block to its weights."""
+
+
+def flat(weights: Weights) -> list[PrunableWeight]:
+    """The weights of all blocks, in their order."""
+    return [weight for block in weights.values() for weight in block]
+
+
 def find_weights(
     blocks: dict[str, nn.Module], include: Sequence[str] | None = None, exclude: Sequence[str] = ()
 ) -> dict[str, list[PrunableWeight]]:
@@ -95,7 +109,7 @@ def find_weights(
 
     Raises:
         ValueError: If a pattern matches nothing, nothing is left, or a block holds weights that cannot be pruned:
-            quantized, offloaded, or fused experts in an unknown layout.
+            quantized, or fused experts in an unknown layout.
     """
     found: dict[str, list[PrunableWeight]] = {}
     names: list[str] = []
@@ -181,8 +195,6 @@ def _unknown_experts(module: nn.Module) -> list[str]:
 
 
 def _check_weight(name: str, weight: Tensor) -> None:
-    if weight.device.type == "meta":
-        raise ValueError(f"{name!r} is offloaded (meta device): load the whole model into memory to prune it.")
     if not weight.is_floating_point() or weight.element_size() < 2:
         raise ValueError(f"{name!r} is quantized ({weight.dtype}): prune the model first, then quantize it.")
 

@@ -4,12 +4,10 @@ import logging
 
 from ..calibration.statistics import CalibrationStatistics
 from ..configuration import MWandaConfig
-from ..modeling.weights import PrunableWeight
+from ..modeling.weights import Weights, flat
 from .allocation import SparsityPlan
 
 logger = logging.getLogger(__name__)
-
-Weights = dict[str, list[PrunableWeight]]
 
 
 def check_pattern(weights: Weights, config: MWandaConfig) -> None:
@@ -21,7 +19,7 @@ def check_pattern(weights: Weights, config: MWandaConfig) -> None:
     if config.kept_of is None:
         return
     run = config.kept_of[1]
-    for weight in (weight for block in weights.values() for weight in block):
+    for weight in flat(weights):
         if weight.in_features % run:
             raise ValueError(
                 f"pattern={config.pattern!r} does not divide the {weight.in_features} inputs of {weight.name!r}: leave "
@@ -54,7 +52,7 @@ def check_statistics(
                 "result of calibrate()."
             )
         return None
-    for weight in (weight for block in weights.values() for weight in block):
+    for weight in flat(weights):
         entry = statistics.weights.get(weight.name)
         if entry is None or entry.square_sum.shape[1] != weight.in_features:
             raise ValueError(

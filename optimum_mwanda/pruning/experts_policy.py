@@ -1,6 +1,5 @@
 """What becomes of experts that calibration hardly reached."""
 
-import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 
@@ -10,11 +9,9 @@ from torch import Tensor
 from ..calibration.coverage import ExpertCoverage
 from ..calibration.statistics import CalibrationStatistics, WeightStatistics
 from ..configuration import MWandaConfig
-from ..modeling.weights import PrunableWeight
+from ..modeling.weights import PrunableWeight, Weights
 
 logger = logging.getLogger(__name__)
-
-Weights = dict[str, list[PrunableWeight]]
 
 # Matrices of an expert that read its inner channels, which mean something else in every expert.
 INNER = ("down_proj", "w2", "wo", "output_linear")
@@ -25,19 +22,17 @@ def expert_coverage(statistics: CalibrationStatistics, config: MWandaConfig) -> 
     return ExpertCoverage(statistics.expert_tokens, statistics.languages, config.min_expert_tokens)
 
 
-def apply_experts_policy(
-    weights: Weights, statistics: CalibrationStatistics, config: MWandaConfig
-) -> tuple[Weights, CalibrationStatistics]:
-    """Deals with the experts that fewer than `config.min_expert_tokens` tokens reached.
+def leave_out_experts(weights: Weights, statistics: CalibrationStatistics, config: MWandaConfig) -> Weights:
+    """Decides whether experts that fewer than `config.min_expert_tokens` tokens reached are pruned at all.
 
     Args:
         weights: Module path of a block to its weights.
         statistics: Calibration of the model.
-        config: Its `experts_policy`: `"skip"` leaves these experts out of the weights, the others give their matrices
-            what `settle` says.
+        config: Its `experts_policy`: `"skip"` leaves these experts out, with the others `settle` says what their
+            matrices are pruned with.
 
     Returns:
-        Weights to prune, and the statistics to prune them with.
+        Weights to prune.
 
     Raises:
         ValueError: If the policy is `"error"` and there are such experts, or `"skip"` leaves nothing to prune.
@@ -45,7 +40,7 @@ def apply_experts_policy(
     coverage = expert_coverage(statistics, config)
     lacking = set(coverage.lacking)
     if not lacking or not config.needs_statistics:
-        return weights, statistics
+        return weights
     if config.experts_policy == "error":
         raise ValueError(
             f"Calibration does not reach every expert, and experts_policy='error' refuses that. {coverage}\nCalibrate "
@@ -57,34 +52,42 @@ def apply_experts_policy(
         weights = {block: found for block, found in kept.items() if found}
         if not weights:
             raise ValueError("experts_policy='skip' leaves nothing to prune: calibrate on more text.")
-    looked_at = [w for found in weights.values() for w in found if w.name in statistics.weights]
-    entries = settle(looked_at, statistics.weights, lacking, config)
-    return weights, dataclasses.replace(statistics, weights=entries)
+    return weights
 
 
 def settle(
     weights: Sequence[PrunableWeight],
     entries: Mapping[str, WeightStatistics],
-    lacking: set[str],
+    grams: Mapping[str, Tensor],
     config: MWandaConfig,
-) -> dict[str, WeightStatistics]:
+) -> tuple[dict[str, WeightStatistics], dict[str, Tensor]]:
     """Gives the matrices of experts that lack tokens the statistics to be pruned with.
 
     With `"shared"` these are the sums over all experts of the layer, for the matrices that read the layer's input; the
     inner channels of an expert are its own, so that its other matrices are pruned by magnitude, as are all with
     `"magnitude"`.
 
+    Args:
+        weights: Weights, with all experts of every layer among them.
+        entries: Name to statistics.
+        grams: Name to Gram matrix, where there are any.
+        config: Its `experts_policy` and `min_expert_tokens`.
+
     Returns:
-        Name to statistics; matrices to be pruned by magnitude have none.
+        Name to statistics, where matrices to be pruned by magnitude have none, and name to Gram matrix, where no matrix
+        of an expert that lacks tokens has one.
     """
+    lacking = _lacking(weights, entries, config)
     settled = {}
     for weight in weights:
         if weight.expert_name not in lacking:
-            settled[weight.name] = entries[weight.name]
+            if weight.name in entries:
+                settled[weight.name] = entries[weight.name]
         elif config.experts_policy == "shared" and not set(weight.name.split(".")).intersection(INNER):
             place = _place(weight)
             settled[weight.name] = _total([entries[other.name] for other in weights if _place(other) == place])
-    return settled
+    known = {weight.name for weight in weights if weight.expert_name not in lacking}
+    return settled, {name: gram for name, gram in grams.items() if name in known}
 
 
 def _place(weight: PrunableWeight) -> tuple[str, str] | None:
@@ -94,14 +97,16 @@ def _place(weight: PrunableWeight) -> tuple[str, str] | None:
     return weight.expert_name.rpartition(".")[0], weight.name[len(weight.expert_name) :]
 
 
-def lacking_experts(
+def _lacking(
     weights: Sequence[PrunableWeight], entries: Mapping[str, WeightStatistics], config: MWandaConfig
 ) -> set[str]:
     """The experts among some weights that fewer than `config.min_expert_tokens` tokens reached."""
     return {
         weight.expert_name
         for weight in weights
-        if weight.expert_name is not None and entries[weight.name].tokens.sum() < config.min_expert_tokens
+        if weight.expert_name is not None
+        and weight.name in entries
+        and entries[weight.name].tokens.sum() < config.min_expert_tokens
     }
 
 

@@ -15,7 +15,7 @@ def mask_and_values(
     weight: PrunableWeight,
     entry: WeightStatistics | None,
     gram: Tensor | None,
-    language_weights: Tensor,
+    language_weights: Tensor | None,
     sparsity: float,
     config: MWandaConfig,
 ) -> tuple[Tensor, Tensor | None]:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -16,16 +17,10 @@ from ..pruning.allocation import SparsityPlan
 from ..pruning.experts_policy import expert_coverage
 from ..pruning.scoring import weigh_languages
 from ..version import __version__
-from .matrices import count_matrices
-from .schema import (
-    FIELDS,
-    MOST_EXPERT_NAMES,
-    MOST_HISTORY,
-    RECORD_KEY,
-    SCHEMA,
-    RecordedMatrix,
-    check_record,
-)
+from .fields import MAX_EXPERT_NAMES, SCHEMA
+from .matrices import name_matrices
+from .parts import RecordedMatrix
+from .schema import RECORD_KEY, SparsityRecord
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,29 +32,31 @@ def build_record(
     model: "PreTrainedModel",
     config: MWandaConfig,
     weights: dict[str, list[PrunableWeight]],
+    zeros: Mapping[str, int],
     plan: SparsityPlan,
     statistics: CalibrationStatistics | None,
     fingerprint: str,
-) -> dict[str, Any]:
+) -> SparsityRecord:
     """Describes a pruning that has just been done.
 
     Args:
         model: The pruned model, with the record of its last pruning, if any, still in its config.
         config: Settings of this pruning.
-        weights: Module path of a block to its weights, with the zeros in them.
+        weights: Module path of a block to the weights that were pruned; of these, only shapes are looked at.
+        zeros: `PrunableWeight.stored` of each of these weights to the zeros that it holds after this pruning.
         plan: Sparsity per block that was asked for.
         statistics: Calibration, with all the experts that it knows; its languages and fingerprints are read, and the
             tokens of the experts.
         fingerprint: `model_fingerprint` of the model before this pruning.
 
     Returns:
-        The record, to be set as `model.config.mwanda_config`.
+        The record; its `to_dict()` is to be set as `model.config.mwanda_config`.
 
     Raises:
         ValueError: If the record would exceed the bounds that are set for reading it.
     """
     sizes = {block: sum(weight.numel for weight in found) for block, found in weights.items()}
-    counts = {block: count_matrices(found) for block, found in weights.items()}
+    counts = {block: name_matrices(found, zeros) for block, found in weights.items()}
     record = {
         "schema": SCHEMA,
         "library_version": __version__,
@@ -79,7 +76,7 @@ def build_record(
         "versions": {"torch": str(torch.__version__), "transformers": str(transformers.__version__)},
         "history": _history(getattr(model.config, RECORD_KEY, None)),
     }
-    return check_record(record)
+    return SparsityRecord.parse(record)
 
 
 def _share(matrices: list[RecordedMatrix]) -> float:
@@ -91,7 +88,7 @@ def _matrices(counts: dict[str, list[RecordedMatrix]]) -> dict[str, Any]:
     columns: dict[str, dict[str, RecordedMatrix]] = {}
     for block, found in counts.items():
         for matrix in found:
-            columns.setdefault(matrix.name[len(block) :].lstrip("."), {})[block] = matrix
+            columns.setdefault(matrix.path, {})[block] = matrix
     matrices = {}
     for path, column in columns.items():
         shapes = [list(column[block].shape) if block in column else None for block in counts]
@@ -107,10 +104,10 @@ def _calibration(config: MWandaConfig, statistics: CalibrationStatistics | None)
     """The languages, data and experts that shaped the masks; none where the settings do not look at them."""
     if statistics is None or not config.needs_statistics:
         return {"languages": {}, "dataset_fingerprints": []}
-    shares = weigh_languages(config, statistics.tokens).tolist()
+    weights = weigh_languages(config, statistics.tokens).tolist()
     languages = {
-        language: {"tokens": tokens, "weight": round(share, 9)}
-        for (language, tokens), share in zip(statistics.tokens.items(), shares, strict=True)
+        language: {"tokens": tokens, "weight": round(weight, 9)}
+        for (language, tokens), weight in zip(statistics.tokens.items(), weights, strict=True)
     }
     found: dict[str, Any] = {"languages": languages, "dataset_fingerprints": [statistics.fingerprint]}
     if statistics.experts:
@@ -125,7 +122,7 @@ def _experts(config: MWandaConfig, coverage: ExpertCoverage) -> dict[str, Any]:
         "wanted": coverage.wanted,
         "count": len(coverage.tokens),
         "lacking": len(coverage.lacking),
-        "names": list(coverage.lacking[:MOST_EXPERT_NAMES]),
+        "names": list(coverage.lacking[:MAX_EXPERT_NAMES]),
         "fewest": coverage.fewest,
         "unreached": {language: len(names) for language, names in coverage.unreached.items()},
     }
@@ -144,9 +141,7 @@ def _history(previous: Any) -> list[dict[str, Any]]:
     if previous is None:
         return []
     try:
-        previous = check_record(previous)
+        return SparsityRecord.parse(previous).next_history()
     except ValueError as error:
         logger.warning("The model's earlier sparsity record is not carried into the history of the new one: %s", error)
         return []
-    earlier: list[dict[str, Any]] = previous["history"]
-    return [*earlier, {field: previous[field] for field in ("schema", *FIELDS)}][-MOST_HISTORY:]

@@ -3,20 +3,20 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from ..modeling.counting import count_zeros
 from ..modeling.weights import PrunableWeight
 from ..storage.coded import CODE, FORM, decoded_view
 from ..storage.conversion import parameter_names
-from ..storage.files import count_zeros, is_compressed, opened, read_config, weight_files
-from .schema import RecordedMatrix
+from ..storage.files import is_compressed, opened, read_config, weight_files
+from .parts import RecordedMatrix
 
-MOST_NAME = 1024
+MAX_NAME = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,10 +48,22 @@ class StoredMatrix:
 
 
 def count_matrices(weights: Iterable[PrunableWeight]) -> list[RecordedMatrix]:
-    """Counts the zeros of what holds some prunable weights: the matrices of all experts of a parameter are one entry.
+    """Counts the zeros of what holds some prunable weights of a model in memory, as `name_matrices` lists it.
+
+    Raises:
+        ValueError: If a weight is offloaded.
+    """
+    weights = list(weights)
+    holders = {weight.stored: weight for weight in weights}
+    return name_matrices(weights, {name: _count_loaded(name, weight.holder) for name, weight in holders.items()})
+
+
+def name_matrices(weights: Iterable[PrunableWeight], zeros: Mapping[str, int]) -> list[RecordedMatrix]:
+    """Lists what holds some prunable weights: the matrices of all experts of a parameter are one entry.
 
     Args:
-        weights: Weights of a model in memory, in any number per parameter.
+        weights: Weights of a model, in any number per parameter.
+        zeros: `PrunableWeight.stored` to the zeros in it.
 
     Returns:
         One entry per parameter, in the order of the weights.
@@ -59,12 +71,11 @@ def count_matrices(weights: Iterable[PrunableWeight]) -> list[RecordedMatrix]:
     found: dict[str, RecordedMatrix] = {}
     for weight in weights:
         # As for a module, whose path stands for its weight.
-        name = weight.stored.removesuffix(".weight")
+        name = _matrix_name(weight.stored)
         if name not in found:
             shape = tuple(weight.matrix.shape)
             shape = shape if weight.expert is None else (weight.experts, *shape)
-            zeros = count_zeros(weight.module.get_parameter(weight.parameter).detach())
-            found[name] = RecordedMatrix(name, weight.block, shape, zeros)
+            found[name] = RecordedMatrix(name, weight.block, shape, zeros[weight.stored])
     return list(found.values())
 
 
@@ -83,14 +94,22 @@ def loaded_matrices(model: nn.Module) -> dict[str, StoredMatrix]:
             tensor = getattr(module, name, None)
             if torch.is_tensor(tensor) and tensor.dim() in (2, 3):
                 key = _matrix_name(f"{path}.{name}".lstrip("."))
-                found[key] = StoredMatrix((tuple(tensor.shape),), functools.partial(_count_loaded, key, module, name))
+                count = functools.partial(_count_attribute, key, module, name)
+                found[key] = StoredMatrix((tuple(tensor.shape),), count)
     return found
 
 
-def _count_loaded(key: str, module: nn.Module, name: str) -> int:
-    tensor: Any = getattr(module, name)
+def _count_attribute(key: str, module: nn.Module, name: str) -> int:
+    """Asks the layer again, so that nothing that it computes when asked is kept."""
+    return _count_loaded(key, getattr(module, name))
+
+
+def _count_loaded(name: str, tensor: Tensor) -> int:
     if tensor.device.type == "meta":
-        raise ValueError(f"{key!r} is offloaded (meta device): load the whole model, or verify the saved folder.")
+        raise ValueError(
+            f"{name!r} is offloaded (meta device): load the whole model into memory to count its zeros, or give the "
+            "folder in which it is saved."
+        )
     return count_zeros(tensor.detach())
 
 
@@ -140,7 +159,7 @@ def _shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
     with opened(path) as file:
         tensors = decoded_view({key: file.get_slice(key) for key in file.keys()})  # noqa: SIM118
         shapes = {key: tuple(tensor.get_shape()) for key, tensor in tensors.items()}
-    return {key: shape for key, shape in shapes.items() if len(shape) in (2, 3) and len(key) <= MOST_NAME}
+    return {key: shape for key, shape in shapes.items() if len(shape) in (2, 3) and len(key) <= MAX_NAME}
 
 
 def _count_stored(paths: dict[str, Path]) -> int:

@@ -14,7 +14,8 @@ from ..modeling.weights import find_weights
 from ..storage.files import checkpoint_folder, read_config
 from ..utils import markdown_table
 from .matrices import StoredMatrix, count_matrices, loaded_matrices, read_matrices
-from .schema import RECORD_KEY, RecordedMatrix, check_record, recorded_matrices
+from .parts import RecordedMatrix
+from .schema import RECORD_KEY, SparsityRecord
 
 ModelOrPath = nn.Module | str | os.PathLike[str]
 
@@ -72,7 +73,7 @@ class SparsityVerification:
         return f"{differing} of {self.matrices} matrices differ from the sparsity record.\n{table}"
 
 
-def sparsity_record(model_or_path: ModelOrPath, **hub_kwargs: Any) -> dict[str, Any] | None:
+def sparsity_record(model_or_path: ModelOrPath, **hub_kwargs: Any) -> SparsityRecord | None:
     """Reads the sparsity record of a model, without loading it where a path or repository id is given.
 
     Args:
@@ -80,7 +81,8 @@ def sparsity_record(model_or_path: ModelOrPath, **hub_kwargs: Any) -> dict[str, 
         **hub_kwargs: Passed to huggingface_hub: `revision`, `token`, `cache_dir`, ...
 
     Returns:
-        A copy of the record, with the fields of `docs/record.md`; None if there is none.
+        The record, whose attributes are the fields of `docs/record.md`; None if there is none. `print` shows it in
+        short, and `to_dict()` gives it as it lies in the config.
 
     Raises:
         FileNotFoundError: If a local path is no folder with a config.
@@ -90,7 +92,7 @@ def sparsity_record(model_or_path: ModelOrPath, **hub_kwargs: Any) -> dict[str, 
         record = getattr(getattr(model_or_path, "config", None), RECORD_KEY, None)
     else:
         record = read_config(checkpoint_folder(model_or_path, weights=False, **hub_kwargs)).get(RECORD_KEY)
-    return None if record is None else check_record(record)
+    return None if record is None else SparsityRecord.parse(record)
 
 
 def sparsity_map(model_or_path: ModelOrPath, **hub_kwargs: Any) -> dict[str, float]:
@@ -106,7 +108,8 @@ def sparsity_map(model_or_path: ModelOrPath, **hub_kwargs: Any) -> dict[str, flo
 
     Raises:
         FileNotFoundError: If a local path holds no config or no safetensors.
-        ValueError: If a file or the record is not valid, or a folder or repository has no record.
+        ValueError: If a file or the record is not valid, a weight of a loaded model is offloaded, or a folder or
+            repository has no record.
     """
     if isinstance(model_or_path, nn.Module) and sparsity_record(model_or_path) is None:
         weights = find_weights(find_blocks(model_or_path))
@@ -130,7 +133,8 @@ def verify_sparsity(model_or_path: ModelOrPath, **hub_kwargs: Any) -> SparsityVe
 
     Raises:
         FileNotFoundError: If a local path holds no config or no safetensors.
-        ValueError: If a file or the record is not valid, or there is no record.
+        ValueError: If a file or the record is not valid, a weight of a loaded model is offloaded, or there is no
+            record.
     """
     recorded, matrices = _recorded_and_found(model_or_path, hub_kwargs)
     names = match_names(recorded, matrices)
@@ -194,7 +198,7 @@ def _tails(name: str) -> list[str]:
 
 def _recorded_and_found(
     model_or_path: ModelOrPath, hub_kwargs: dict[str, Any]
-) -> tuple[list[RecordedMatrix], dict[str, StoredMatrix]]:
+) -> tuple[Sequence[RecordedMatrix], dict[str, StoredMatrix]]:
     place: nn.Module | Path
     if isinstance(model_or_path, nn.Module):
         place, name = model_or_path, type(model_or_path).__name__
@@ -206,7 +210,6 @@ def _recorded_and_found(
             f"{name} has no sparsity record: it was not pruned with optimum-mwanda, or its config was rewritten. Load "
             "the model and call sparsity_map(model) to count its zeros."
         )
-    recorded = recorded_matrices(record)
     if isinstance(place, nn.Module):
-        return recorded, loaded_matrices(place)
-    return recorded, read_matrices(place, {matrix.name for matrix in recorded})
+        return record.matrices, loaded_matrices(place)
+    return record.matrices, read_matrices(place, {matrix.name for matrix in record.matrices})

@@ -8,7 +8,7 @@ import importlib.util
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jinja2
 from markupsafe import Markup
@@ -17,6 +17,7 @@ from ..calibration.statistics import CalibrationStatistics
 from ..evaluation.changes import METRICS
 from ..evaluation.harness.comparison import HarnessComparison
 from ..evaluation.report import PerplexityComparison, PerplexityReport
+from ..record.schema import SparsityRecord
 from .page_tables import (
     Table,
     calibration_table,
@@ -72,7 +73,7 @@ class Section:
 def write_html_report(
     path: str | os.PathLike[str],
     results: PerplexityComparison | PerplexityReport,
-    record: Mapping[str, Any] | None = None,
+    record: SparsityRecord | None = None,
     statistics: CalibrationStatistics | None = None,
     *,
     blocks: Blocks | None = None,
@@ -146,7 +147,7 @@ def _curves(curves: Mapping[str, Sequence[CurvePoint]], draw: bool) -> Section:
     return section
 
 
-def _sparsity(record: Mapping[str, Any], draw: bool) -> Section:
+def _sparsity(record: SparsityRecord, draw: bool) -> Section:
     section = Section("Blocks", "The share of zeros in the matrices of every block.")
     if draw:
         section.draw("Share of zeros in every block", block_sparsity_figure(record))
@@ -171,7 +172,7 @@ def _calibration(statistics: CalibrationStatistics, blocks: Blocks | None, draw:
     return section
 
 
-def _facts(comparison: PerplexityComparison, record: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+def _facts(comparison: PerplexityComparison, record: SparsityRecord | None) -> list[tuple[str, str]]:
     facts = [
         ("languages", f"{len(comparison.languages)}"),
         ("tokens per window", f"{comparison.dense.sequence_length}"),
@@ -182,9 +183,9 @@ def _facts(comparison: PerplexityComparison, record: Mapping[str, Any] | None) -
         facts.append(("not calibrated on", ", ".join(comparison.unseen) or "none"))
     if record is not None:
         facts += [
-            ("zeros", f"{100 * record['achieved_sparsity']:.2f} % of the prunable weights"),
-            ("pattern", record["pattern"]),
-            ("pruned by", f"optimum-mwanda {record['library_version']}"),
+            ("zeros", f"{100 * record.achieved_sparsity:.2f} % of the prunable weights"),
+            ("pattern", record.pattern),
+            ("pruned by", f"optimum-mwanda {record.library_version}"),
         ]
     return facts
 

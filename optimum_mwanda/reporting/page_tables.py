@@ -4,7 +4,6 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from torch import Tensor
 
@@ -14,6 +13,7 @@ from ..evaluation.changes import Change, Metric
 from ..evaluation.harness.comparison import HarnessComparison
 from ..evaluation.report import PerplexityComparison, PerplexityReport
 from ..evaluation.tables import SUMMARIES, with_error
+from ..record.schema import SparsityRecord
 from .plots import CurvePoint
 from .plots.profiles import pairs
 
@@ -172,10 +172,9 @@ def curve_table(curves: Mapping[str, Sequence[CurvePoint]]) -> Table:
     return Table("Every pruned model. Factors of the perplexity over all languages.", columns, rows)
 
 
-def sparsity_table(record: Mapping[str, Any]) -> Table:
+def sparsity_table(record: SparsityRecord) -> Table:
     """Share of zeros in every block."""
-    blocks = record["blocks"]
-    rows = [[Cell(name), number(100 * x, ".2f")] for name, x in zip(blocks["names"], blocks["sparsity"], strict=True)]
+    rows = [[Cell(block.name), number(100 * block.sparsity, ".2f")] for block in record.blocks]
     return Table("Every pruned block.", [Column("block", False), Column("zeros (%)")], rows)
 
 
@@ -207,11 +206,11 @@ def correlation_table(correlations: Tensor, languages: Sequence[str], blocks: Se
     return Table("Every block. Correlation between the channel profiles of languages.", columns, rows)
 
 
-def settings_table(record: Mapping[str, Any]) -> Table:
+def settings_table(record: SparsityRecord) -> Table:
     """What the pruning was asked to do."""
     rows = [
         [Cell(name), Cell(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))]
-        for name, value in record["settings"].items()
+        for name, value in record.settings.items()
     ]
     return Table("Settings.", [Column("setting", False), Column("value", False)], rows)
 

@@ -11,6 +11,7 @@ from ..configuration import MWandaConfig
 from ..evaluation.harness.comparison import HarnessComparison
 from ..evaluation.report import PerplexityComparison, PerplexityReport
 from ..modeling.architecture import CAUSAL
+from ..record.schema import SparsityRecord
 from .card_command import describe_command
 from .card_experts import describe_experts
 from .card_harness import harness_results, harness_table
@@ -32,7 +33,7 @@ class PrunedModelCard:
     """What the template of the card is filled with.
 
     Attributes:
-        record: The sparsity record, checked.
+        record: The sparsity record.
         settings: The settings in the record.
         repo_id: Repository of the pruned model; None if it has none.
         base_model: Repository of the dense model; None if it has none.
@@ -45,7 +46,7 @@ class PrunedModelCard:
         auto_class: Name of the class of transformers that loads the model.
     """
 
-    record: Mapping[str, Any]
+    record: SparsityRecord
     settings: MWandaConfig
     repo_id: str | None = None
     base_model: str | None = None
@@ -60,16 +61,16 @@ class PrunedModelCard:
     @property
     def name(self) -> str:
         """Name of the pruned model."""
-        return self.repo_id.rpartition("/")[2] if self.repo_id else f"{clean(self.record['model']) or 'model'}-pruned"
+        return self.repo_id.rpartition("/")[2] if self.repo_id else f"{clean(self.record.model) or 'model'}-pruned"
 
     @property
     def base_location(self) -> str:
         """What to load the dense model from."""
-        return self.base_model or f"path/to/{self.record['model'] or 'model'}"
+        return self.base_model or f"path/to/{self.record.model or 'model'}"
 
     def metadata(self) -> ModelCardData:
         """The YAML block: no string in it is taken from the record unchecked."""
-        languages = list(self.record["languages"])
+        languages = list(self.record.languages)
         for evaluation in (self.comparison, self.harness):
             languages += evaluation.languages if evaluation else ()
         codes = sorted({code for code in map(hub_language, languages) if code is not None})
@@ -92,12 +93,11 @@ class PrunedModelCard:
         """The card, filled in."""
         record, settings = self.record, self.settings.to_dict()
         base = f"[{self.base_model}](https://huggingface.co/{self.base_model})" if self.base_model else None
-        blocks = zip(record["blocks"]["names"], record["blocks"]["sparsity"], strict=True)
-        command, needs_settings_file = describe_command(self.settings, record["languages"], self.base_location)
+        command, needs_settings_file = describe_command(self.settings, record.languages, self.base_location)
         text = render(
             {
                 "name": self.name if self.repo_id is None else Markdown(self.name),
-                "base": Markdown(base) if base else record["model"] or Markdown("a local model"),
+                "base": Markdown(base) if base else record.model or Markdown("a local model"),
                 "base_location": self.base_location,
                 "location": self.repo_id or "path/to/this/model",
                 "record": record,
@@ -105,17 +105,17 @@ class PrunedModelCard:
                 "facts": self._facts(),
                 "languages": table(
                     ["language", "tokens", "weight"],
-                    [[name, part["tokens"], percent(part["weight"])] for name, part in record["languages"].items()],
+                    [[name, each.tokens, percent(each.weight)] for name, each in record.languages.items()],
                 ),
                 "settings_table": table(["setting", "value"], list(settings.items())),
-                "blocks": table(["block", "zeros"], [[name, percent(share)] for name, share in blocks]),
+                "blocks": table(["block", "zeros"], [[block.name, percent(block.sparsity)] for block in record.blocks]),
                 "plot": Markdown(self.plot) if self.plot else None,
                 "degradation_plot": Markdown(self.degradation_plot) if self.degradation_plot else None,
                 "command": command,
                 "needs_settings_file": needs_settings_file,
                 "compressed": self.compressed,
                 "auto_class": Markdown(self.auto_class),
-                "experts": describe_experts(record.get("experts"), self.settings),
+                "experts": describe_experts(record.experts, self.settings),
                 "harness": harness_table(self.harness) if self.harness else None,
                 **self._evaluation(),
             }
@@ -124,20 +124,21 @@ class PrunedModelCard:
 
     def _facts(self) -> Markdown:
         record = self.record
+        sparsities = [block.sparsity for block in record.blocks]
         return table(
             ["", "value"],
             [
                 [Markdown("criterion"), self.settings.criterion],
-                [Markdown("pattern"), record["pattern"]],
+                [Markdown("pattern"), record.pattern],
                 [Markdown("allocation"), self.settings.allocation],
-                [Markdown("sparsity asked for"), percent(record["target_sparsity"])],
-                [Markdown("sparsity achieved"), percent(record["achieved_sparsity"])],
-                [Markdown("least sparse block"), percent(min(record["blocks"]["sparsity"]))],
-                [Markdown("sparsest block"), percent(max(record["blocks"]["sparsity"]))],
-                [Markdown("seed"), record["seed"]],
-                [Markdown("optimum-mwanda"), record["library_version"]],
-                [Markdown("torch"), record["versions"]["torch"]],
-                [Markdown("transformers"), record["versions"]["transformers"]],
+                [Markdown("sparsity asked for"), percent(record.target_sparsity)],
+                [Markdown("sparsity achieved"), percent(record.achieved_sparsity)],
+                [Markdown("least sparse block"), percent(min(sparsities))],
+                [Markdown("sparsest block"), percent(max(sparsities))],
+                [Markdown("seed"), record.seed],
+                [Markdown("optimum-mwanda"), record.library_version],
+                [Markdown("torch"), record.versions["torch"]],
+                [Markdown("transformers"), record.versions["transformers"]],
             ],
         )
 

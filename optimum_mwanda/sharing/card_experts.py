@@ -1,9 +1,7 @@
 """What a model card says of experts that calibration hardly reached."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from ..configuration import MWandaConfig
+from ..record.parts import RecordedExperts
 from .card_text import Markdown, code_span
 
 _POLICIES = {
@@ -14,11 +12,11 @@ _POLICIES = {
 }
 
 
-def describe_experts(found: Mapping[str, Any] | None, settings: MWandaConfig) -> Markdown | None:
+def describe_experts(found: RecordedExperts | None, settings: MWandaConfig) -> Markdown | None:
     """Says in a sentence or two which experts lacked calibration text.
 
     Args:
-        found: `experts` of a checked record; None if it has none.
+        found: `experts` of the record; None if it has none.
         settings: The settings in the record.
 
     Returns:
@@ -27,16 +25,16 @@ def describe_experts(found: Mapping[str, Any] | None, settings: MWandaConfig) ->
     if found is None:
         return None
     sentences = []
-    if found["lacking"]:
+    if found.lacking:
         sentences.append(
-            f"{found['lacking']} of {found['count']} experts got fewer than {found['wanted']} calibration tokens, "
+            f"{found.lacking} of {found.count} experts got fewer than {found.wanted} calibration tokens, "
             f"and {_POLICIES[settings.experts_policy]}."
         )
         if settings.reconstruction == "obs" and settings.experts_policy != "skip":
             sentences.append("The weights that these experts kept were not updated.")
-    if found["unreached"]:
-        missed = ", ".join(f"{code_span(language)} ({count})" for language, count in found["unreached"].items())
+    if found.unreached:
+        missed = ", ".join(f"{code_span(language)} ({count})" for language, count in found.unreached.items())
         sentences.append(
-            f"Of the {found['count']} experts, some got no token of a language, in brackets how many: {missed}."
+            f"Of the {found.count} experts, some got no token of a language, in brackets how many: {missed}."
         )
     return Markdown("\n".join(sentences)) if sentences else None

@@ -15,7 +15,7 @@ from ..configuration import MWandaConfig
 from ..evaluation.harness.comparison import HarnessComparison
 from ..evaluation.report import PerplexityComparison
 from ..modeling.architecture import auto_class
-from ..record.schema import check_record
+from ..record.schema import SparsityRecord
 from ..record.verification import sparsity_record
 from ..reporting.plots import plot_block_sparsity, plot_degradation
 from ..storage.files import checkpoint_folder, read_config
@@ -30,7 +30,7 @@ DEGRADATION_PLOT = "degradation.png"
 
 _REPO_ID = re.compile(r"(\w[\w.-]{0,95}/)?\w[\w.-]{0,95}", re.ASCII)
 
-Source = PreTrainedModel | Mapping[str, Any] | str | os.PathLike[str]
+Source = PreTrainedModel | SparsityRecord | Mapping[str, Any] | str | os.PathLike[str]
 
 
 def create_card(
@@ -52,7 +52,8 @@ def create_card(
     none.
 
     Args:
-        model_or_record: A pruned model, its record, or a folder or repository with a pruned model.
+        model_or_record: A pruned model, its record (`sparsity_record`, or the dict in its config), or a folder or
+            repository with a pruned model.
         repo_id: Repository that the model goes to.
         report: The dense model and this pruned model, evaluated on the same text.
         harness: The same two models in lm-evaluation-harness.
@@ -134,7 +135,7 @@ def describe(
     record = _record(model_or_record)
     card = _card_beside(model_or_record)
     if base_model is None:
-        base_model = record["model"] if "/" in record["model"] and _REPO_ID.fullmatch(record["model"]) else None
+        base_model = record.model if "/" in record.model and _REPO_ID.fullmatch(record.model) else None
         license = local_license(card, base_model) or hub_license(base_model)
     elif not _REPO_ID.fullmatch(base_model):
         raise ValueError(f"base_model={base_model!r} is no repository id: give 'namespace/name', or leave it out.")
@@ -167,19 +168,23 @@ def write_card(content: PrunedModelCard, folder: str | os.PathLike[str]) -> Path
     return path
 
 
-def _record(model_or_record: Source) -> dict[str, Any]:
-    record = model_or_record if isinstance(model_or_record, Mapping) else sparsity_record(model_or_record)
+def _record(model_or_record: Source) -> SparsityRecord:
+    if isinstance(model_or_record, SparsityRecord):
+        return model_or_record
+    if isinstance(model_or_record, Mapping):
+        return SparsityRecord.parse(model_or_record)
+    record = sparsity_record(model_or_record)
     if record is None:
         raise ValueError(
             "The model has no sparsity record (config.mwanda_config): it was not pruned with optimum-mwanda, or its "
             "config was rewritten. Prune it with MWandaPruner first."
         )
-    return check_record(record)
+    return record
 
 
 def _card_beside(model_or_record: Source) -> Path | None:
     """Where the card of the dense model may lie: in the folder that the model was loaded from."""
-    if isinstance(model_or_record, Mapping):
+    if isinstance(model_or_record, (SparsityRecord, Mapping)):
         return None
     name = model_or_record if isinstance(model_or_record, (str, os.PathLike)) else model_or_record.name_or_path
     return Path(name, CARD_NAME) if name and Path(name).is_dir() else None
@@ -189,23 +194,23 @@ def _architecture(model_or_record: Source) -> str:
     """Name of the model's class; nothing where only the record is known."""
     if isinstance(model_or_record, PreTrainedModel):
         return type(model_or_record).__name__
-    if isinstance(model_or_record, Mapping):
+    if isinstance(model_or_record, (SparsityRecord, Mapping)):
         return ""
     found = read_config(checkpoint_folder(model_or_record, weights=False)).get("architectures")
     return str(found[0]) if isinstance(found, list) and found else ""
 
 
-def _settings(record: Mapping[str, Any]) -> MWandaConfig:
+def _settings(record: SparsityRecord) -> MWandaConfig:
     try:
-        return MWandaConfig.from_dict(record["settings"])
+        return MWandaConfig.from_dict(record.settings)
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"The settings in the sparsity record cannot be read: {error} They were written by optimum-mwanda "
-            f"{clean(record['library_version'])}; perhaps it is newer than this one."
+            f"{clean(record.library_version)}; perhaps it is newer than this one."
         ) from error
 
 
-def _of_one_model(report: PerplexityComparison, record: Mapping[str, Any]) -> PerplexityComparison:
+def _of_one_model(report: PerplexityComparison, record: SparsityRecord) -> PerplexityComparison:
     """The report under the name `pruned`, with the calibrated languages of the record where it names none."""
     if len(report.pruned) != 1:
         raise ValueError(
@@ -213,7 +218,7 @@ def _of_one_model(report: PerplexityComparison, record: Mapping[str, Any]) -> Pe
             "with only the model of this card, PerplexityComparison(report.dense, {'pruned': report.pruned[...]})."
         )
     (pruned,) = report.pruned.values()
-    seen = report.seen if report.seen is not None else list(record["languages"]) or None
+    seen = report.seen if report.seen is not None else list(record.languages) or None
     return dataclasses.replace(report, pruned={"pruned": pruned}, seen=seen)
 
 

@@ -8,9 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -188,10 +186,3 @@ def bounded_copy(value: Any, depth: int = MOST_DEPTH) -> Any:
     if not all(isinstance(key, str) for key in value):
         raise ValueError("An object has keys that are no strings.")
     return {bounded_copy(key): bounded_copy(entry, depth - 1) for key, entry in value.items()}
-
-
-def count_zeros(tensor: Tensor) -> int:
-    """Number of zeros, of either sign."""
-    if tensor.is_floating_point() and tensor.element_size() == 1:
-        tensor = tensor.to(torch.float32)  # torch counts nothing in float8
-    return tensor.numel() - int(torch.count_nonzero(tensor))

@@ -1,4 +1,4 @@
-"""Recording what each block is called with, and calling it again without the rest of the model."""
+"""Calling the blocks of a stack again as the model has called them, without the rest of the model."""
 
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import suppress
@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..modeling.blocks import run_blocks
 from ..modeling.interrupts import interruptible
-
-Call = tuple[tuple[Any, ...], dict[str, Any]]
+from .recording import record_calls
+from .store import HiddenStates, OnDevice
 
 
 class _Reached(Exception):
@@ -18,7 +17,7 @@ class _Reached(Exception):
 
 
 class BlockCalls:
-    """The calls of every block of a stack over a list of batches, hidden states apart.
+    """The calls of every block of a stack over a list of batches.
 
     The arguments of a block are kept as they are: whatever a model passes to its blocks (position embeddings, masks,
     layer-wise options, what blocks hand to later ones) is passed again, and none of it is named here.
@@ -27,10 +26,10 @@ class BlockCalls:
         model: The model.
         blocks: Blocks to record, in the order in which they run.
         batches: Keyword arguments of the model, batch by batch.
-        through: Blocks to run the model through; those that are recorded if None.
+        hidden: Where the hidden states are kept. None: where the blocks leave them.
 
     Attributes:
-        hidden: Hidden states that enter the next block, one tensor `(batch, sequence, hidden)` per batch.
+        hidden: Hidden states that enter the next block.
     """
 
     def __init__(
@@ -38,28 +37,10 @@ class BlockCalls:
         model: nn.Module,
         blocks: Mapping[str, nn.Module],
         batches: Iterable[Mapping[str, Tensor]],
-        through: Mapping[str, nn.Module] | None = None,
+        hidden: HiddenStates | None = None,
     ) -> None:
-        self.hidden: list[Tensor] = []
-        self._calls: dict[str, list[Call]] = {name: [] for name in blocks}
-        first = next(iter(blocks))
-        handles = []
-        for name, block in blocks.items():
-
-            def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = name) -> None:
-                # Hidden states come first, or by name; the call keeps the rest.
-                rest = {key: value for key, value in kwargs.items() if key != "hidden_states"}
-                if name == first:
-                    self.hidden.append(args[0] if args else kwargs["hidden_states"])
-                self._calls[name].append((args[1:], rest))
-
-            handles.append(block.register_forward_pre_hook(keep, with_kwargs=True))
-        try:
-            for inputs in batches:
-                run_blocks(model, through or blocks, inputs)
-        finally:
-            for handle in handles:
-                handle.remove()
+        self.hidden = hidden or OnDevice()
+        self._calls = record_calls(model, blocks, batches, self.hidden)
 
     def run_to(self, name: str, block: nn.Module, module: nn.Module | None) -> Generator[int, None, None]:
         """Runs one block over every batch, no further than to the call of a module in it, and yields batch numbers.

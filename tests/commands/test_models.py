@@ -141,7 +141,7 @@ def test_sparsity_of_an_encoder_decoder_is_searched(cli: Cli, t5: Path, pairs: P
     words = ("--dataset", pairs, "--eval-dataset", pairs, *PAIRS, *SMALL, "--bounds", "0.3", "0.4")
     run = cli("search", t5, tmp_path / "out", *words, "--resolution", "0.1", "--most-degradation", "1", "--json")
     assert run.code == 0, run.err
-    assert sparsity_record(tmp_path / "out")["target_sparsity"] == 0.4  # type: ignore[index]
+    assert sparsity_record(tmp_path / "out").target_sparsity == 0.4  # type: ignore[union-attr]
 
 
 def test_settings_of_an_encoder_decoder_are_compared(

@@ -39,8 +39,8 @@ def test_prunes_at_the_highest_sparsity_within_the_limit_and_reports_every_trial
     assert verify_sparsity(out).ok
     record = sparsity_record(out)
     assert record is not None
-    assert record["achieved_sparsity"] == pytest.approx(search.chosen.sparsity, abs=1e-3)
-    assert record["languages"]["ta"]["weight"] == pytest.approx(0.8)
+    assert record.achieved_sparsity == pytest.approx(search.chosen.sparsity, abs=1e-3)
+    assert record.languages["ta"].weight == pytest.approx(0.8)
     assert MWandaConfig.from_pretrained(out).sparsity == search.chosen.sparsity
     kept = json.loads((out / "evaluation.json").read_text(encoding="utf-8"))
     assert list(kept["pruned"]) == ["pruned"]

@@ -7,6 +7,7 @@ import pytest
 from optimum_mwanda import PerplexityReport, evaluate_languages
 from optimum_mwanda.evaluation.side_by_side import compare
 from tests.conftest import make_model, make_rows
+from tests.record.examples import make_record
 
 ROWS = make_rows("en fr", rows=3, length=40)
 OPTIONS: dict[str, Any] = {"sequence_length": 8, "progress": False}
@@ -59,11 +60,19 @@ def test_equally_long_text_is_not_taken_for_the_same(reports: list[PerplexityRep
 
 def test_languages_of_the_records_are_the_seen_ones_if_they_agree() -> None:
     dense, one, other = (make_model(seed=seed) for seed in range(3))
-    one.config.mwanda_config = {"languages": {"en": {}}}
+    one.config.mwanda_config = make_record() | {"languages": {"en": {"tokens": 1, "weight": 1.0}}}
     assert compare(dense, one, dataset=ROWS, **OPTIONS).seen == ["en"]
-    other.config.mwanda_config = {"languages": {"fr": {}}}
+    other.config.mwanda_config = make_record() | {"languages": {"fr": {"tokens": 1, "weight": 1.0}}}
     assert compare(dense, {"a": one, "b": other}, dataset=ROWS, **OPTIONS).seen is None
     assert compare(dense, one, dataset=ROWS, seen=["fr"], **OPTIONS).seen == ["fr"]
+
+
+def test_record_that_cannot_be_read_is_refused_unless_the_languages_are_given(reports: list[PerplexityReport]) -> None:
+    model = make_model(seed=1)
+    model.config.mwanda_config = {"schema": 99}
+    with pytest.raises(ValueError, match="upgrade optimum-mwanda"):
+        compare(reports[0], model, dataset=ROWS, **OPTIONS)
+    assert compare(reports[0], model, dataset=ROWS, seen=["en"], **OPTIONS).seen == ["en"]
 
 
 def test_model_without_text_is_refused(reports: list[PerplexityReport]) -> None:

@@ -10,7 +10,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceCl
 
 from optimum_mwanda import MWandaConfig, MWandaPruner
 from optimum_mwanda.record import matrices
-from optimum_mwanda.record.schema import RecordedMatrix
+from optimum_mwanda.record.parts import RecordedMatrix
 from optimum_mwanda.record.verification import (
     ChangedMatrix,
     match_names,
@@ -167,11 +167,15 @@ def test_a_model_without_record_is_mapped_but_not_verified(folder: Path) -> None
 
 def test_an_offloaded_model_is_refused() -> None:
     model = pruned()
-    record = model.config.mwanda_config
-    model.to("meta")
+    record = sparsity_record(model)
+    model.get_submodule(UP).to("meta")
     assert sparsity_record(model) == record
-    with pytest.raises(ValueError, match="offloaded"):
-        verify_sparsity(model)
+    for read in (verify_sparsity, sparsity_map):
+        with pytest.raises(ValueError, match=f"'{UP}' is offloaded.*load the whole model into memory"):
+            read(model)
+    del model.config.mwanda_config
+    with pytest.raises(ValueError, match=f"'{UP}' is offloaded.*load the whole model into memory"):
+        sparsity_map(model)
 
 
 def cached(folder: Path, cache: Path, *names: str) -> None:

@@ -18,19 +18,18 @@ from optimum_mwanda.evaluation.harness.comparison import HarnessComparison
 from optimum_mwanda.evaluation.harness.results import HarnessReport, HarnessScore
 from optimum_mwanda.reporting.page import write_html_report
 from optimum_mwanda.reporting.plots import CurvePoint
+from tests.record.examples import record_of
 from tests.reporting.pictured import make_comparison, make_languages, make_statistics, random_statistics
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page
 
 LANGUAGES = ["de", "en", "fr", "sw"]
-RECORD = {
-    "blocks": {"names": ["model.layers.2", "model.layers.10"], "sparsity": [0.6, 0.5]},
-    "achieved_sparsity": 0.55,
-    "pattern": "unstructured",
-    "library_version": "1.2.3",
-    "settings": {"criterion": "mwanda", "sparsity": 0.55, "include": None},
-}
+RECORD = record_of(
+    {"model.layers.2": 0.6, "model.layers.10": 0.5},
+    library_version="1.2.3",
+    settings={"criterion": "mwanda", "sparsity": 0.55, "include": None},
+)
 HOSTILE = (
     "<script>document.title = 'taken'</script><img src='http://example.com/x.png' onerror=\"document.title='taken'\">"
 )
@@ -323,7 +322,7 @@ def test_pictures_load_offline(browser: "Browser", tmp_path: Path, languages: in
 def test_hostile_names_are_shown_and_not_run(browser: "Browser", tmp_path: Path) -> None:
     made = make_comparison(["en", HOSTILE], [HOSTILE], [HOSTILE])
     results = dataclasses.replace(made, dense=dataclasses.replace(made.dense, model=HOSTILE))
-    record = {**RECORD, "settings": {HOSTILE: HOSTILE}, "pattern": HOSTILE, "library_version": HOSTILE}
+    record = dataclasses.replace(RECORD, settings={HOSTILE: HOSTILE}, pattern=HOSTILE, library_version=HOSTILE)
     statistics = make_statistics(["en", HOSTILE], {"layers.0.a": torch.rand(2, 8)})
     scores = harness(HOSTILE, languages=(HOSTILE, "et"))
     write_html_report(tmp_path / "report.html", results, record, statistics, harness=scores)

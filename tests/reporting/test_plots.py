@@ -46,15 +46,13 @@ from optimum_mwanda.reporting.plots.profiles import (
     similarity_order,
 )
 from optimum_mwanda.reporting.plots.sparsity import block_sparsity_figure
+from tests.record.examples import record_of
 from tests.reporting.pictured import make_comparison, make_languages, make_score, make_statistics, random_statistics
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-RECORD = {
-    "blocks": {"names": ["layers.0", "layers.1", "layers.2"], "sparsity": [0.4, 0.5, 0.9]},
-    "achieved_sparsity": 0.6,
-}
+RECORD = record_of({"layers.0": 0.4, "layers.1": 0.5, "layers.2": 0.9})
 LAYERS = [f"model.layers.{i}" for i in range(126)]
 ENCODER = [f"encoder.block.{i}" for i in range(24)]
 DECODER = [f"decoder.block.{i}" for i in range(24)]
@@ -202,11 +200,11 @@ def test_sparsity_bars_have_the_height_of_the_record() -> None:
     axes = block_sparsity_figure(RECORD).axes[0]
     assert [bar.get_center()[0] for bar in axes.patches] == pytest.approx([0, 1, 2])
     assert [bar.get_height() for bar in axes.patches] == pytest.approx([40, 50, 90])
-    assert axes.lines[0].get_ydata()[0] == 60
+    assert axes.lines[0].get_ydata()[0] == pytest.approx(60)
 
 
 def sparsity_picture(names: list[str]) -> "Figure":
-    return block_sparsity_figure({"blocks": {"names": names, "sparsity": [0.5] * len(names)}, "achieved_sparsity": 0.5})
+    return block_sparsity_figure(record_of(dict.fromkeys(names, 0.5)))
 
 
 def activity_picture(names: list[str]) -> "Figure":

@@ -88,7 +88,7 @@ def with_token() -> dict[str, Any]:
     loaded = AutoModelForCausalLM.from_pretrained("me/first")
     seen["first"] = {
         "equal": is_equal(model, loaded),
-        "record": loaded.config.mwanda_config == model.config.mwanda_config == sparsity_record("me/first"),
+        "record": sparsity_record(loaded) == sparsity_record(model) == sparsity_record("me/first"),
         "verified": verify_sparsity("me/first").ok,
         "words": AutoTokenizer.from_pretrained("me/first")("neno moja")["input_ids"],
         "settings": MWandaConfig.from_pretrained("me/first") == CONFIG,

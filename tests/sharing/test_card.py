@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 from optimum_mwanda.configuration import MWandaConfig
 from optimum_mwanda.evaluation.report import LanguageScore, PerplexityComparison, PerplexityReport
 from optimum_mwanda.pruner import MWandaPruner
+from optimum_mwanda.record.schema import SparsityRecord
 from optimum_mwanda.record.verification import verify_sparsity
 from optimum_mwanda.registry import ALLOCATIONS
 from optimum_mwanda.reporting.plots import plot_block_sparsity
@@ -502,7 +503,7 @@ def test_without_matplotlib_the_card_has_a_table(tmp_path: Path, monkeypatch: py
 def test_plot_without_matplotlib_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"optimum-mwanda\[plots\]"):
-        plot_block_sparsity(make_record(), tmp_path / "plot.png")
+        plot_block_sparsity(SparsityRecord.parse(make_record()), tmp_path / "plot.png")
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -534,6 +535,7 @@ def test_card_of_a_saved_folder_is_that_of_the_model(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     record = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))["mwanda_config"]
     assert str(create_card(tmp_path)) == str(create_card(model)) == str(create_card(record))
+    assert str(create_card(SparsityRecord.parse(record))) == str(create_card(record))
 
 
 def make_experts(**changes: Any) -> dict[str, Any]:

@@ -74,20 +74,12 @@ def test_the_record_counts_every_stored_parameter_of_experts_once(saved: tuple[s
     name, model, _ = saved
     record = sparsity_record(model)
     assert record is not None
-    found = {path: entry for path, entry in record["matrices"].items() if len(entry["shape"]) == 3}
-    assert {path: tuple(entry["shape"]) for path, entry in found.items()} == EXPERTS[name]
-    for path, entry in found.items():
-        for block, zeros in zip(record["blocks"]["names"], entry["zeros"], strict=True):
-            if zeros is not None:
-                assert zeros == int((parameter_of(model, f"{block}.{path}") == 0).sum())
-    shares = sparsity_map(model)
-    assert shares.keys() == {
-        f"{block}.{path}"
-        for path, entry in record["matrices"].items()
-        for block, zeros in zip(record["blocks"]["names"], entry["zeros"], strict=True)
-        if zeros is not None
-    }
-    assert record["achieved_sparsity"] == pytest.approx(0.4, abs=2e-3)
+    experts = [matrix for matrix in record.matrices if len(matrix.shape) == 3]
+    assert {matrix.path: matrix.shape for matrix in experts} == EXPERTS[name]
+    for matrix in experts:
+        assert matrix.zeros == int((parameter_of(model, matrix.name) == 0).sum())
+    assert sparsity_map(model).keys() == {matrix.name for matrix in record.matrices}
+    assert record.achieved_sparsity == pytest.approx(0.4, abs=2e-3)
 
 
 @every_family
@@ -164,10 +156,11 @@ def test_experts_left_out_lower_the_sparsity(excluded: str, tmp_path: Path) -> N
     record = sparsity_record(model)
     assert record is not None
     share = 0.5 * (3 / 4 if "0." in excluded else 2 / 4)
-    assert record["achieved_sparsity"] == pytest.approx(share, abs=1e-3)
-    assert record["target_sparsity"] == 0.5
-    assert record["matrices"]["mlp.experts.down_proj"] == {"shape": [4, 32, 48], "zeros": [int(share * 6144)] * 2}
+    assert record.achieved_sparsity == pytest.approx(share, abs=1e-3)
+    assert record.target_sparsity == 0.5
     down = "model.layers.1.mlp.experts.down_proj"
+    found = [(matrix.shape, matrix.zeros) for matrix in record.matrices if matrix.path == "mlp.experts.down_proj"]
+    assert found == [((4, 32, 48), int(share * 6144))] * 2
     assert torch.equal(parameter_of(model, down)[0], parameter_of(dense, down)[0])
     model.save_pretrained(tmp_path)
     assert verify_sparsity(tmp_path).ok

@@ -20,7 +20,7 @@ from ...modeling.fingerprint import model_fingerprint
 from ...modeling.interrupts import check_interrupts, deferred_interrupts
 from ...modeling.weights import find_weights
 from ...pruner import MWandaPruner
-from ...record.schema import RECORD_KEY
+from ...record.schema import RECORD_KEY, SparsityRecord
 from ...utils import progress_bar
 from ...version import __version__
 from ...walking.editor import PartiallyPrunedError
@@ -115,7 +115,8 @@ def run_comparison(
             start = time.perf_counter()
             _prune(model, dataset, tokenizer, run)
             seconds = time.perf_counter() - start
-            result = _describe(run, measure(), getattr(model.config, RECORD_KEY)["achieved_sparsity"], seconds)
+            record = SparsityRecord.parse(getattr(model.config, RECORD_KEY))
+            result = _describe(run, measure(), record.achieved_sparsity, seconds)
             state.restore()
             append(path, result)
             results.runs[run.key] = result

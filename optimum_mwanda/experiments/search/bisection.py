@@ -14,7 +14,7 @@ from ...modeling.blocks import find_blocks
 from ...modeling.interrupts import deferred_interrupts
 from ...modeling.weights import find_weights
 from ...pruner import MWandaPruner
-from ...record.schema import RECORD_KEY
+from ...record.schema import RECORD_KEY, SparsityRecord
 from ..dense_state import DenseState
 from .outcome import PROTECTED, PRUNED, UNPROTECTED, SparsitySearch, SparsityTrial
 from .space import SearchSpace, protect_languages
@@ -103,7 +103,7 @@ def find_sparsity(
             """Prunes the dense model and sets it beside what it was."""
             state.restore()
             prune(settings)
-            seen = list(model.config.mwanda_config["languages"])
+            seen = list(SparsityRecord.parse(model.config.mwanda_config).languages)
             return PerplexityComparison(dense, {name: measure()}, seen or None)
 
         name = PROTECTED if space.protect else PRUNED
@@ -139,7 +139,7 @@ def _bisect(
         trial = SparsityTrial(
             sparsity,
             None if settings.allocation == "uniform" else settings.allocation_strength,
-            getattr(model_config, RECORD_KEY)["achieved_sparsity"],
+            SparsityRecord.parse(getattr(model_config, RECORD_KEY)).achieved_sparsity,
             degradations,
             max(degradations.values()) <= space.most_degradation,
         )

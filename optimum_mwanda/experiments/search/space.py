@@ -117,9 +117,9 @@ def protect_languages(config: MWandaConfig, protect: Mapping[str, float], tokens
     """
     if unknown := sorted(set(protect) - set(tokens)):
         raise ValueError(f"protect names {', '.join(map(repr, unknown))}, but calibration has: {', '.join(tokens)}.")
-    shares: Sequence[float] = weigh_languages(config, dict(tokens)).tolist()
-    weights = {
-        language: round(share * len(tokens) * protect.get(language, 1.0), 9)
-        for language, share in zip(tokens, shares, strict=True)
+    weights: Sequence[float] = weigh_languages(config, dict(tokens)).tolist()
+    explicit = {
+        language: round(weight * len(tokens) * protect.get(language, 1.0), 9)
+        for language, weight in zip(tokens, weights, strict=True)
     }
-    return config.replace(language_weights=weights)
+    return config.replace(language_weights=explicit)

@@ -1,8 +1,7 @@
 """Picture of the sparsity of every block."""
 
 import os
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .blocks import label_blocks
 from .drawing import COLORS, new_figure, save_figure
@@ -10,8 +9,10 @@ from .drawing import COLORS, new_figure, save_figure
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from ...record.schema import SparsityRecord
 
-def block_sparsity_figure(record: Mapping[str, Any]) -> "Figure":
+
+def block_sparsity_figure(record: "SparsityRecord") -> "Figure":
     """Bars of the share of zeros in every pruned block, with the share in all of them.
 
     Args:
@@ -21,20 +22,20 @@ def block_sparsity_figure(record: Mapping[str, Any]) -> "Figure":
         ImportError: If matplotlib is not installed.
     """
     figure = new_figure(8, 3.2)
-    shares = [100 * share for share in record["blocks"]["sparsity"]]
-    everything = 100 * record["achieved_sparsity"]
+    shares = [100 * block.sparsity for block in record.blocks]
+    everything = 100 * record.achieved_sparsity
     axes = figure.subplots()
     axes.bar(range(len(shares)), shares, width=0.8, color=COLORS[0])
     axes.axhline(everything, color=COLORS[1], linewidth=1, linestyle="--", label=f"all blocks: {everything:.1f} %")
     # Few blocks shall not fill the width with two slabs.
     room = max(0.0, (8 - len(shares)) / 2)
     axes.set(ylabel="zeros (%)", ylim=(0, 100), xlim=(-0.6 - room, len(shares) - 0.4 + room))
-    label_blocks(axes, record["blocks"]["names"])
+    label_blocks(axes, [block.name for block in record.blocks])
     figure.legend(loc="outside upper right", frameon=False)
     return figure
 
 
-def plot_block_sparsity(record: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+def plot_block_sparsity(record: "SparsityRecord", path: str | os.PathLike[str]) -> None:
     """Draws the share of zeros in every pruned block.
 
     Args:

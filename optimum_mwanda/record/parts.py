@@ -1,0 +1,115 @@
+"""What the sparsity record is made of. `docs/record.md` names every field."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordedBlock:
+    """What the record says of one block.
+
+    Attributes:
+        name: Module path.
+        sparsity: Share of zeros in its matrices after pruning.
+    """
+
+    name: str
+    sparsity: float
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordedMatrix:
+    """What the record says of one matrix, or of the matrices of all experts in one parameter.
+
+    Attributes:
+        name: Module path, or path of the parameter of all experts.
+        block: Module path of its block.
+        shape: `(out, in)`, or `(experts, out, in)`.
+        zeros: Zeros that were counted after pruning.
+    """
+
+    name: str
+    block: str
+    shape: tuple[int, ...]
+    zeros: int
+
+    @property
+    def path(self) -> str:
+        """Path inside the block; empty where the block is the matrix."""
+        return self.name.removeprefix(self.block).removeprefix(".")
+
+    @property
+    def numel(self) -> int:
+        """Number of weights."""
+        return math.prod(self.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordedLanguage:
+    """What the record says of one language of the calibration.
+
+    Attributes:
+        tokens: Tokens that were read.
+        weight: How much the language counted; the weights of all languages sum to 1.
+    """
+
+    tokens: int
+    weight: float
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordedExperts:
+    """How calibration reached the experts of a mixture.
+
+    Attributes:
+        policy: `experts_policy` of the settings.
+        wanted: With fewer tokens than these an expert is lacking.
+        count: Experts of the model, all layers together.
+        lacking: How many of them are lacking.
+        names: Module paths of the first of these.
+        fewest: Fewest tokens of one language in one expert.
+        unreached: Language to the number of experts that none of its tokens reached, if there are any.
+    """
+
+    policy: str
+    wanted: int
+    count: int
+    lacking: int
+    names: tuple[str, ...]
+    fewest: int
+    unreached: Mapping[str, int]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RecordedPruning:
+    """What a record says of its own pruning and, in its history, of each earlier one.
+
+    Attributes:
+        schema: Version of the layout.
+        library_version: `optimum-mwanda` that pruned the model.
+        settings: Settings of `MWandaConfig` as that version knew them.
+        pattern: `"unstructured"` or `"N:M"`.
+        target_sparsity: Share of the prunable weights that was asked for.
+        achieved_sparsity: Share of zeros in the pruned matrices.
+        languages: Language of the calibration to its tokens and its weight; empty where the masks depend on no data.
+        dataset_fingerprints: SHA-256 of the calibration tokens; empty like `languages`.
+        model: Name of the model that was pruned; empty if it had none.
+        model_fingerprint: SHA-256 over the model before the pruning.
+        seed: Seed of the choice of calibration rows.
+        versions: `torch` and `transformers` to their versions.
+    """
+
+    schema: int
+    library_version: str
+    settings: Mapping[str, Any]
+    pattern: str
+    target_sparsity: float
+    achieved_sparsity: float
+    languages: Mapping[str, RecordedLanguage]
+    dataset_fingerprints: tuple[str, ...]
+    model: str
+    model_fingerprint: str
+    seed: int
+    versions: Mapping[str, Any]

@@ -1,0 +1,103 @@
+"""A walk of a model in memory that sees what each block reads while its predecessors are pruned."""
+
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from ..calibration.collector import StatisticsCollector
+from ..calibration.gram import GramCollector
+from ..calibration.reduction import Reduce
+from ..configuration import MWandaConfig
+from ..data.chunks import CalibrationChunks
+from ..modeling.blocks import find_stacks
+from ..modeling.inputs import RunningOrder
+from ..modeling.weights import PrunableWeight, Weights
+from .calibrating import run_watched
+from .replay import BlockCalls
+from .store import HiddenStates, OnDevice
+from .walk import Seen, Step, Walk
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class BlockByBlock(Walk):
+    """Takes one block after the other, and calls it again over all batches to see what enters its weights.
+
+    With `calibration="sequential"` a block sees what its pruned predecessors give. With Gram matrices so do the weights
+    inside it: those that read the same input (query, key and value; the output projection; ...) are a step of their
+    own. With `"dense"` everything sees what the unpruned model gives. Memory is needed for the hidden states of all
+    batches and the Gram matrices of one step.
+
+    Args:
+        model: The model, in inference mode.
+        weights: Module path of a block to the weights to visit in it.
+        chunks: Calibration data.
+        language_weights: Language to its weight, in the order of the chunks.
+        config: Settings.
+        store: Makes a place for the hidden states of a stack.
+        reduce: Adds up sums over the processes that share the calibration; None if there is one.
+    """
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        weights: Weights,
+        chunks: CalibrationChunks,
+        language_weights: Mapping[str, float],
+        config: MWandaConfig,
+        store: Callable[[], HiddenStates] = OnDevice,
+        reduce: Reduce | None = None,
+    ) -> None:
+        super().__init__(weights)
+        self._is_dense = config.calibration == "dense"
+        self._needs_grams = config.needs_grams
+        self._stacks = find_stacks(model, config.blocks)
+        self._languages, self._batches = zip(*chunks.batches(config.batch_size), strict=True)
+        self._model, self._store = model, store
+        self._activities = [config.activity] if config.activity else []
+        self._language_weights = language_weights
+        self._reduce = reduce
+
+    def _record(self, stack: Mapping[str, nn.Module]) -> BlockCalls:
+        return BlockCalls(self._model, stack, self._batches, self._store())
+
+    def _steps(self) -> Iterator[Step]:
+        # In a dense walk later stacks read what the unpruned ones before them give.
+        recorded = [self._record(stack) for stack in self._stacks] if self._is_dense else []
+        for stack in self._stacks:
+            calls = recorded.pop(0) if self._is_dense else self._record(stack)
+            for name, block in stack.items():
+                if weights := self.weights.get(name):
+                    yield from self._steps_in(calls, name, block, weights)
+                else:
+                    calls.advance(name, block)
+
+    def _steps_in(
+        self, calls: BlockCalls, name: str, block: nn.Module, weights: Sequence[PrunableWeight]
+    ) -> Iterator[Step]:
+        order = RunningOrder(weights, lambda: next(iter(calls.outputs(name, block))))
+        groups = order.groups()
+        if self._is_dense:
+            # Looking moves on to the next block, before this one is pruned.
+            yield self._step(groups, lambda: calls.advancing(name, block))
+            return
+        for step in [[group] for group in groups] if self._needs_grams else [groups]:
+            last = order.last_module([weight for group in step for weight in group])
+            yield self._step(step, partial(calls.run_to, name, block, last))
+        calls.advance(name, block)
+
+    def _step(self, groups: Sequence[list[PrunableWeight]], run: Callable[[], Generator[int, None, None]]) -> Step:
+        weights = [weight for group in groups for weight in group]
+
+        def look() -> Seen:
+            languages = list(self._language_weights)
+            statistics = StatisticsCollector(weights, languages, self._activities, self._reduce)
+            looked_into = groups if self._needs_grams else ()
+            grams = GramCollector(looked_into, self._language_weights, self._reduce)
+            run_watched(run(), self._languages, statistics, grams)
+            return Seen(statistics.finish(), grams.finish())
+
+        return Step(weights, look)

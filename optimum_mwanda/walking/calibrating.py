@@ -1,0 +1,93 @@
+"""Running a model, or a part of it, for what enters its weights."""
+
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ..calibration.collector import StatisticsCollector
+from ..calibration.statistics import CalibrationStatistics
+from ..configuration import MWandaConfig
+from ..data.chunks import CalibrationChunks
+from ..modeling.blocks import find_blocks, run_blocks
+from ..modeling.fingerprint import model_fingerprint
+from ..modeling.weights import PrunableWeight
+from ..utils import progress_bar
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Collector(AbstractContextManager[Any], Protocol):
+    """Sums up what enters some weights, while it is open."""
+
+    def start(self, language: str) -> None:
+        """Counts what follows for one language."""
+
+
+def run_watched(runs: Generator[Any, None, None], languages: Iterable[str], *collectors: Collector) -> None:
+    """Runs one batch after the other while collectors look on.
+
+    Args:
+        runs: Runs a batch each time it is asked for another item.
+        languages: Language of every batch, those of one language together.
+        *collectors: What looks on; opened here.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(closing(runs))
+        for collector in collectors:
+            stack.enter_context(collector)
+        for language in languages:
+            for collector in collectors:
+                collector.start(language)
+            next(runs)
+        next(runs, None)  # what comes after the last batch
+
+
+def calibrate(
+    model: "PreTrainedModel",
+    weights: Sequence[PrunableWeight],
+    chunks: CalibrationChunks,
+    config: MWandaConfig,
+    activities: Sequence[str] = (),
+    progress: bool = False,
+) -> CalibrationStatistics:
+    """Runs all calibration text through the blocks of a model.
+
+    Args:
+        model: The model, in inference mode.
+        weights: Weights to watch; without any the model is not run.
+        chunks: Calibration data.
+        config: Its `batch_size` and `blocks`.
+        activities: Kinds of activity to count.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        Statistics of these weights.
+
+    Raises:
+        FloatingPointError: If activations are NaN or infinite.
+        ValueError: If no token of a language reaches a weight that is not an expert's.
+    """
+    size = config.batch_size
+    collector = StatisticsCollector(weights, list(chunks.chunks), activities)
+    if weights:
+        blocks = find_blocks(model, config.blocks)
+        total = chunks.number_of_batches(size)
+        batches = progress_bar(chunks.batches(size), total=total, description="Calibrating", show=progress)
+
+        def runs() -> Generator[None, None, None]:
+            for _, inputs in batches:
+                run_blocks(model, blocks, inputs)
+                yield
+
+        run_watched(runs(), [language for language, _ in chunks.batches(size)], collector)
+    experts = dict.fromkeys(weight.expert_name for weight in weights if weight.expert_name is not None)
+    return CalibrationStatistics(
+        collector.finish(),
+        coverage=tuple(entry for entry in chunks.coverage if entry.chunks),
+        fingerprints={language: (digest,) for language, digest in chunks.fingerprints.items()},
+        model=getattr(model, "name_or_path", ""),
+        model_fingerprint=model_fingerprint(model),
+        left_out=tuple(entry for entry in chunks.coverage if not entry.chunks),
+        experts=tuple(experts),
+    )

@@ -1,0 +1,119 @@
+"""Where the hidden states of all batches are kept between two blocks."""
+
+import abc
+import math
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_ALIGNMENT = 64
+
+
+class HiddenStates(abc.ABC):
+    """Hidden states, one tensor `(batch, sequence, hidden)` per batch, read and replaced by the number of the batch."""
+
+    @abc.abstractmethod
+    def append(self, states: Tensor) -> None:
+        """Keeps those of one more batch."""
+
+    @abc.abstractmethod
+    def __getitem__(self, batch: int) -> Tensor:
+        """Those of a batch, on the device from which they came."""
+
+    @abc.abstractmethod
+    def __setitem__(self, batch: int, states: Tensor) -> None:
+        """Replaces those of a batch."""
+
+
+class OnDevice(HiddenStates):
+    """Leaves them where the blocks do."""
+
+    def __init__(self) -> None:
+        self._states: list[Tensor] = []
+
+    def append(self, states: Tensor) -> None:
+        self._states.append(states)
+
+    def __getitem__(self, batch: int) -> Tensor:
+        return self._states[batch]
+
+    def __setitem__(self, batch: int, states: Tensor) -> None:
+        self._states[batch] = states
+
+
+class InMemory(HiddenStates):
+    """Keeps them in the memory of the machine, which a model on a GPU leaves free."""
+
+    def __init__(self) -> None:
+        self._states: list[tuple[Tensor, torch.device]] = []
+
+    def append(self, states: Tensor) -> None:
+        self._states.append((states.cpu(), states.device))
+
+    def __getitem__(self, batch: int) -> Tensor:
+        states, device = self._states[batch]
+        return states.to(device)
+
+    def __setitem__(self, batch: int, states: Tensor) -> None:
+        self._states[batch] = (states.cpu(), states.device)
+
+
+class OnDisk(HiddenStates):
+    """Keeps them in a memory-mapped file, which the system holds in memory as far as there is room.
+
+    The file has no name and is gone with the process, however that ends.
+
+    Args:
+        folder: Where the file lies.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+        self._size = 0
+        self._slots: list[tuple[Tensor, torch.device]] = []
+
+    def append(self, states: Tensor) -> None:
+        self._slots.append((self._slot(states), states.device))
+
+    def __getitem__(self, batch: int) -> Tensor:
+        slot, device = self._slots[batch]
+        return slot.to(device)
+
+    def __setitem__(self, batch: int, states: Tensor) -> None:
+        slot, _ = self._slots[batch]
+        if slot.shape == states.shape and slot.dtype == states.dtype:
+            self._slots[batch] = (slot.copy_(states), states.device)
+        else:
+            self._slots[batch] = (self._slot(states), states.device)
+
+    def _slot(self, states: Tensor) -> Tensor:
+        """A part of the file that holds a copy."""
+        start = math.ceil(self._size / _ALIGNMENT) * _ALIGNMENT
+        self._size = start + states.nbytes
+        self._file.truncate(self._size)
+        mapped = np.memmap(self._file, dtype=np.uint8, mode="r+", offset=start, shape=states.nbytes)
+        return torch.from_numpy(mapped).view(states.dtype).view(states.shape).copy_(states)
+
+
+def check_activations(place: str | os.PathLike[str]) -> None:
+    """Checks where hidden states are to be kept.
+
+    Raises:
+        ValueError: If it is neither `"device"` nor `"cpu"` nor a folder.
+    """
+    if place not in ("device", "cpu") and not Path(place).is_dir():
+        raise ValueError(
+            f"activations={os.fspath(place)!r} is not allowed: give 'device', 'cpu', or a folder that exists, for a "
+            "memory-mapped file in it."
+        )
+
+
+def make_store(place: str | os.PathLike[str]) -> HiddenStates:
+    """A place for hidden states: `"device"`, `"cpu"`, or a folder."""
+    if place == "device":
+        return OnDevice()
+    return InMemory() if place == "cpu" else OnDisk(Path(place))
