@@ -29,6 +29,8 @@ _HOMES = {
     "evaluate_languages": "evaluation.perplexity",
     "find_sparsity": "experiments.search.bisection",
     "push_to_hub": "sharing.hub",
+    "register_allocation": "registry",
+    "register_criterion": "registry",
     "save_card": "sharing.model_card",
     "save_pretrained_compressed": "storage.compressed",
     "sparsity_map": "record.verification",
@@ -56,6 +58,8 @@ if TYPE_CHECKING:
     from .record.verification import sparsity_map as sparsity_map
     from .record.verification import sparsity_record as sparsity_record
     from .record.verification import verify_sparsity as verify_sparsity
+    from .registry import register_allocation as register_allocation
+    from .registry import register_criterion as register_criterion
     from .sharing.hub import push_to_hub as push_to_hub
     from .sharing.model_card import create_card as create_card
     from .sharing.model_card import save_card as save_card

@@ -9,14 +9,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from .validation import UPDATING, check_choices, check_language_weights, check_numbers
+from .legal import Number, OneOf, Text, Weighting, setting
+from .registry import ALLOCATIONS, CRITERIA
 from .values import FrozenDict, describe_fields, is_close, plain, strings
 
 CONFIG_NAME = "mwanda_config.json"
 
 
-def _setting(default: Any, help: str) -> Any:
-    return dataclasses.field(default=default, metadata={"help": help})
+def _criteria(updates: bool) -> str:
+    return ", ".join(repr(name) for name, criterion in CRITERIA.items() if criterion.updates is updates)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,100 +27,132 @@ class MWandaConfig:
     `docs/method.md` gives the equations and `docs/benchmarks.md` the measurements behind the defaults.
     """
 
-    sparsity: float | None = _setting(
-        None, "Share of the prunable weights to remove, in [0, 1). None: 0.5, or 1 - N/M for an N:M pattern."
-    )
-    pattern: str = _setting("unstructured", "'unstructured', or 'N:M' to keep N of every M consecutive inputs.")
-    criterion: str = _setting(
-        "mwanda",
-        "What ranks the weights: a score ('magnitude', 'wanda', 'ria', 'mwanda'), or a solver that updates those that "
-        "stay ('sparsegpt', 'alps').",
-    )
-    base: str = _setting("ria", "Score that 'mwanda' builds on: 'wanda' or 'ria'.")
-    ria_exponent: float = _setting(0.5, "Exponent of the activation norm in RIA.")
-    variance: str = _setting(
-        "std", "Cross-lingual variance term of 'mwanda': 'none', 'std', 'variance' or 'relative_variance'."
-    )
-    variance_weight: float = _setting(0.5, "Weight of the variance term.")
-    activation: str = _setting(
-        "none", "What makes a channel active in the activation-probability term: 'none', 'positive' or 'above_rms'."
-    )
-    activation_threshold: float = _setting(0.1, "Share of a token's root mean square that 'above_rms' asks for.")
-    activation_exponent: float = _setting(0.5, "Exponent of the activation probability.")
-    group: str = _setting("matrix", "Weights that compete with each other: those of a 'row' or of the whole 'matrix'.")
-    allocation: str | None = _setting(
+    sparsity: float | None = setting(
         None,
-        "Sparsity per block: 'uniform', 'owl', 'cwl', 'dlp' or 'alpha' (AlphaPruning). None: 'owl', or 'uniform' for "
-        "an N:M pattern.",
+        "Share of the prunable weights to remove. None: 0.5, or 1 - N/M for an N:M pattern.",
+        Number(at_least=0, below=1),
     )
-    allocation_strength: float = _setting(
+    pattern: str = setting("unstructured", "'unstructured', or 'N:M' to keep N of every M consecutive inputs.")
+    criterion: str = setting(
+        "mwanda",
+        f"What ranks the weights: a score ({_criteria(updates=False)}), or a solver that updates those that stay "
+        f"({_criteria(updates=True)}).",
+        OneOf(CRITERIA, register="register_criterion"),
+    )
+    base: str = setting("ria", "Score that 'mwanda' builds on.", OneOf(("wanda", "ria")))
+    ria_exponent: float = setting(0.5, "Exponent of the activation norm in RIA.", Number(at_least=0))
+    variance: str = setting(
+        "std", "Cross-lingual variance term of 'mwanda'.", OneOf(("none", "std", "variance", "relative_variance"))
+    )
+    variance_weight: float = setting(0.5, "Weight of the variance term.", Number(at_least=0))
+    activation: str = setting(
+        "none",
+        "What makes a channel active in the activation-probability term.",
+        OneOf(("none", "positive", "above_rms")),
+    )
+    activation_threshold: float = setting(
+        0.1, "Share of a token's root mean square that 'above_rms' asks for.", Number(at_least=0)
+    )
+    activation_exponent: float = setting(0.5, "Exponent of the activation probability.", Number(at_least=0))
+    group: str = setting(
+        "matrix",
+        "Weights that compete with each other: those of a 'row' or of the whole 'matrix'.",
+        OneOf(("row", "matrix")),
+    )
+    allocation: str | None = setting(
+        None,
+        "Sparsity per block; 'alpha' is AlphaPruning. None: 'owl', or 'uniform' for an N:M pattern.",
+        OneOf(ALLOCATIONS, register="register_allocation"),
+    )
+    allocation_strength: float = setting(
         0.04,
         "Lambda: block sparsities spread over a range of 2 * lambda; with 'alpha' the least and the largest are in the "
         "ratio (1 - lambda) to (1 + lambda).",
+        Number(at_least=0),
     )
-    cwl_direction: str = _setting(
-        "shared", "Blocks that CWL protects: 'shared' (languages behave alike) or 'specific' (they differ)."
+    cwl_direction: str = setting(
+        "shared",
+        "Blocks that CWL protects: 'shared' (languages behave alike) or 'specific' (they differ).",
+        OneOf(("shared", "specific")),
     )
-    owl_multiplier: float = _setting(5.0, "M: OWL counts the weights whose score exceeds M times the block's mean.")
-    min_block_sparsity: float = _setting(0.0, "Lower bound of a block's sparsity.")
-    max_block_sparsity: float = _setting(0.95, "Upper bound of a block's sparsity.")
-    language_column: str = _setting("language", "Column of the dataset that names the language of a row.")
-    text_column: str = _setting(
+    owl_multiplier: float = setting(
+        5.0, "M: OWL counts the weights whose score exceeds M times the block's mean.", Number(above=0)
+    )
+    min_block_sparsity: float = setting(0.0, "Lower bound of a block's sparsity.", Number(at_least=0, at_most=1))
+    max_block_sparsity: float = setting(0.95, "Upper bound of a block's sparsity.", Number(at_least=0, at_most=1))
+    language_column: str = setting("language", "Column of the dataset that names the language of a row.", Text())
+    text_column: str = setting(
         "text",
         "Column with the text, the conversation, or the source for an encoder-decoder; not needed where the dataset "
         "has 'input_ids'.",
+        Text(),
     )
-    target_column: str = _setting(
-        "target", "Column with the target for an encoder-decoder; not needed where the dataset has 'labels'."
+    target_column: str = setting(
+        "target", "Column with the target for an encoder-decoder; not needed where the dataset has 'labels'.", Text()
     )
-    languages: tuple[str, ...] | None = _setting(None, "Languages to calibrate on. None: all that the dataset holds.")
-    language_weights: str | Mapping[str, float] = _setting(
+    languages: tuple[str, ...] | None = setting(None, "Languages to calibrate on. None: all that the dataset holds.")
+    language_weights: str | Mapping[str, float] = setting(
         "equal",
         "'equal', 'proportional' (to calibration tokens), 'temperature', or a dict of language to weight in which a "
         "language that is not named weighs 1.",
+        Weighting(("equal", "proportional", "temperature")),
     )
-    language_temperature: float = _setting(2.0, "With 'temperature', weights are tokens ** (1 / temperature).")
-    samples_per_language: int = _setting(32, "Calibration chunks per language.")
-    sequence_length: int | None = _setting(
-        None, "Tokens per calibration chunk. None: 512, or the model's positions where those are fewer."
+    language_temperature: float = setting(
+        2.0, "With 'temperature', weights are tokens ** (1 / temperature).", Number(above=0)
     )
-    batch_size: int = _setting(8, "Calibration chunks per forward pass.")
-    refinement: str = _setting(
+    samples_per_language: int = setting(32, "Calibration chunks per language.", Number(at_least=1, whole=True))
+    sequence_length: int | None = setting(
+        None,
+        "Tokens per calibration chunk. None: 512, or the model's positions where those are fewer.",
+        Number(at_least=1, whole=True),
+    )
+    batch_size: int = setting(8, "Calibration chunks per forward pass.", Number(at_least=1, whole=True))
+    refinement: str = setting(
         "none",
         "'swap' exchanges pruned and kept weights of a row as long as that lowers an estimate of the layer's error "
         "that trusts the calibration text less (refinement_shrinkage, refinement_ridge); the plain error may rise.",
+        OneOf(("none", "swap")),
     )
-    refinement_shrinkage: float = _setting(
-        0.3, "Share by which refinement weakens correlations between channels, against overfitting to the languages."
+    refinement_shrinkage: float = setting(
+        0.3,
+        "Share by which refinement weakens correlations between channels, against overfitting to the languages.",
+        Number(at_least=0, at_most=1),
     )
-    refinement_ridge: float = _setting(
-        2.0, "Energy that refinement gives every channel, as a multiple of the median channel's."
+    refinement_ridge: float = setting(
+        2.0, "Energy that refinement gives every channel, as a multiple of the median channel's.", Number(at_least=0)
     )
-    reconstruction: str | None = _setting(
+    reconstruction: str | None = setting(
         None,
         "'obs' updates the weights that stay to the least error of the layer, 'none' leaves them. None: 'obs' for "
         "criteria that update, else 'none'.",
+        OneOf(("none", "obs")),
     )
-    damping: float | None = _setting(
-        None, "Ridge of the update, as a share of the diagonal of the Gram matrix. None: 0.1, or 0.01 for 'sparsegpt'."
+    damping: float | None = setting(
+        None,
+        "Ridge of the update, as a share of the diagonal of the Gram matrix. None: 0.1, or 0.01 for 'sparsegpt'.",
+        Number(at_least=0),
     )
-    calibration: str | None = _setting(
+    calibration: str | None = setting(
         None,
         "'dense' (the unpruned model) or 'sequential' (each block after its pruned predecessors). None: 'sequential' "
         "with reconstruction, else 'dense'.",
+        OneOf(("dense", "sequential")),
     )
-    include: tuple[str, ...] | None = _setting(None, "Shell patterns of the weights to prune. None: all prunable ones.")
-    exclude: tuple[str, ...] = _setting((), "Shell patterns of the weights to leave alone.")
-    blocks: tuple[str, ...] | None = _setting(
+    include: tuple[str, ...] | None = setting(None, "Shell patterns of the weights to prune. None: all prunable ones.")
+    exclude: tuple[str, ...] = setting((), "Shell patterns of the weights to leave alone.")
+    blocks: tuple[str, ...] | None = setting(
         None, "Module path of the list of blocks, or of several in the order in which they run. None: find them."
     )
-    experts_policy: str = _setting(
+    experts_policy: str = setting(
         "magnitude",
         "What to do with experts that too few tokens reach: prune them by 'magnitude', by the statistics of all "
         "experts of the layer together ('shared'), 'skip' them, or 'error'.",
+        OneOf(("magnitude", "shared", "skip", "error")),
     )
-    min_expert_tokens: int = _setting(32, "Tokens, all languages together, below which an expert gets that treatment.")
-    seed: int = _setting(0, "Seed of the choice of calibration rows.")
+    min_expert_tokens: int = setting(
+        32, "Tokens, all languages together, below which an expert gets that treatment.", Number(at_least=1, whole=True)
+    )
+    seed: int = setting(0, "Seed of the choice of calibration rows.", Number(at_least=0, whole=True))
     # For from_pretrained(..., quantization_config=MWandaConfig(...)) only. They are no settings: init-only fields are
     # not compared, not serialised and not among `dataclasses.fields`.
     dataset: dataclasses.InitVar[Any] = None
@@ -137,11 +170,13 @@ class MWandaConfig:
                     raise ValueError(f"{name}={value!r} is not allowed: give a list of strings, or leave it out.")
         if self.exclude is None:
             object.__setattr__(self, "exclude", ())
-        check_choices(self)
+        for field in dataclasses.fields(self):
+            value, legal = getattr(self, field.name), field.metadata["legal"]
+            if legal is not None and not (value is None and field.default is None):
+                legal.check(field.name, value)
         self._resolve_pattern()
         self._resolve_update()
-        check_numbers(self)
-        check_language_weights(self)
+        self._check_bounds()
         if isinstance(self.language_weights, Mapping):
             object.__setattr__(self, "language_weights", FrozenDict(self.language_weights))
 
@@ -168,7 +203,7 @@ class MWandaConfig:
 
     def _resolve_update(self) -> None:
         """Fills in what the criterion implies for the update of weights and for calibration."""
-        updates = self.criterion in UPDATING
+        updates = CRITERIA[self.criterion].updates
         if updates and (self.reconstruction == "none" or self.refinement != "none"):
             raise ValueError(
                 f"criterion={self.criterion!r} chooses masks while it updates weights: leave reconstruction and "
@@ -181,10 +216,18 @@ class MWandaConfig:
     def _implied(self) -> dict[str, Any]:
         """What the criterion and the reconstruction imply for settings that are left out."""
         return {
-            "reconstruction": "obs" if self.criterion in UPDATING else "none",
-            "damping": 0.01 if self.criterion == "sparsegpt" else 0.1,
+            "reconstruction": "obs" if CRITERIA[self.criterion].updates else "none",
+            "damping": CRITERIA[self.criterion].damping,
             "calibration": "sequential" if self.reconstruction == "obs" else "dense",
         }
+
+    def _check_bounds(self) -> None:
+        low, high = self.min_block_sparsity, self.max_block_sparsity
+        if self.allocation != "uniform" and not low <= self.target_sparsity <= high:
+            raise ValueError(
+                f"sparsity={self.sparsity!r} cannot be reached with block sparsities in [{low:g}, {high:g}]: widen "
+                "min_block_sparsity and max_block_sparsity, or set allocation='uniform'."
+            )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "MWandaConfig":
         """Itself: it does not change, and transformers copies what it is given, which may hold a whole dataset."""
@@ -214,9 +257,20 @@ class MWandaConfig:
         return self.refinement != "none" or self.reconstruction == "obs"
 
     @property
+    def needs_statistics(self) -> bool:
+        """Whether masks depend on calibration data at all."""
+        by_itself = CRITERIA[self.criterion].needs_data or ALLOCATIONS[str(self.allocation)].needs_data
+        return by_itself or self.needs_grams
+
+    @property
+    def works_blockwise(self) -> bool:
+        """Whether calibration data are looked at block by block, while pruning goes on, and not all at once before."""
+        return self.needs_statistics and (self.calibration == "sequential" or self.needs_grams)
+
+    @property
     def activity(self) -> str | None:
         """Key of the activity count that the statistics must hold for these settings; None if none is needed."""
-        if self.criterion != "mwanda" or self.activation == "none" or self.activation_exponent == 0:
+        if not CRITERIA[self.criterion].uses_activity or self.activation == "none" or self.activation_exponent == 0:
             return None
         return activity_key(self.activation, self.activation_threshold)
 

@@ -18,10 +18,11 @@ from .modeling.weights import PrunableWeight, Weights, find_weights, flat
 from .pruning.allocation import SparsityPlan
 from .pruning.checks import check_pattern, check_plan, check_statistics
 from .pruning.experts_policy import leave_out_experts, settle
-from .pruning.planning import make_plan
-from .pruning.scoring import language_weights, needs_statistics
+from .pruning.planning import block_importance, share_out
+from .pruning.scoring import weigh_languages
 from .pruning.update import mask_and_values
 from .record.build import build_record
+from .registry import ALLOCATIONS
 from .utils import progress_bar
 from .walking.block_by_block import BlockByBlock
 from .walking.calibrating import calibrate
@@ -102,7 +103,7 @@ class MWandaPruner:
             ValueError: If the settings, the data and the model do not fit together.
             FloatingPointError: If weights or activations are NaN or infinite.
         """
-        if not needs_statistics(self.config):
+        if not self.config.needs_statistics:
             return self.apply(model)
         if dataset is None:
             raise ValueError(
@@ -111,23 +112,15 @@ class MWandaPruner:
             )
         weights = self._find_weights(model)
         chunks = build_chunks(dataset, self.config, model, tokenizer)
-        if not self._is_blockwise:
-            statistics = self._calibrate(model, flat(weights), chunks)
-            walk: Walk = AllAtOnce(self._reached(weights, statistics), statistics)
-        else:
-            # The walk looks at each block itself: before, only what the plan and the experts policy go by is needed.
-            watched = [w for w in flat(weights) if self.config.allocation != "uniform" or w.expert_name is not None]
-            statistics = self._calibrate(model, watched, chunks)
-            shares = language_weights(self.config, chunks.tokens).tolist()
-            walk = BlockByBlock(
-                model,
-                self._reached(weights, statistics),
-                chunks,
-                dict(zip(chunks.tokens, shares, strict=True)),
-                self.config,
-                partial(make_store, self.activations),
-            )
-        return self._run(model, walk, self._plan(walk.weights, statistics), statistics, statistics.model_fingerprint)
+        watched = flat(weights)
+        if self.config.works_blockwise and not ALLOCATIONS[str(self.config.allocation)].needs_data:
+            # The walk looks at each block itself; the dense model is asked only for what the experts policy goes by.
+            watched = [weight for weight in watched if weight.expert_name is not None]
+        statistics = self._calibrate(model, watched, chunks)
+        known = AllAtOnce(self._reached(weights, statistics), statistics)
+        plan = self._plan(known, statistics)
+        walk = self._block_by_block(model, known.weights, chunks) if self.config.works_blockwise else known
+        return self._run(model, walk, plan, statistics, statistics.model_fingerprint)
 
     def calibrate(
         self,
@@ -171,7 +164,7 @@ class MWandaPruner:
         """
         weights = self._find_weights(model)
         statistics = check_statistics(statistics, model_fingerprint(model), weights, self.config)
-        return self._plan(self._reached(weights, statistics), statistics)
+        return self._plan(AllAtOnce(self._reached(weights, statistics), statistics), statistics)
 
     def apply(
         self,
@@ -196,7 +189,7 @@ class MWandaPruner:
                 calibration, which needs `prune`.
             FloatingPointError: If weights are NaN or infinite.
         """
-        if needs_statistics(self.config) and (self.config.calibration == "sequential" or self.config.needs_grams):
+        if self.config.works_blockwise:
             raise ValueError(
                 "calibration='sequential', refinement and reconstruction look at each block while they prune: call "
                 "prune(model, dataset), or set calibration='dense', refinement='none' and reconstruction='none'."
@@ -206,7 +199,7 @@ class MWandaPruner:
         statistics = check_statistics(statistics, fingerprint, weights, self.config)
         walk = AllAtOnce(self._reached(weights, statistics), statistics)
         if plan is None:
-            plan = self._plan(walk.weights, statistics)
+            plan = self._plan(walk, statistics)
         return self._run(model, walk, check_plan(plan, walk.weights, self.config), statistics, fingerprint)
 
     def push_to_hub(
@@ -237,10 +230,6 @@ class MWandaPruner:
 
         return push_to_hub(model, repo_id, tokenizer=tokenizer, report=report, **options)
 
-    @property
-    def _is_blockwise(self) -> bool:
-        return self.config.calibration == "sequential" or self.config.needs_grams
-
     def _find_weights(self, model: "PreTrainedModel") -> Weights:
         if not isinstance(model, nn.Module) or not hasattr(model, "config"):
             raise TypeError(f"model is a {type(model).__name__}: pass a loaded transformers model.")
@@ -269,12 +258,22 @@ class MWandaPruner:
         """The weights to prune: all, unless the policy leaves out experts that calibration hardly reached."""
         return weights if statistics is None else leave_out_experts(weights, statistics, self.config)
 
-    def _plan(self, weights: Weights, statistics: CalibrationStatistics | None) -> SparsityPlan:
-        """Visits every block for its importance, and shares the target out."""
-        if statistics is not None:
-            entries, _ = settle(flat(weights), statistics.weights, {}, self.config)
-            statistics = dataclasses.replace(statistics, weights=entries)
-        return make_plan(weights, statistics, self.config)
+    def _block_by_block(self, model: "PreTrainedModel", weights: Weights, chunks: CalibrationChunks) -> BlockByBlock:
+        found = weigh_languages(self.config, chunks.tokens).tolist()
+        language_weights = dict(zip(chunks.tokens, found, strict=True))
+        store = partial(make_store, self.activations)
+        return BlockByBlock(model, weights, chunks, language_weights, self.config, store)
+
+    def _plan(self, walk: Walk, statistics: CalibrationStatistics | None) -> SparsityPlan:
+        """Visits every block for its importance, and shares the target out when all are known."""
+        importance: dict[str, float | None] = dict.fromkeys(walk.weights)
+        for step in walk.steps():
+            entries, _ = settle(step.weights, *step.look(), self.config)
+            seen = None if statistics is None else dataclasses.replace(statistics, weights=entries)
+            for block in dict.fromkeys(weight.block for weight in step.weights):
+                importance[block] = block_importance(walk.weights[block], seen, self.config)
+        sizes = {block: sum(weight.numel for weight in found) for block, found in walk.weights.items()}
+        return share_out(sizes, list(importance.values()), self.config)
 
     def _run(
         self,
@@ -285,7 +284,7 @@ class MWandaPruner:
         fingerprint: str,
     ) -> "PreTrainedModel":
         """Prunes on a walk; if that ends early the editor takes back what was done, and there is no record."""
-        weighted = None if statistics is None else language_weights(self.config, statistics.tokens)
+        weighted = None if statistics is None else weigh_languages(self.config, statistics.tokens)
         with inference_mode(model), WeightEditor(self.restore_on_failure) as editor:
             visited = self._visit(walk.steps(editor), plan, weighted)
             total = len(flat(walk.weights))

@@ -61,16 +61,14 @@ def plain(value: Any) -> Any:
     return dict(value) if isinstance(value, Mapping) else value
 
 
-def setting(default: Any, help: str) -> Any:
-    """A field of a dataclass of settings, with the text that describes it wherever users set it."""
-    return dataclasses.field(default=default, metadata={"help": help})
-
-
 def describe_fields(dataclass: type) -> str:
     """The `Args` part of a docstring, from the help texts of the fields."""
     lines = []
     for field in dataclasses.fields(dataclass):
+        legal = field.metadata.get("legal")
         kind = field.type.__name__ if isinstance(field.type, type) else str(field.type)
+        if legal is not None:
+            kind = f"{legal} | None" if field.default is None else str(legal)
         text = f"{field.name} (`{kind}`, defaults to `{field.default!r}`): {field.metadata['help']}"
         lines += textwrap.wrap(text, 112, initial_indent=" " * 8, subsequent_indent=" " * 12)
     return "\n".join(lines)

@@ -1,5 +1,6 @@
 """Small real things that tests share."""
 
+import dataclasses
 import json
 import logging
 import os
@@ -24,9 +25,21 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from optimum_mwanda.configuration import MWandaConfig
+from optimum_mwanda.legal import OneOf
+from optimum_mwanda.registry import CRITERIA
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SAMPLE_MODEL = EXAMPLES / "sample_model"
 SAMPLE_DATA = EXAMPLES / "sample_data"
+CHOICES: dict[str, tuple[str, ...]] = {
+    field.name: tuple(field.metadata["legal"].names)
+    for field in dataclasses.fields(MWandaConfig)
+    if type(field.metadata["legal"]) is OneOf
+}
+"""Settings with a list of legal values."""
+UPDATING = tuple(name for name, criterion in CRITERIA.items() if criterion.updates)
+WEIGHTINGS = ("equal", "proportional", "temperature")
 
 # Busy machines are slow, which is no failure; continuous integration judges by the same examples each time.
 hypothesis.settings.register_profile("project", deadline=None, derandomize="CI" in os.environ)

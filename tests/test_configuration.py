@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from optimum_mwanda import MWandaConfig
 from optimum_mwanda.configuration import CONFIG_NAME
-from optimum_mwanda.validation import CHOICES, UPDATING, WEIGHTINGS
+from tests.conftest import CHOICES, UPDATING, WEIGHTINGS
 
 CODES = st.sampled_from(["en", "zh-Hant", "eng_Latn", "sw", "język"])
 POSITIVE = st.floats(0, 1e6, exclude_min=True)
@@ -336,3 +336,34 @@ def test_a_copy_fills_in_what_follows_from_its_changes(
 ) -> None:
     config = MWandaConfig(**given).replace(**changes)
     assert {name: getattr(config, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "statistics", "blockwise"),
+    [
+        ({}, True, False),
+        ({"criterion": "magnitude", "allocation": "uniform"}, False, False),
+        ({"criterion": "magnitude", "allocation": "uniform", "calibration": "sequential"}, False, False),
+        ({"criterion": "magnitude", "allocation": "alpha"}, False, False),
+        ({"criterion": "magnitude", "allocation": "owl"}, True, False),
+        ({"criterion": "magnitude", "allocation": "owl", "calibration": "sequential"}, True, True),
+        ({"criterion": "magnitude", "allocation": "uniform", "refinement": "swap"}, True, True),
+        ({"criterion": "magnitude", "allocation": "uniform", "reconstruction": "obs"}, True, True),
+        ({"criterion": "wanda", "pattern": "2:4"}, True, False),
+        ({"calibration": "sequential"}, True, True),
+        ({"refinement": "swap", "calibration": "dense"}, True, True),
+        ({"criterion": "sparsegpt", "calibration": "dense"}, True, True),
+        ({"criterion": "alps", "allocation": "uniform"}, True, True),
+    ],
+)
+def test_what_data_are_needed_and_when(given: dict[str, Any], statistics: bool, blockwise: bool) -> None:
+    config = MWandaConfig(**given)
+    assert (config.needs_statistics, config.works_blockwise) == (statistics, blockwise)
+
+
+def test_the_docstring_says_what_each_setting_may_be() -> None:
+    text = " ".join((MWandaConfig.__doc__ or "").split())
+    assert "sparsity (`float in [0, 1) | None`, defaults to `None`)" in text
+    assert "base (`'wanda' | 'ria'`, defaults to `'ria'`)" in text
+    assert "batch_size (`int at least 1`, defaults to `8`)" in text
+    assert "owl_multiplier (`float above 0`, defaults to `5.0`)" in text

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..registry import CRITERIA
 from .base import Result, Subcommand, add_common_options
 from .errors import DataError, UsageError, errors_as
 from .models import add_model_options, check_prunable, load_model, load_tokenizer, pruning_errors
@@ -50,8 +51,7 @@ class ApplyCommand(Subcommand):
         if len(set(wanted)) < len(wanted):
             raise UsageError("--sparsity names a value twice.")
         configs = [read_settings(args, **({} if each is None else {"sparsity": each})) for each in wanted]
-        if configs[0].calibration == "sequential":
-            raise UsageError("Sequential calibration calibrates while it prunes: use prune, or set it to 'dense'.")
+        _check(configs[0])
         records = {}
         with new_folder(args.output, args.overwrite) as folder:
             from ..calibration.statistics import CalibrationStatistics
@@ -74,3 +74,21 @@ class ApplyCommand(Subcommand):
         with pruning_errors():
             MWandaPruner(config, progress=not args.quiet, restore_on_failure=False).apply(model, statistics)
         return write_checkpoint(model, load_tokenizer(args.model, args), folder, args)
+
+
+def _check(config: "MWandaConfig") -> None:
+    """Refuses at once what statistics are not enough for."""
+    if not config.works_blockwise:
+        return
+    if CRITERIA[config.criterion].updates:
+        what, instead = f"--criterion {config.criterion}", "another --criterion"
+    elif config.reconstruction != "none":
+        what, instead = f"--reconstruction {config.reconstruction}", "--reconstruction none"
+    elif config.refinement != "none":
+        what, instead = f"--refinement {config.refinement}", "--refinement none"
+    else:
+        what, instead = "calibration='sequential'", "'dense' in --config"
+    raise UsageError(
+        f"{what} looks at each block while it is pruned, and so needs the text itself: use `prune` with --dataset, or "
+        f"give {instead}."
+    )

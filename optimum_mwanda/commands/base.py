@@ -1,4 +1,4 @@
-"""What all subcommands share: their last three flags, one result on standard output, and exit codes."""
+"""What all subcommands share: their last flags, one result on standard output, and exit codes."""
 
 import abc
 import argparse
@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 from optimum.commands.base import BaseOptimumCLICommand
 
 from .errors import INTERNAL_ERROR, INTERRUPTED, CommandError, ModelError, one_line, visible
+from .plugins import add_plugins, import_plugins
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Result:
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that every subcommand has."""
+    add_plugins(parser)
     group = parser.add_argument_group("output")
     group.add_argument("--json", action="store_true", help="Print one JSON object and nothing else (default: text)")
     group.add_argument("--quiet", action="store_true", help="Show no progress bars (default: shown, on stderr)")
@@ -67,6 +69,8 @@ class Subcommand(BaseOptimumCLICommand):  # type: ignore[misc]
             with _termination_as_exit(), contextlib.redirect_stdout(sys.stderr):
                 if self.args.quiet:
                     _silence()
+                if plugins := getattr(self.args, "plugins", None):
+                    import_plugins(plugins)
                 result = self.execute()
         except KeyboardInterrupt:
             self._fail("interrupted", INTERRUPTED)

@@ -91,9 +91,7 @@ def check_calibration_text(places: Sequence[str] | None, config: "MWandaConfig")
     Raises:
         UsageError: If they do.
     """
-    from ..pruning.scoring import needs_statistics
-
-    if places is None and needs_statistics(config):
+    if places is None and config.needs_statistics:
         raise UsageError(
             f"--criterion {config.criterion} with --allocation {config.allocation} needs calibration text: give "
             "--dataset, or --criterion magnitude --allocation uniform."

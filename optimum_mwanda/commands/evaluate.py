@@ -15,7 +15,7 @@ from .models import add_model_options, check_measurable, load_config, load_model
 from .output import add_overwrite, check_distinct, check_file
 from .parser import with_default
 from .saving import check_harness, read_harness
-from .settings import _form, flag
+from .settings import flag, form_of
 
 if TYPE_CHECKING:
     from ..evaluation.harness.comparison import HarnessComparison
@@ -152,7 +152,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         in_report = field.name in ("languages", "sequence_length", "tokens_per_language", "seed")
         default = f"that of --dense-report, or {field.default}" if in_report else field.default
         group.add_argument(
-            flag(field.name), help=with_default(field.metadata["help"].rstrip("."), default), **_form(field)
+            flag(field.name), help=with_default(field.metadata["help"].rstrip("."), default), **form_of(field)
         )
 
 

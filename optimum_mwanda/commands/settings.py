@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..configuration import MWandaConfig
-from ..validation import CHOICES
+from ..legal import Number, OneOf
 from .errors import UsageError, errors_as, one_line
 from .parser import with_default
 
@@ -29,8 +29,8 @@ def add_settings(
             group.add_argument(
                 flag(field.name),
                 dest=field.name,
-                help=with_default(field.metadata["help"].rstrip("."), _shown(field.default)),
-                **_form(field),
+                help=with_default(field.metadata["help"].rstrip("."), _shown(field)),
+                **form_of(field),
             )
 
 
@@ -80,11 +80,14 @@ def _types(field: Any) -> list[Any]:
     return [typing.get_origin(member) or member for member in members if member is not type(None)]
 
 
-def _form(field: Any) -> dict[str, Any]:
+def form_of(field: Any) -> dict[str, Any]:
     """How argparse is to read a field."""
     kinds = _types(field)
-    if field.name in CHOICES:
-        return {"choices": CHOICES[field.name]}
+    legal = field.metadata.get("legal")
+    if type(legal) is OneOf and legal.register is None:
+        return {"choices": legal.names}
+    if type(legal) is OneOf:  # a plugin may add names, which argparse would refuse
+        return {"metavar": f"{{{','.join(legal.names)}}}"}
     if bool in kinds:
         return {"action": argparse.BooleanOptionalAction, "default": None}
     if any(issubclass(kind, Mapping) for kind in kinds):
@@ -121,5 +124,8 @@ def _json(text: str) -> Any:
         raise argparse.ArgumentTypeError(f"{text!r} is not valid JSON: {error}") from error
 
 
-def _shown(default: Any) -> str:
-    return "none" if default == () else str(default)
+def _shown(field: Any) -> str:
+    """The default, and the range if it has one."""
+    default = "none" if field.default == () else str(field.default)
+    legal = field.metadata.get("legal")
+    return f"{default}; {legal.range}" if isinstance(legal, Number) else default

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..configuration import MWandaConfig
-from ..values import describe_fields, setting
+from ..legal import setting
+from ..values import describe_fields
 
 CONFIDENCE = 0.95
 """Probability with which an interval covers the true value, unless another one is asked for."""

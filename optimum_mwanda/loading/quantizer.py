@@ -94,10 +94,8 @@ class PruneOnLoad(_WhileLoading):
         Raises:
             ValueError: If the settings need calibration data and there is none.
         """
-        from ..pruning.scoring import needs_statistics
-
         config = self.quantization_config
-        if getattr(config, "dataset", None) is None and needs_statistics(config):
+        if getattr(config, "dataset", None) is None and config.needs_statistics:
             raise ValueError(
                 f"criterion={config.criterion!r} with allocation={config.allocation!r} needs calibration data: pass "
                 "quantization_config=MWandaConfig(dataset=..., tokenizer=...), or settings that need none "

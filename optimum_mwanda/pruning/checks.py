@@ -6,7 +6,6 @@ from ..calibration.statistics import CalibrationStatistics
 from ..configuration import MWandaConfig
 from ..modeling.weights import Weights, flat
 from .allocation import SparsityPlan
-from .scoring import needs_statistics
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +46,7 @@ def check_statistics(
             has another width.
     """
     if statistics is None:
-        if needs_statistics(config):
+        if config.needs_statistics:
             raise ValueError(
                 f"criterion={config.criterion!r} with allocation={config.allocation!r} needs statistics: pass the "
                 "result of calibrate()."

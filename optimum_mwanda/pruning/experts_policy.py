@@ -10,7 +10,6 @@ from ..calibration.coverage import ExpertCoverage
 from ..calibration.statistics import CalibrationStatistics, WeightStatistics
 from ..configuration import MWandaConfig
 from ..modeling.weights import PrunableWeight, Weights
-from .scoring import needs_statistics
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +39,7 @@ def leave_out_experts(weights: Weights, statistics: CalibrationStatistics, confi
     """
     coverage = expert_coverage(statistics, config)
     lacking = set(coverage.lacking)
-    if not lacking or not needs_statistics(config):
+    if not lacking or not config.needs_statistics:
         return weights
     if config.experts_policy == "error":
         raise ValueError(

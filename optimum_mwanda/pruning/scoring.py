@@ -1,10 +1,5 @@
-"""From settings and statistics to scores and masks: where the pure functions meet `MWandaConfig`.
+"""From settings and statistics to scores and masks: where the pure functions meet `MWandaConfig`."""
 
-To add a criterion: write the maths in `criteria.py`, add one line to `CRITERIA` below, and its name to
-`validation.CHOICES`.
-"""
-
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,46 +8,38 @@ from torch import Tensor
 from ..calibration.statistics import WeightStatistics
 from ..configuration import MWandaConfig
 from ..modeling.weights import PrunableWeight, check_finite
+from ..registry import score_for
 from .criteria import activation_probability, cross_lingual_norm, pooled_norm, ria_scores, wanda_scores
-from .masks import n_of_m_mask, unstructured_mask
-
-Score = Callable[[Tensor, WeightStatistics, Tensor, MWandaConfig], Tensor]
+from .selection import select
 
 
-def _magnitude(weight: Tensor, *_: Any) -> Tensor:
+def magnitude(weight: Tensor, *_: Any) -> Tensor:
+    """The score `magnitude`: no data."""
     return weight.float().abs()
 
 
-def _wanda(weight: Tensor, entry: WeightStatistics, languages: Tensor, _: MWandaConfig) -> Tensor:
-    return wanda_scores(weight, pooled_norm(entry.mean_square, languages))
+def wanda(weight: Tensor, entry: WeightStatistics, language_weights: Tensor, _: MWandaConfig) -> Tensor:
+    """The score `wanda`."""
+    return wanda_scores(weight, pooled_norm(entry.mean_square, language_weights))
 
 
-def _ria(weight: Tensor, entry: WeightStatistics, languages: Tensor, config: MWandaConfig) -> Tensor:
-    return ria_scores(weight, pooled_norm(entry.mean_square, languages) ** config.ria_exponent)
+def ria(weight: Tensor, entry: WeightStatistics, language_weights: Tensor, config: MWandaConfig) -> Tensor:
+    """The score `ria`."""
+    return ria_scores(weight, pooled_norm(entry.mean_square, language_weights) ** config.ria_exponent)
 
 
-def _mwanda(weight: Tensor, entry: WeightStatistics, languages: Tensor, config: MWandaConfig) -> Tensor:
-    factor = cross_lingual_norm(entry.mean_square, languages, config.variance, config.variance_weight)
+def mwanda(weight: Tensor, entry: WeightStatistics, language_weights: Tensor, config: MWandaConfig) -> Tensor:
+    """The score `mwanda`, on either base."""
+    factor = cross_lingual_norm(entry.mean_square, language_weights, config.variance, config.variance_weight)
     if config.base == "ria":
         factor = factor**config.ria_exponent
     if config.activity is not None:
-        probability = activation_probability(entry.active[config.activity], entry.tokens, languages)
+        probability = activation_probability(entry.active[config.activity], entry.tokens, language_weights)
         factor = factor * probability**config.activation_exponent
     return ria_scores(weight, factor) if config.base == "ria" else wanda_scores(weight, factor)
 
 
-DATA_FREE = ("uniform", "alpha")
-"""Allocations that look at no data."""
-
-CRITERIA: dict[str, Score] = {
-    "magnitude": _magnitude,
-    "wanda": _wanda,
-    "ria": _ria,
-    "mwanda": _mwanda,
-}
-
-
-def language_weights(config: MWandaConfig, tokens: dict[str, int]) -> Tensor:
+def weigh_languages(config: MWandaConfig, tokens: dict[str, int]) -> Tensor:
     """Weight `w_l` of every language, summing to 1.
 
     Args:
@@ -85,15 +72,10 @@ def language_weights(config: MWandaConfig, tokens: dict[str, int]) -> Tensor:
     return weights / weights.sum()
 
 
-def needs_statistics(config: MWandaConfig) -> bool:
-    """Whether masks depend on calibration data at all."""
-    return config.criterion != "magnitude" or config.allocation not in DATA_FREE or config.needs_grams
-
-
 def compute_mask(
     weight: PrunableWeight,
     entry: WeightStatistics | None,
-    languages: Tensor | None,
+    language_weights: Tensor | None,
     sparsity: float,
     config: MWandaConfig,
 ) -> Tensor:
@@ -101,8 +83,8 @@ def compute_mask(
 
     Args:
         weight: The weight.
-        entry: Its statistics; without them it is pruned by magnitude.
-        languages: Weight of every language.
+        entry: Its statistics; without them what the criterion falls back to decides.
+        language_weights: Weight of every language.
         sparsity: Share to prune.
         config: The settings.
 
@@ -113,24 +95,16 @@ def compute_mask(
         FloatingPointError: If the weight holds NaN or infinite values.
     """
     check_finite(weight)
-    if entry is None or languages is None:
-        scores = _magnitude(weight.matrix)
-    else:
-        scores = CRITERIA[config.criterion](weight.matrix, entry, reached(languages, entry), config)
+    known = None if entry is None or language_weights is None else (entry, reached(language_weights, entry))
+    score, needs_data = score_for(config.criterion, has_statistics=known is not None)
+    scores = score(weight.matrix, *(known if needs_data and known else (None, None)), config)
     return select(scores, sparsity, config)
 
 
-def select(scores: Tensor, sparsity: float, config: MWandaConfig) -> Tensor:
-    """Marks the lowest scores as the pattern and the group of the settings ask; boolean, True where pruned."""
-    if config.kept_of is not None:
-        return n_of_m_mask(scores, *config.kept_of)
-    return unstructured_mask(scores, sparsity, config.group)
-
-
-def reached(languages: Tensor, entry: WeightStatistics) -> Tensor:
+def reached(language_weights: Tensor, entry: WeightStatistics) -> Tensor:
     """The language weights that count for a matrix: those of languages whose tokens reached it, summing to 1."""
     present = entry.tokens > 0
     if present.all():
-        return languages
-    weights = torch.where(present, languages, 0.0)
+        return language_weights
+    weights = torch.where(present, language_weights, 0.0)
     return weights / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)

@@ -15,7 +15,7 @@ from ..configuration import MWandaConfig
 from ..modeling.weights import PrunableWeight
 from ..pruning.allocation import SparsityPlan
 from ..pruning.experts_policy import expert_coverage
-from ..pruning.scoring import language_weights, needs_statistics
+from ..pruning.scoring import weigh_languages
 from ..version import __version__
 from .fields import MAX_EXPERT_NAMES, SCHEMA
 from .matrices import name_matrices
@@ -102,9 +102,9 @@ def _matrices(counts: dict[str, list[RecordedMatrix]]) -> dict[str, Any]:
 
 def _calibration(config: MWandaConfig, statistics: CalibrationStatistics | None) -> dict[str, Any]:
     """The languages, data and experts that shaped the masks; none where the settings do not look at them."""
-    if statistics is None or not needs_statistics(config):
+    if statistics is None or not config.needs_statistics:
         return {"languages": {}, "dataset_fingerprints": []}
-    weights = language_weights(config, statistics.tokens).tolist()
+    weights = weigh_languages(config, statistics.tokens).tolist()
     languages = {
         language: {"tokens": tokens, "weight": round(weight, 9)}
         for (language, tokens), weight in zip(statistics.tokens.items(), weights, strict=True)

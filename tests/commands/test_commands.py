@@ -170,7 +170,33 @@ class TestCalibrateAndApply:
         (tmp_path / "c.json").write_text('{"calibration": "sequential"}')
         run = cli("apply", model, statistics, tmp_path / "out", "--config", tmp_path / "c.json")
         assert run.code == 2
-        assert "prune" in run.error
+        assert "use `prune` with --dataset, or give 'dense' in --config" in run.error
+
+    @pytest.mark.parametrize(
+        ("words", "what", "instead"),
+        [
+            (("--refinement", "swap"), "--refinement swap", "--refinement none"),
+            (("--reconstruction", "obs"), "--reconstruction obs", "--reconstruction none"),
+            (("--criterion", "sparsegpt"), "--criterion sparsegpt", "another --criterion"),
+            (("--criterion", "alps"), "--criterion alps", "another --criterion"),
+        ],
+    )
+    def test_what_works_block_by_block_is_refused_before_anything_is_loaded(
+        self, cli: Cli, tmp_path: Path, words: tuple[str, ...], what: str, instead: str
+    ) -> None:
+        run = cli("apply", tmp_path / "no_model", tmp_path / "no_statistics", tmp_path / "out", *words)
+        assert run.code == 2
+        assert f"{what} looks at each block" in run.error
+        assert run.error.endswith(f"use `prune` with --dataset, or give {instead}.")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_what_looks_at_no_data_may_be_sequential(
+        self, cli: Cli, model: Path, statistics: Path, tmp_path: Path
+    ) -> None:
+        (tmp_path / "c.json").write_text('{"calibration": "sequential"}')
+        words = ("--config", tmp_path / "c.json", "--criterion", "magnitude", "--allocation", "uniform", "--quiet")
+        run = cli("apply", model, statistics, tmp_path / "out", *words)
+        assert run.code == 0, run.err
 
 
 class TestEvaluate:

@@ -10,6 +10,7 @@ import pytest
 from optimum_mwanda.commands.errors import UsageError
 from optimum_mwanda.commands.settings import add_settings, flag, read_settings
 from optimum_mwanda.configuration import MWandaConfig
+from optimum_mwanda.registry import CRITERIA, Criterion
 
 
 def read(*words: str, settings: type[Any] = MWandaConfig) -> Any:
@@ -83,3 +84,23 @@ def test_file_with_an_unknown_setting_is_a_usage_error(tmp_path: Any) -> None:
     path.write_text('{"sparsty": 0.3}')
     with pytest.raises(UsageError, match="Did you mean 'sparsity'"):
         read("--config", str(path))
+
+
+def test_flags_say_what_each_setting_may_be() -> None:
+    parser = argparse.ArgumentParser(formatter_class=lambda prog: argparse.HelpFormatter(prog, width=1000))
+    add_settings(parser)
+    text = parser.format_help()
+    assert "--criterion {magnitude,wanda,ria,mwanda,sparsegpt,alps}" in text
+    assert "--allocation {uniform,owl,cwl,dlp,alpha}" in text
+    assert "--base {wanda,ria}" in text
+    assert "(default: 0.5; at least 0)" in text
+    assert "(default: 0.95; in [0, 1])" in text
+
+
+def test_a_name_that_is_registered_later_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    parser = argparse.ArgumentParser()
+    add_settings(parser)
+    with pytest.raises(UsageError, match=r"criterion='mine' is not known.*--plugin"):
+        read_settings(parser.parse_args(["--criterion", "mine"]))
+    monkeypatch.setitem(CRITERIA, "mine", Criterion(lambda weight, *_: weight))
+    assert read_settings(parser.parse_args(["--criterion", "mine"])).criterion == "mine"

@@ -223,6 +223,22 @@ def test_shared_statistics_are_those_of_all_experts_of_the_layer() -> None:
     assert torch.equal(pruned[last] == 0, lowest(dense[last].abs(), pruned[last]))
 
 
+@pytest.mark.parametrize("criterion", ["sparsegpt", "alps"])
+def test_a_solver_leaves_an_expert_with_shared_statistics_to_wanda(criterion: str) -> None:
+    model = starved()
+    dense = matrices(model)
+    settings = {"allocation": "uniform", "experts_policy": "shared", "min_expert_tokens": 4, "calibration": "dense"}
+    pruner(criterion=criterion, **settings).prune(model, ROWS)
+    by_score = starved()
+    pruner(criterion="wanda", **settings).prune(by_score, ROWS)
+    for name, expected in matrices(by_score).items():
+        actual = matrices(model)[name]
+        if name.startswith(LACKING):
+            assert torch.equal(actual, expected), name
+        elif name.endswith("gate_up_proj"):  # its experts have Gram matrices, with which values change
+            assert not torch.equal(actual, dense[name].where(actual != 0, 0.0)), name
+
+
 @pytest.mark.parametrize("calibration", ["dense", "sequential"])
 def test_skipped_experts_stay_dense_and_the_others_meet_the_target(calibration: str) -> None:
     model = starved()

@@ -1,5 +1,7 @@
 """DLP and AlphaPruning through the pruner, against their papers' formulas."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,8 @@ import torch
 from optimum_mwanda import MWandaConfig, MWandaPruner
 from optimum_mwanda.modeling.blocks import find_blocks
 from optimum_mwanda.modeling.weights import find_weights
+from optimum_mwanda.pruning.planning import block_importance, share_out
+from optimum_mwanda.registry import ALLOCATIONS
 from tests.conftest import FAMILIES, make_model, make_rows
 from tests.reference.allocations import reference_dlp, reference_power_law_exponent, reference_ratios
 
@@ -61,3 +65,27 @@ def test_the_importance_of_alpha_is_minus_the_mean_exponent_of_a_block() -> None
     for block, found in zip(plan.blocks, find_weights(find_blocks(model)).values(), strict=True):
         exponents = [reference_power_law_exponent(w.matrix.double().numpy()) for w in found]
         assert block.importance == pytest.approx(-np.mean(exponents), rel=1e-4)
+
+
+@pytest.mark.parametrize("allocation", ALLOCATIONS)
+def test_blocks_can_be_looked_at_one_by_one(allocation: str) -> None:
+    model = make_model()
+    config = pruner(allocation=allocation, allocation_strength=0.2).config
+    statistics = pruner().calibrate(model, ROWS)
+    blocks = find_weights(find_blocks(model))
+    importance, sizes = [], {}
+    for name, weights in blocks.items():  # with the statistics of that block alone, as if there were no others
+        entries = {weight.name: statistics.weights[weight.name] for weight in weights}
+        importance.append(block_importance(weights, dataclasses.replace(statistics, weights=entries), config))
+        sizes[name] = sum(weight.numel for weight in weights)
+    plan = share_out(sizes, importance, config)
+    assert plan == pruner(allocation=allocation, allocation_strength=0.2).allocate(model, statistics)
+    assert [block.importance is None for block in plan.blocks] == [allocation == "uniform"] * 3
+    assert len({block.sparsity for block in plan.blocks}) == (1 if allocation == "uniform" else 3)
+
+
+def test_a_block_without_importance_is_taken_for_average() -> None:
+    config = pruner(allocation_strength=0.1).config
+    plan = share_out({"a": 5, "b": 5, "c": 5}, [1.0, None, 3.0], config)
+    assert [block.sparsity for block in plan.blocks] == pytest.approx([0.6, 0.5, 0.4])
+    assert {block.sparsity for block in share_out({"a": 5, "b": 7}, [None, None], config).blocks} == {0.5}

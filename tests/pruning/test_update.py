@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from optimum_mwanda import MWandaConfig
 from optimum_mwanda.modeling.weights import PrunableWeight
 from optimum_mwanda.pruning.masks import n_of_m_mask, unstructured_mask
-from optimum_mwanda.pruning.update import mask_and_values, select_part
+from optimum_mwanda.pruning.selection import select_part
+from optimum_mwanda.pruning.update import mask_and_values
 
 from ..reference import obs
 

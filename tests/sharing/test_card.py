@@ -19,12 +19,12 @@ from optimum_mwanda.evaluation.report import LanguageScore, PerplexityComparison
 from optimum_mwanda.pruner import MWandaPruner
 from optimum_mwanda.record.schema import SparsityRecord
 from optimum_mwanda.record.verification import verify_sparsity
+from optimum_mwanda.registry import ALLOCATIONS
 from optimum_mwanda.reporting.plots import plot_block_sparsity
 from optimum_mwanda.sharing.card_text import clean
 from optimum_mwanda.sharing.card_update import BEGIN, END
 from optimum_mwanda.sharing.languages import hub_language
 from optimum_mwanda.sharing.model_card import create_card, save_card
-from optimum_mwanda.validation import CHOICES
 
 from ..conftest import make_model, make_rows
 from ..hub_server import metadata_errors
@@ -310,7 +310,7 @@ def test_sources_are_named_where_they_were_used(settings: dict[str, Any], source
 
 
 def test_no_block_is_said_to_follow_languages_that_did_not() -> None:
-    for allocation in CHOICES["allocation"]:
+    for allocation in ALLOCATIONS:
         assert ("(CWL" in create_card(make_record(allocation=allocation)).text) is (allocation == "cwl")
 
 

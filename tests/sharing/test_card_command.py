@@ -12,8 +12,8 @@ from optimum_mwanda.commands.prune import PruneCommand
 from optimum_mwanda.commands.settings import read_settings
 from optimum_mwanda.configuration import MWandaConfig
 from optimum_mwanda.sharing.model_card import create_card
-from optimum_mwanda.validation import CHOICES, UPDATING, WEIGHTINGS
 
+from ..conftest import CHOICES, UPDATING, WEIGHTINGS
 from .test_card import make_record
 
 WORDS = st.text(st.characters(codec="utf-8", categories=("L", "N", "P", "S", "Zs")), min_size=1, max_size=6)

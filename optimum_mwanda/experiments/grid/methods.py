@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...configuration import MWandaConfig
-from ...validation import CHOICES
+from ...registry import ALLOCATIONS
 
 Methods = Mapping[str, Mapping[str, Any]]
 """Name to settings of `MWandaConfig`, in the order of the tables."""
@@ -36,7 +36,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "positive ^0.5": {"activation": "positive", "activation_exponent": 0.5},
 }
 STRENGTHS = (0.04, 0.08, 0.15)
-ALLOCATIONS = tuple(name for name in CHOICES["allocation"] if name != "uniform")
+LAYERWISE = tuple(name for name in ALLOCATIONS if name != "uniform")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +80,7 @@ def _allocations() -> dict[str, dict[str, Any]]:
     """Every allocation at several strengths on both bases."""
     strengths = {
         f"{base} + {rule} {strength:g}": {**BASES[base], "allocation": rule, "allocation_strength": strength}
-        for base, rule, strength in itertools.product(BASES, ALLOCATIONS, STRENGTHS)
+        for base, rule, strength in itertools.product(BASES, LAYERWISE, STRENGTHS)
     }
     specific = {
         f"{base} + cwl specific": {**BASES[base], "allocation": "cwl", "cwl_direction": "specific"} for base in BASES

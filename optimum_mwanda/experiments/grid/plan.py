@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from ...configuration import MWandaConfig
+from ...registry import ALLOCATIONS
 from ...values import check_number
 from .conditions import Condition, make_conditions
 from .methods import BY_THE_PLAN, SPARSITIES, Methods, expand
@@ -73,9 +74,9 @@ class ComparisonPlan:
         return make_conditions(languages, self.samples_per_language, self.rotate, self.only)
 
     def runs(self, seed: int, condition: Condition) -> list[tuple[str, MWandaConfig]]:
-        """Name and settings of every run of a condition; CWL compares languages and is left out where there is one."""
+        """Name and settings of every run of a condition; what compares languages is left out where there is one."""
         runs = expand(self.methods, self.sparsities, self.patterns, {**self.settings, **self._drawn(seed, condition)})
-        return [each for each in runs if each[1].allocation != "cwl" or len(condition.languages) > 1]
+        return [each for each in runs if not _compares(each[1]) or len(condition.languages) > 1]
 
     def _drawn(self, seed: int, condition: Condition | None) -> dict[str, Any]:
         samples = self.samples_per_language if condition is None else condition.samples_per_language
@@ -89,3 +90,7 @@ class ComparisonPlan:
 
 def _is_count(minimum: int, value: Any) -> bool:
     return isinstance(value, int) and value >= minimum
+
+
+def _compares(config: MWandaConfig) -> bool:
+    return ALLOCATIONS[str(config.allocation)].compares_languages

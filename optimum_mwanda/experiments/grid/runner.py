@@ -175,7 +175,7 @@ def _calibrate(
 def _prune(model: "PreTrainedModel", dataset: Any, tokenizer: Any, run: _Run) -> None:
     pruner = MWandaPruner(run.config, progress=False, restore_on_failure=False)  # the caller keeps the dense weights
     with bare_failures():
-        if run.config.calibration == "sequential" or run.config.needs_grams:
+        if run.config.works_blockwise:
             pruner.prune(model, dataset, tokenizer)
         else:
             pruner.apply(model, run.statistics())

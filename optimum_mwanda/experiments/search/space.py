@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from ...configuration import MWandaConfig
-from ...pruning.scoring import language_weights, needs_statistics
+from ...pruning.scoring import weigh_languages
 from ...values import FrozenDict, check_number
 
 
@@ -77,7 +77,7 @@ class SearchSpace:
     def _check_protect(self) -> None:
         for language, factor in self.protect.items():
             check_number(f"protect[{language!r}]", factor, lambda value: value > 0, "a factor above 0")
-        if self.protect and not needs_statistics(self.config):
+        if self.protect and not self.config.needs_statistics:
             raise ValueError(
                 f"protect has no effect with criterion={self.config.criterion!r} and "
                 f"allocation={self.config.allocation!r}, which look at no language: leave it out, or choose another "
@@ -115,7 +115,7 @@ def protect_languages(config: MWandaConfig, protect: Mapping[str, float], tokens
     """
     if unknown := sorted(set(protect) - set(tokens)):
         raise ValueError(f"protect names {', '.join(map(repr, unknown))}, but calibration has: {', '.join(tokens)}.")
-    weights: Sequence[float] = language_weights(config, dict(tokens)).tolist()
+    weights: Sequence[float] = weigh_languages(config, dict(tokens)).tolist()
     explicit = {
         language: round(weight * len(tokens) * protect.get(language, 1.0), 9)
         for language, weight in zip(tokens, weights, strict=True)

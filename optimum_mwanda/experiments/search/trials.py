@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 from ...configuration import MWandaConfig
 from ...data.chunks import build_chunks
 from ...pruner import MWandaPruner
-from ...pruning.scoring import needs_statistics
 from ...walking.failure import bare_failures
 
 if TYPE_CHECKING:
@@ -36,10 +35,9 @@ class Pruning:
     ) -> None:
         self._model, self._dataset, self._tokenizer = model, dataset, tokenizer
         self._config, self._progress = config, progress
-        is_blockwise = config.calibration == "sequential" or config.needs_grams
         self._statistics = (
             MWandaPruner(config, progress=progress).calibrate(model, dataset, tokenizer)
-            if needs_statistics(config) and not is_blockwise
+            if config.needs_statistics and not config.works_blockwise
             else None
         )
 

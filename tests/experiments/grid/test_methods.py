@@ -8,7 +8,7 @@ import pytest
 
 from optimum_mwanda.configuration import MWandaConfig
 from optimum_mwanda.experiments.grid.methods import BEST, PRESETS, choose, expand, label, read_methods
-from optimum_mwanda.validation import CHOICES
+from optimum_mwanda.registry import ALLOCATIONS, CRITERIA
 
 
 def configs(preset: str) -> dict[str, MWandaConfig]:
@@ -44,9 +44,9 @@ def test_presets_are_legal_at_all_their_points(preset: str) -> None:
 
 
 def test_baselines_and_allocations_cover_what_the_library_has() -> None:
-    assert {config.criterion for config in configs("baselines").values()} == set(CHOICES["criterion"])
+    assert {config.criterion for config in configs("baselines").values()} == set(CRITERIA)
     for preset in ("allocations", "full"):
-        assert {config.allocation for config in configs(preset).values()} == set(CHOICES["allocation"])
+        assert {config.allocation for config in configs(preset).values()} == set(ALLOCATIONS)
     owl = configs("baselines")["wanda + owl"]
     assert (owl.criterion, owl.allocation) == ("wanda", "owl")
 

@@ -1,0 +1,131 @@
+"""What a setting may be: stands beside its field in `MWandaConfig`, and speaks in checks, docstrings and flags."""
+
+import dataclasses
+import math
+from collections.abc import Collection, Mapping
+from typing import Any, Protocol
+
+from .values import check_number, is_number
+
+
+class Legal(Protocol):
+    """The legal values of a setting."""
+
+    def check(self, name: str, value: Any) -> None:
+        """Raises a ValueError that says what is allowed, if the value is not."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OneOf:
+    """One of some names.
+
+    Attributes:
+        names: The names. A registry may grow, so what is legal is looked up when it is asked for.
+        register: The function that adds a name, if there is one.
+    """
+
+    names: Collection[str]
+    register: str | None = None
+
+    def check(self, name: str, value: Any) -> None:
+        """Refuses what is none of the names."""
+        if value not in tuple(self.names):
+            hint = ""
+            if self.register is not None:
+                hint = f" One of your own? Then register it first with {self.register} (on the command line: --plugin)."
+            raise ValueError(f"{name}={value!r} is not known. Choose one of: {self.listed}.{hint}")
+
+    @property
+    def listed(self) -> str:
+        """The names, quoted."""
+        return ", ".join(map(repr, self.names))
+
+    def __str__(self) -> str:
+        return " | ".join(map(repr, self.names))
+
+
+@dataclasses.dataclass(frozen=True)
+class Number:
+    """A number in a range, whole or not."""
+
+    at_least: float = -math.inf
+    above: float = -math.inf
+    at_most: float = math.inf
+    below: float = math.inf
+    whole: bool = False
+
+    def check(self, name: str, value: Any) -> None:
+        """Refuses what is no number, or none in the range."""
+        check_number(name, value, self._holds, self._wanted())
+
+    @property
+    def range(self) -> str:
+        """`at least 0`, `above 0`, `in [0, 1)`."""
+        end = min(self.at_most, self.below)
+        if end < math.inf:
+            return f"in [{self.at_least}, {end}{']' if self.below == math.inf else ')'}"
+        return f"at least {self.at_least}" if self.above == -math.inf else f"above {self.above}"
+
+    def _holds(self, value: float) -> bool:
+        is_inside = self.at_least <= value <= self.at_most and self.above < value < self.below
+        return is_inside and (isinstance(value, int) or not self.whole)
+
+    def _wanted(self) -> str:
+        if min(self.at_most, self.below) == 1:
+            return f"a share {self.range}, 0.5 for 50 %"
+        if self.whole:
+            return f"a whole number of {self.range}"
+        return "a number that is not negative" if self.at_least == 0 else f"a number {self.range}"
+
+    def __str__(self) -> str:
+        return f"{'int' if self.whole else 'float'} {self.range}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """A string."""
+
+    def check(self, name: str, value: Any) -> None:
+        """Refuses what is no string."""
+        if not isinstance(value, str):
+            raise ValueError(f"{name}={value!r} is not allowed: give a string.")
+
+    def __str__(self) -> str:
+        return "str"
+
+
+@dataclasses.dataclass(frozen=True)
+class Weighting(OneOf):
+    """The name of a rule, or a weight for each language."""
+
+    def check(self, name: str, value: Any) -> None:
+        """Refuses what is neither."""
+        if isinstance(value, str):
+            if value not in self.names:
+                raise ValueError(
+                    f"{name}={value!r} is not known. Choose one of: {self.listed}, or give a dict of language to "
+                    "weight."
+                )
+            return
+        if not isinstance(value, Mapping) or not value:
+            raise ValueError(f"{name}={value!r}: give a name or a dict of language to weight.")
+        for language, weight in value.items():
+            if not isinstance(language, str) or not is_number(weight) or weight < 0:
+                raise ValueError(
+                    f"{name}[{language!r}]={weight!r} is not allowed: weights are numbers that are not negative, keyed "
+                    "by language code."
+                )
+
+    def __str__(self) -> str:
+        return f"{super().__str__()} | Mapping[str, float]"
+
+
+def setting(default: Any, help: str, legal: Legal | None = None) -> Any:
+    """A field of a dataclass of settings.
+
+    Args:
+        default: Its default.
+        help: The text that describes it wherever users set it.
+        legal: What it may be, apart from None where that is the default.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "legal": legal})
