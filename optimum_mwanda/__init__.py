@@ -22,7 +22,7 @@ _HOMES = {
     "SparsitySearch": "experiments.search.outcome",
     "SparsityTrial": "experiments.search.outcome",
     "SparsityVerification": "record.verification",
-    "compare": "evaluation.side_by_side",
+    "compare": "experiments.side_by_side",
     "compress": "storage.compressed",
     "create_card": "sharing.model_card",
     "decompress": "storage.compressed",
@@ -47,10 +47,10 @@ if TYPE_CHECKING:
     from .evaluation.perplexity import evaluate_languages as evaluate_languages
     from .evaluation.report import PerplexityComparison as PerplexityComparison
     from .evaluation.report import PerplexityReport as PerplexityReport
-    from .evaluation.side_by_side import compare as compare
     from .experiments.search.bisection import find_sparsity as find_sparsity
     from .experiments.search.outcome import SparsitySearch as SparsitySearch
     from .experiments.search.outcome import SparsityTrial as SparsityTrial
+    from .experiments.side_by_side import compare as compare
     from .pruner import MWandaPruner as MWandaPruner
     from .pruning.allocation import SparsityPlan as SparsityPlan
     from .record.schema import SparsityRecord as SparsityRecord

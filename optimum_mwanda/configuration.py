@@ -6,14 +6,12 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar
 
+from .config_file import read_settings, write_settings
 from .legal import Number, OneOf, Text, Weighting, setting
 from .registry import ALLOCATIONS, CRITERIA
 from .values import FrozenDict, describe_fields, is_close, plain, strings
-
-CONFIG_NAME = "mwanda_config.json"
 
 
 def _criteria(updates: bool) -> str:
@@ -313,9 +311,7 @@ class MWandaConfig:
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
         """Writes `mwanda_config.json` into a folder, which is made if need be."""
-        folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / CONFIG_NAME).write_text(self.to_json_string(), encoding="utf-8")
+        write_settings(save_directory, self.to_json_string())
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | os.PathLike[str], **hub_kwargs: Any) -> "MWandaConfig":
@@ -329,28 +325,7 @@ class MWandaConfig:
             FileNotFoundError: If there is no `mwanda_config.json`.
             ValueError: If the file is not JSON or holds unknown or illegal settings.
         """
-        path = Path(name_or_path)
-        if path.is_dir():
-            path = path / CONFIG_NAME
-            if not path.is_file():
-                raise FileNotFoundError(f"{name_or_path} holds no {CONFIG_NAME}: save one with save_pretrained().")
-        elif not path.is_file():
-            from huggingface_hub import hf_hub_download
-            from huggingface_hub.errors import HFValidationError
-
-            try:
-                path = Path(hf_hub_download(str(name_or_path), CONFIG_NAME, **hub_kwargs))
-            except HFValidationError:
-                raise FileNotFoundError(
-                    f"{str(name_or_path)!r} is no folder with a {CONFIG_NAME}, no file and no repository id."
-                ) from None
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path} is not valid JSON: {error}") from error
-        if not isinstance(values, dict):
-            raise ValueError(f"{path} must hold one JSON object with the settings, not a {type(values).__name__}.")
-        return cls.from_dict(values)
+        return cls.from_dict(read_settings(name_or_path, **hub_kwargs))
 
 
 _DEFAULT_ALLOCATION = "owl"

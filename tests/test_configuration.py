@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optimum_mwanda import MWandaConfig
-from optimum_mwanda.configuration import CONFIG_NAME
+from optimum_mwanda.config_file import CONFIG_NAME
 from tests.conftest import CHOICES, UPDATING, WEIGHTINGS
 
 CODES = st.sampled_from(["en", "zh-Hant", "eng_Latn", "sw", "język"])

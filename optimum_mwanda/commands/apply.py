@@ -10,7 +10,7 @@ from .errors import DataError, UsageError, errors_as
 from .models import add_model_options, check_prunable, load_model, load_tokenizer, pruning_errors
 from .output import add_overwrite, new_folder
 from .saving import add_storage_options, facts, summary, write_checkpoint
-from .settings import add_settings, read_settings
+from .setting_flags import add_settings, read_settings
 
 if TYPE_CHECKING:
     from ..configuration import MWandaConfig

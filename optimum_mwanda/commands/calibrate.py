@@ -8,7 +8,7 @@ from .dataset import add_dataset_options, open_dataset
 from .errors import DataError, errors_as
 from .models import add_model_options, check_prunable, load_model, load_tokenizer, pruning_errors
 from .output import add_overwrite, check_file
-from .settings import add_settings, read_settings
+from .setting_flags import add_settings, read_settings
 
 
 class CalibrateCommand(Subcommand):

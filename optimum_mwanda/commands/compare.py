@@ -25,7 +25,7 @@ from .models import (
 from .output import check_distinct
 
 if TYPE_CHECKING:
-    from ..experiments.grid.results import Results
+    from ..experiments.grid.runs import Results
 
 
 class CompareCommand(Subcommand):
@@ -94,7 +94,7 @@ class CompareCommand(Subcommand):
             )
 
     def _read(self, path: Path) -> "Results":
-        from ..experiments.grid.results import read_results
+        from ..experiments.grid.runs import read_results
 
         with errors_as(DataError, OSError, ValueError):
             results = read_results(path)

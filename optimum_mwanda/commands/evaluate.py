@@ -15,7 +15,7 @@ from .models import add_model_options, check_measurable, load_config, load_model
 from .output import add_overwrite, check_distinct, check_file
 from .parser import with_default
 from .saving import check_harness, read_harness
-from .settings import flag, form_of
+from .setting_flags import flag, form_of
 
 if TYPE_CHECKING:
     from ..evaluation.harness.comparison import HarnessComparison

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 from ..evaluation.settings import EvaluationSettings
 from .base import Result, Subcommand, add_common_options
 from .dataset import add_dataset_options, add_held_out_options, check_calibration_text, open_dataset
-from .errors import DataError, HubError, UsageError, one_line
+from .errors import DataError, HubError, UsageError, errors_as, one_line
 from .evaluate import compare, measure, write_report
 from .models import add_model_options, check_prunable, load_model, load_tokenizer, pruning_errors
 from .output import add_overwrite, check_distinct, check_file, new_folder
 from .saving import add_storage_options, facts, summary, write_checkpoint
-from .settings import add_settings, read_settings
+from .setting_flags import add_settings, read_settings
 
 if TYPE_CHECKING:
     from ..configuration import MWandaConfig
@@ -36,6 +36,13 @@ class PruneCommand(Subcommand):
         parser.add_argument("--push-to-hub", metavar="ID", help="Repository to push the result to (default: none)")
         parser.add_argument(
             "--private", action="store_true", help="Make a new repository private (default: as your namespace does)"
+        )
+        parser.add_argument(
+            "--activations",
+            metavar="PLACE",
+            default="device",
+            help="Where hidden states lie while blocks are pruned one after the other: device, cpu, or a folder for a "
+            "memory-mapped file (default: device)",
         )
         add_overwrite(parser)
         add_dataset_options(parser, required=False, purpose="Calibration text, which magnitude pruning does without")
@@ -94,7 +101,9 @@ class PruneCommand(Subcommand):
                 from ..pruner import MWandaPruner
                 from ..record.verification import sparsity_record
 
-                pruner = MWandaPruner(config, progress=not args.quiet, restore_on_failure=False)
+                pruner = MWandaPruner(
+                    config, progress=not args.quiet, restore_on_failure=False, activations=args.activations
+                )
                 pruner.prune(model, dataset, tokenizer)
             if dense is None:
                 return model, tokenizer, None
@@ -103,7 +112,11 @@ class PruneCommand(Subcommand):
 
     def _check(self, config: "MWandaConfig") -> None:
         """Finds out at once what would fail after hours."""
+        from ..walking.store import check_activations
+
         check_calibration_text(self.args.dataset, config)
+        with errors_as(UsageError, ValueError):
+            check_activations(self.args.activations)
         if self.args.report is not None and self.args.eval_dataset is None:
             raise UsageError("--report shows an evaluation: give --eval-dataset too.")
         if self.args.push_to_hub is not None:

@@ -21,7 +21,7 @@ from .models import (
 )
 from .output import add_overwrite, check_distinct, check_file, new_folder
 from .saving import add_storage_options, summary, write_checkpoint
-from .settings import add_settings, read_settings
+from .setting_flags import add_settings, read_settings
 
 if TYPE_CHECKING:
     from ..experiments.search.outcome import SparsitySearch

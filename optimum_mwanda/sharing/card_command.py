@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..configuration import CONFIG_NAME, MWandaConfig
+from ..config_file import CONFIG_NAME
+from ..configuration import MWandaConfig
 from .card_text import Markdown, clean, shell_word
 
 

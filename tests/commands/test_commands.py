@@ -70,6 +70,15 @@ class TestPrune:
         assert run.json["output"] == str(out)
         assert run.json["evaluation"] is None
 
+    def test_hidden_states_may_lie_in_a_file(self, cli: Cli, model: Path, data: Path, tmp_path: Path) -> None:
+        words = ["--dataset", data, "--calibration", "sequential", "--sequence-length", "16"]
+        for name, place in (("device", "device"), ("file", tmp_path)):
+            assert cli("prune", model, tmp_path / name, *words, "--activations", place).code == 0
+        assert is_equal(tmp_path / "device", tmp_path / "file")
+        refused = cli("prune", model, tmp_path / "new", *words, "--activations", "gpu")
+        assert refused.code == 2
+        assert "activations='gpu' is not allowed" in refused.err
+
     def test_compressed_checkpoint_holds_the_same_weights(
         self, cli: Cli, model: Path, data: Path, pruned: Pruned, tmp_path: Path
     ) -> None:

@@ -19,7 +19,7 @@ from transformers import (
     LlamaModel,
 )
 
-from optimum_mwanda.experiments.grid.results import read_results
+from optimum_mwanda.experiments.grid.runs import read_results
 from optimum_mwanda.record.verification import sparsity_record, verify_sparsity
 
 from ..conftest import make_model

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from optimum_mwanda.commands.parser import OneLineParser
 from optimum_mwanda.commands.prune import PruneCommand
-from optimum_mwanda.commands.settings import read_settings
+from optimum_mwanda.commands.setting_flags import read_settings
 from optimum_mwanda.configuration import MWandaConfig
 from optimum_mwanda.sharing.model_card import create_card
 

@@ -28,7 +28,7 @@ from ...walking.failure import bare_failures
 from ..dense_state import DenseState
 from .conditions import Condition
 from .plan import ComparisonPlan
-from .results import DenseResult, Results, RunResult, append, digest, read_results
+from .runs import DenseResult, Results, RunResult, append, digest, read_results
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -10,7 +10,7 @@ from ...evaluation.report import PerplexityComparison, PerplexityReport
 from ...evaluation.scores import LanguageScore, Windows
 from ...evaluation.settings import CONFIDENCE
 from .intervals import mean_interval
-from .results import Results, RunResult, digest
+from .runs import Results, RunResult, digest
 
 FIGURES = ("mean", "seen", "unseen", "worst")
 LEFT_OUT = " (left out)"

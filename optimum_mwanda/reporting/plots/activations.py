@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...calibration.statistics import CalibrationStatistics
-from .blocks import label_blocks
+from .block_labels import label_blocks
 from .drawing import COLORS, GRID, MAX_INCHES, ROW, label_rows, new_figure, rows_height, save_figure
 from .profiles import Blocks, group_by_block, language_activity, pairs, pairwise_correlation, similarity_order
 

@@ -3,7 +3,7 @@
 import os
 from typing import TYPE_CHECKING
 
-from .blocks import label_blocks
+from .block_labels import label_blocks
 from .drawing import COLORS, new_figure, save_figure
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import Any
 
 from optimum_mwanda import MWandaConfig, PerplexityReport
 from optimum_mwanda.evaluation.scores import LanguageScore, Windows
-from optimum_mwanda.experiments.grid.results import DenseResult, Results, RunResult
+from optimum_mwanda.experiments.grid.runs import DenseResult, Results, RunResult
 
 LANGUAGES = ("en", "fr", "sw")
 
@@ -42,7 +42,7 @@ def make_results(*runs: RunResult) -> Results:
 
 
 def write(path: Path, results: Results) -> None:
-    from optimum_mwanda.experiments.grid.results import append
+    from optimum_mwanda.experiments.grid.runs import append
 
     for result in (results.dense, *results.runs.values()):
         append(path, result)

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from optimum_mwanda.experiments.grid.results import read_results
+from optimum_mwanda.experiments.grid.runs import read_results
 from tests.conftest import SAMPLE_DATA, SAMPLE_MODEL
 
 ROOT = Path(__file__).parents[3]

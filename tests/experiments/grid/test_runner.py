@@ -12,8 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from optimum_mwanda import MWandaConfig, MWandaPruner, evaluate_languages
 from optimum_mwanda.experiments.grid.plan import ComparisonPlan
-from optimum_mwanda.experiments.grid.results import Results, RunResult, append, read_results
 from optimum_mwanda.experiments.grid.runner import run_comparison
+from optimum_mwanda.experiments.grid.runs import Results, RunResult, append, read_results
 from optimum_mwanda.experiments.grid.summary import make_sections
 from tests.conftest import make_model, make_rows, state_of
 

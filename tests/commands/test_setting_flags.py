@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from optimum_mwanda.commands.errors import UsageError
-from optimum_mwanda.commands.settings import add_settings, flag, read_settings
+from optimum_mwanda.commands.setting_flags import add_settings, flag, read_settings
 from optimum_mwanda.configuration import MWandaConfig
 from optimum_mwanda.registry import CRITERIA, Criterion
 

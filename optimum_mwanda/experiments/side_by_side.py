@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from ..evaluation.bootstrap import check_confidence
+from ..evaluation.perplexity import measure_languages
+from ..evaluation.report import PerplexityComparison, PerplexityReport
+from ..evaluation.settings import CONFIDENCE, EvaluationSettings
 from ..record.schema import RECORD_KEY, SparsityRecord
-from .bootstrap import check_confidence
-from .perplexity import measure_languages
-from .report import PerplexityComparison, PerplexityReport
-from .settings import CONFIDENCE, EvaluationSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from optimum_mwanda.experiments.grid.results import append, read_results
+from optimum_mwanda.experiments.grid.runs import append, read_results
 
 from .made import make_results, make_run, write
 

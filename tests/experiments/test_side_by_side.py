@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from optimum_mwanda import PerplexityReport, evaluate_languages
-from optimum_mwanda.evaluation.side_by_side import compare
+from optimum_mwanda.experiments.side_by_side import compare
 from tests.conftest import make_model, make_rows
 from tests.record.examples import make_record
 

@@ -1,0 +1,46 @@
+"""Where settings are kept: a file of JSON in a folder or in a repository of the Hub."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+CONFIG_NAME = "mwanda_config.json"
+
+
+def write_settings(folder: str | os.PathLike[str], text: str) -> None:
+    """Writes `mwanda_config.json` into a folder, which is made if need be."""
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    (target / CONFIG_NAME).write_text(text, encoding="utf-8")
+
+
+def read_settings(name_or_path: str | os.PathLike[str], **hub_kwargs: Any) -> dict[str, Any]:
+    """Reads `mwanda_config.json` from a folder, from a JSON file, or from a Hub repository.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it does not hold one JSON object.
+    """
+    path = Path(name_or_path)
+    if path.is_dir():
+        path = path / CONFIG_NAME
+        if not path.is_file():
+            raise FileNotFoundError(f"{name_or_path} holds no {CONFIG_NAME}: save one with save_pretrained().")
+    elif not path.is_file():
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import HFValidationError
+
+        try:
+            path = Path(hf_hub_download(str(name_or_path), CONFIG_NAME, **hub_kwargs))
+        except HFValidationError:
+            raise FileNotFoundError(
+                f"{str(name_or_path)!r} is not a folder with a {CONFIG_NAME}, not a file and not a repository id."
+            ) from None
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold one JSON object with the settings, not a {type(values).__name__}.")
+    return values
