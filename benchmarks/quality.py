@@ -1,10 +1,10 @@
-"""What every criterion, term and allocation costs per language: the measurements of docs/benchmarks.md.
+"""Measures what every criterion, term and allocation costs per language, for docs/benchmarks.md.
 
     python benchmarks/quality.py --model MODEL --calibration calibration.jsonl.xz --test test.jsonl.xz --output FOLDER
 
-Every part writes FOLDER/PART.jsonl, PART.md and pictures; what is in the JSON lines already is not run again.
+Every part writes FOLDER/PART.jsonl, PART.md and pictures; runs that are already in the JSON lines are not repeated.
 `--tune` leaves the test file alone: every second document of the calibration file is held out and evaluated instead,
-and the files are called tune-PART. `optimum-cli mwanda compare` does the same for a grid of your own.
+and the files are called tune-PART. `optimum-cli mwanda compare` does the same for your own grid.
 """
 
 import argparse
@@ -41,12 +41,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
     parser.add_argument("--calibration", required=True, help="JSON lines with `language` and `text`")
-    parser.add_argument("--test", help="likewise, held out")
+    parser.add_argument("--test", help="held-out text in the same form")
     parser.add_argument("--tune", action="store_true", help="evaluate on held-out documents of the calibration file")
     parser.add_argument("--output", type=Path, required=True, help="folder to write to")
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS), help="(default: all)")
-    parser.add_argument("--methods", nargs="+", metavar="NAME", help="some of the methods of a single part")
-    parser.add_argument("--seen", nargs="+", help="languages to calibrate on, but in the rotation (default: all)")
+    parser.add_argument("--methods", nargs="+", metavar="NAME", help="which methods to run, with a single part")
+    parser.add_argument("--seen", nargs="+", help="languages to calibrate on, except in the rotation (default: all)")
     parser.add_argument("--sparsities", nargs="+", type=float, help="instead of those of the parts")
     parser.add_argument("--patterns", nargs="*", help="instead of those of the parts")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])

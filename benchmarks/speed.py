@@ -1,8 +1,8 @@
-"""What calibration and pruning cost, against a bare forward pass of the same blocks over the same tokens.
+"""Measures what calibration and pruning cost, compared with a bare forward pass of the blocks over the same tokens.
 
     python benchmarks/speed.py --hidden 1024
 
-All figures come from one run, in rounds that alternate, and are ratios: machines are noisy, ratios less so.
+All figures come from one run with alternating rounds, and are ratios: machines are noisy, ratios less so.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""Size and load time of a compressed checkpoint against the dense one, and against zstd of the dense one.
+"""Measures size and load time of a compressed checkpoint, compared with the dense one and with zstd of the dense one.
 
     python benchmarks/storage.py --model path/to/pruned
 
-All figures come from one run, in rounds that alternate. Loading from zstd is unpacking plus a dense load. Without the
-`zstandard` package or the `zstd` program those lines are left out.
+All figures come from one run with alternating rounds. Loading from zstd means unpacking plus a dense load. Without the
+`zstandard` package or the `zstd` program, these lines are left out.
 """
 
 import argparse
@@ -27,7 +27,7 @@ def weights_size(folder: Path) -> int:
 
 
 def zstd(source: Path, target: Path, level: int | None) -> None:
-    """Packs a file with a level, unpacks it without."""
+    """Packs a file if a level is given, and unpacks it otherwise."""
     try:
         import zstandard
     except ImportError:

@@ -1,10 +1,10 @@
-"""Prunes a multilingual model with Wanda and with M-Wanda and shows what each costs per language.
+"""Prunes a multilingual model with Wanda and with M-Wanda, and shows what each costs per language.
 
-Without arguments it works on the tiny model and the parallel sentences of this folder, offline:
+Without arguments it works offline, on the tiny model and the parallel sentences of this folder:
 
     python examples/01_prune_sample.py
 
-Any causal language model, and any JSON lines with `language` and `text`, will do as well.
+It also takes any causal language model, and any JSON lines with `language` and `text`.
 """
 
 import argparse
@@ -70,7 +70,7 @@ def main() -> None:
     comparison = PerplexityComparison(dense, reports, seen=statistics.languages)
     print(f"\nPerplexity at {args.sparsity:.0%} sparsity, and its factor over dense:\n{comparison.to_markdown()}\n")
 
-    # `model` is the one that M-Wanda pruned: an ordinary checkpoint, which anything that reads the dense one reads.
+    # `model` is the one that M-Wanda pruned. It is saved as an ordinary checkpoint, which every tool can read.
     model.save_pretrained(args.output)
     tokenizer.save_pretrained(args.output)
     save_card(model, args.output, report=PerplexityComparison(dense, {"M-Wanda": reports["M-Wanda"]}))

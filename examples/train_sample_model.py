@@ -1,11 +1,11 @@
-"""Trains the tiny multilingual Llama that this folder ships as `sample_model/`.
+"""Trains the tiny multilingual Llama in `sample_model/`.
 
-Any JSON-lines corpus (plain, `.gz` or `.xz`) with the fields `language` and `text` will do:
+It takes any JSON-lines corpus (plain, `.gz` or `.xz`) with the fields `language` and `text`:
 
     python examples/train_sample_model.py --corpus train.jsonl.xz --test test.jsonl.xz --output examples/sample_model
 
 The tokenizer is a byte-level BPE trained on the same text. Languages are sampled with an exponent below one, so that
-the small ones are seen often enough to be learned. The result is an instrument for trying out pruning, not a product.
+the model sees small ones often enough to learn them. The result is a test instrument for pruning, not a product.
 """
 
 import argparse
@@ -52,7 +52,7 @@ def sampling_probabilities(texts: dict[str, list[str]], exponent: float) -> dict
 
 
 def train_tokenizer(texts: dict[str, list[str]], shares: dict[str, float], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE, each language contributing characters in proportion to its sampling share."""
+    """Byte-level BPE; each language contributes characters in proportion to its sampling share."""
 
     def sample(characters: int = 6_000_000) -> Iterator[str]:
         for language, rows in texts.items():
@@ -157,7 +157,7 @@ tags: [multilingual, sample]
 
 A Llama of {parameters:,} parameters ({layers} layers, hidden size {hidden}, tied embeddings, byte-level BPE of
 {vocabulary:,} tokens) for trying out pruning offline. It was trained from scratch by `examples/train_sample_model.py`
-on {tokens:,} tokens in windows of {window}. It knows how to continue sentences about software and little else: an
+on {tokens:,} tokens in windows of {window}. It can continue sentences about software and little else: a test
 instrument, not a product.
 
 ## Data and licence
@@ -190,7 +190,7 @@ def write_card(args: argparse.Namespace) -> None:
         window=args.window,
         count=len(args.languages),
         exponent=args.exponent,
-        evaluated=f"Documents that were not trained on, at most 4,096 tokens per language in windows of {args.window}",
+        evaluated=f"Documents outside the training text, at most 4,096 tokens per language in windows of {args.window}",
         table=report.to_markdown(),
     )
     (args.output / "README.md").write_text(card, encoding="utf-8")
@@ -199,16 +199,16 @@ def write_card(args: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", type=Path, required=True, help="JSON lines with `language` and `text`")
-    parser.add_argument("--test", type=Path, required=True, help="held-out text of the same form, for the card")
+    parser.add_argument("--test", type=Path, required=True, help="held-out text in the same form, for the card")
     parser.add_argument("--output", type=Path, required=True, help="folder for the model, its tokenizer and its card")
-    parser.add_argument("--only-card", action="store_true", help="describe a model that was trained before")
+    parser.add_argument("--only-card", action="store_true", help="only write the card of a trained model")
     parser.add_argument("--languages", nargs="+", default=LANGUAGES.split())
     parser.add_argument("--tokens", type=int, default=9_000_000, help="training tokens (default: %(default)s)")
     parser.add_argument("--vocab-size", type=int, default=6144)
     parser.add_argument("--window", type=int, default=256, help="tokens per training window")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--learning-rate", type=float, default=3e-3)
-    parser.add_argument("--exponent", type=float, default=0.5, help="of the language sampling")
+    parser.add_argument("--exponent", type=float, default=0.5, help="exponent of language sampling")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 

@@ -9,7 +9,7 @@ CONFIG_NAME = "mwanda_config.json"
 
 
 def write_settings(folder: str | os.PathLike[str], text: str) -> None:
-    """Writes `mwanda_config.json` into a folder, which is made if need be."""
+    """Writes `mwanda_config.json` into a folder, which is created if it does not exist."""
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     (target / CONFIG_NAME).write_text(text, encoding="utf-8")
@@ -26,7 +26,7 @@ def read_settings(name_or_path: str | os.PathLike[str], **hub_kwargs: Any) -> di
     if path.is_dir():
         path = path / CONFIG_NAME
         if not path.is_file():
-            raise FileNotFoundError(f"{name_or_path} holds no {CONFIG_NAME}: save one with save_pretrained().")
+            raise FileNotFoundError(f"{name_or_path} has no {CONFIG_NAME}: save one with save_pretrained().")
     elif not path.is_file():
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import HFValidationError
@@ -35,7 +35,7 @@ def read_settings(name_or_path: str | os.PathLike[str], **hub_kwargs: Any) -> di
             path = Path(hf_hub_download(str(name_or_path), CONFIG_NAME, **hub_kwargs))
         except HFValidationError:
             raise FileNotFoundError(
-                f"{str(name_or_path)!r} is not a folder with a {CONFIG_NAME}, not a file and not a repository id."
+                f"{str(name_or_path)!r} is neither a folder with a {CONFIG_NAME}, nor a file, nor a repository id."
             ) from None
     try:
         values = json.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""`MWandaConfig`: everything that a user may set, checked once."""
+"""`MWandaConfig`: everything that a user can set, checked once."""
 
 import dataclasses
 import difflib
@@ -20,9 +20,9 @@ def _criteria(updates: bool) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MWandaConfig:
-    """The settings of one pruning run. Immutable: derive another one with `replace`.
+    """The settings of one pruning run. Immutable: derive another config with `replace`.
 
-    `docs/method.md` gives the equations and `docs/benchmarks.md` the measurements behind the defaults.
+    `docs/method.md` gives the equations, and `docs/benchmarks.md` the measurements behind the defaults.
     """
 
     sparsity: float | None = setting(
@@ -33,8 +33,8 @@ class MWandaConfig:
     pattern: str = setting("unstructured", "'unstructured', or 'N:M' to keep N of every M consecutive inputs.")
     criterion: str = setting(
         "mwanda",
-        f"What ranks the weights: a score ({_criteria(updates=False)}), or a solver that updates those that stay "
-        f"({_criteria(updates=True)}).",
+        f"How to choose the weights to remove: by a score ({_criteria(updates=False)}), or by a solver that also "
+        f"updates the remaining weights ({_criteria(updates=True)}).",
         OneOf(CRITERIA, register="register_criterion"),
     )
     base: str = setting("ria", "Score that 'mwanda' builds on.", OneOf(("wanda", "ria")))
@@ -45,16 +45,16 @@ class MWandaConfig:
     variance_weight: float = setting(0.5, "Weight of the variance term.", Number(at_least=0))
     activation: str = setting(
         "none",
-        "What makes a channel active in the activation-probability term.",
+        "When a channel counts as active in the activation-probability term.",
         OneOf(("none", "positive", "above_rms")),
     )
     activation_threshold: float = setting(
-        0.1, "Share of a token's root mean square that 'above_rms' asks for.", Number(at_least=0)
+        0.1, "Share of a token's root mean square that 'above_rms' requires.", Number(at_least=0)
     )
     activation_exponent: float = setting(0.5, "Exponent of the activation probability.", Number(at_least=0))
     group: str = setting(
         "matrix",
-        "Weights that compete with each other: those of a 'row' or of the whole 'matrix'.",
+        "Which weights compete with each other: those of a 'row' or of the whole 'matrix'.",
         OneOf(("row", "matrix")),
     )
     allocation: str | None = setting(
@@ -64,35 +64,35 @@ class MWandaConfig:
     )
     allocation_strength: float = setting(
         0.04,
-        "Lambda: block sparsities spread over a range of 2 * lambda; with 'alpha' the least and the largest are in the "
-        "ratio (1 - lambda) to (1 + lambda).",
+        "Lambda: block sparsities spread over a range of 2 * lambda; with 'alpha', the smallest and the largest are in "
+        "the ratio (1 - lambda) to (1 + lambda).",
         Number(at_least=0),
     )
     cwl_direction: str = setting(
         "shared",
-        "Blocks that CWL protects: 'shared' (languages behave alike) or 'specific' (they differ).",
+        "Which blocks CWL protects: 'shared' (languages behave alike) or 'specific' (they differ).",
         OneOf(("shared", "specific")),
     )
     owl_multiplier: float = setting(
-        5.0, "M: OWL counts the weights whose score exceeds M times the block's mean.", Number(above=0)
+        5.0, "M: OWL counts the weights with a score above M times the block's mean.", Number(above=0)
     )
     min_block_sparsity: float = setting(0.0, "Lower bound of a block's sparsity.", Number(at_least=0, at_most=1))
     max_block_sparsity: float = setting(0.95, "Upper bound of a block's sparsity.", Number(at_least=0, at_most=1))
     language_column: str = setting("language", "Column of the dataset that names the language of a row.", Text())
     text_column: str = setting(
         "text",
-        "Column with the text, the conversation, or the source for an encoder-decoder; not needed where the dataset "
-        "has 'input_ids'.",
+        "Column with the text, the conversation, or the source for an encoder-decoder; not needed if the dataset has "
+        "'input_ids'.",
         Text(),
     )
     target_column: str = setting(
-        "target", "Column with the target for an encoder-decoder; not needed where the dataset has 'labels'.", Text()
+        "target", "Column with the target, for an encoder-decoder; not needed if the dataset has 'labels'.", Text()
     )
-    languages: tuple[str, ...] | None = setting(None, "Languages to calibrate on. None: all that the dataset holds.")
+    languages: tuple[str, ...] | None = setting(None, "Languages to calibrate on. None: all in the dataset.")
     language_weights: str | Mapping[str, float] = setting(
         "equal",
-        "'equal', 'proportional' (to calibration tokens), 'temperature', or a dict of language to weight in which a "
-        "language that is not named weighs 1.",
+        "'equal', 'proportional' (to calibration tokens), 'temperature', or a dict of language to weight; languages "
+        "that it does not name weigh 1.",
         Weighting(("equal", "proportional", "temperature")),
     )
     language_temperature: float = setting(
@@ -101,19 +101,19 @@ class MWandaConfig:
     samples_per_language: int = setting(32, "Calibration chunks per language.", Number(at_least=1, whole=True))
     sequence_length: int | None = setting(
         None,
-        "Tokens per calibration chunk. None: 512, or the model's positions where those are fewer.",
+        "Tokens per calibration chunk. None: 512, or fewer if the model has fewer positions.",
         Number(at_least=1, whole=True),
     )
     batch_size: int = setting(8, "Calibration chunks per forward pass.", Number(at_least=1, whole=True))
     refinement: str = setting(
         "none",
-        "'swap' exchanges pruned and kept weights of a row as long as that lowers an estimate of the layer's error "
-        "that trusts the calibration text less (refinement_shrinkage, refinement_ridge); the plain error may rise.",
+        "'swap' exchanges pruned and kept weights of a row as long as this lowers a regularised estimate of the "
+        "layer's error (refinement_shrinkage, refinement_ridge); the plain error on the calibration text may rise.",
         OneOf(("none", "swap")),
     )
     refinement_shrinkage: float = setting(
         0.3,
-        "Share by which refinement weakens correlations between channels, against overfitting to the languages.",
+        "Share by which refinement weakens correlations between channels, to avoid overfitting to the languages.",
         Number(at_least=0, at_most=1),
     )
     refinement_ridge: float = setting(
@@ -121,13 +121,13 @@ class MWandaConfig:
     )
     reconstruction: str | None = setting(
         None,
-        "'obs' updates the weights that stay to the least error of the layer, 'none' leaves them. None: 'obs' for "
-        "criteria that update, else 'none'.",
+        "'obs' updates the remaining weights to minimise the layer's error, 'none' leaves them. None: 'obs' for "
+        "criteria that update weights, else 'none'.",
         OneOf(("none", "obs")),
     )
     damping: float | None = setting(
         None,
-        "Ridge of the update, as a share of the diagonal of the Gram matrix. None: 0.1, or 0.01 for 'sparsegpt'.",
+        "Ridge of the update, as a share of the Gram matrix's diagonal. None: 0.1, or 0.01 for 'sparsegpt'.",
         Number(at_least=0),
     )
     calibration: str | None = setting(
@@ -139,24 +139,26 @@ class MWandaConfig:
     include: tuple[str, ...] | None = setting(None, "Shell patterns of the weights to prune. None: all prunable ones.")
     exclude: tuple[str, ...] = setting((), "Shell patterns of the weights to leave alone.")
     blocks: tuple[str, ...] | None = setting(
-        None, "Module path of the list of blocks, or of several in the order in which they run. None: find them."
+        None, "Module path of the list of blocks, or paths of several in the order in which they run. None: find them."
     )
     experts_policy: str = setting(
         "magnitude",
-        "What to do with experts that too few tokens reach: prune them by 'magnitude', by the statistics of all "
-        "experts of the layer together ('shared'), 'skip' them, or 'error'.",
+        "What to do with experts that too few tokens reach: prune them by 'magnitude', or by the pooled statistics of "
+        "all experts in the layer ('shared'), 'skip' them, or stop with an 'error'.",
         OneOf(("magnitude", "shared", "skip", "error")),
     )
     min_expert_tokens: int = setting(
-        32, "Tokens, all languages together, below which an expert gets that treatment.", Number(at_least=1, whole=True)
+        32,
+        "Experts with fewer tokens, all languages together, fall under experts_policy.",
+        Number(at_least=1, whole=True),
     )
-    seed: int = setting(0, "Seed of the choice of calibration rows.", Number(at_least=0, whole=True))
-    # For from_pretrained(..., quantization_config=MWandaConfig(...)) only. They are no settings: init-only fields are
+    seed: int = setting(0, "Seed for choosing calibration rows.", Number(at_least=0, whole=True))
+    # Only for from_pretrained(..., quantization_config=MWandaConfig(...)). They are not settings: init-only fields are
     # not compared, not serialised and not among `dataclasses.fields`.
     dataset: dataclasses.InitVar[Any] = None
     tokenizer: dataclasses.InitVar[Any] = None
     quant_method: ClassVar[str] = "mwanda"
-    """Name under which transformers looks up who handles a `quantization_config`."""
+    """Name under which transformers looks up the handler of a `quantization_config`."""
 
     def __post_init__(self, dataset: Any, tokenizer: Any) -> None:
         object.__setattr__(self, "dataset", dataset)
@@ -200,7 +202,7 @@ class MWandaConfig:
                 object.__setattr__(self, name, value)
 
     def _resolve_update(self) -> None:
-        """Fills in what the criterion implies for the update of weights and for calibration."""
+        """Fills in what the criterion implies for weight updates and calibration."""
         updates = CRITERIA[self.criterion].updates
         if updates and (self.reconstruction == "none" or self.refinement != "none"):
             raise ValueError(
@@ -228,7 +230,7 @@ class MWandaConfig:
             )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "MWandaConfig":
-        """Itself: it does not change, and transformers copies what it is given, which may hold a whole dataset."""
+        """Itself: it never changes, and transformers would copy it together with a whole dataset."""
         return self
 
     @property
@@ -238,7 +240,7 @@ class MWandaConfig:
 
     @property
     def kept_of(self) -> tuple[int, int] | None:
-        """`(N, M)` of an N:M pattern: N weights are kept of every M. None if unstructured."""
+        """`(N, M)` of an N:M pattern, which keeps N of every M weights. None if unstructured."""
         if self.pattern == "unstructured":
             return None
         match = re.fullmatch(r"(\d+):(\d+)", self.pattern) if isinstance(self.pattern, str) else None
@@ -262,7 +264,7 @@ class MWandaConfig:
 
     @property
     def works_blockwise(self) -> bool:
-        """Whether calibration data are looked at block by block, while pruning goes on, and not all at once before."""
+        """Whether calibration data are read block by block during pruning, instead of all at once before it."""
         return self.needs_statistics and (self.calibration == "sequential" or self.needs_grams)
 
     @property
@@ -281,7 +283,7 @@ class MWandaConfig:
         """Builds a config from plain values.
 
         Raises:
-            ValueError: If a key is no setting (the message names the nearest one) or a value is not allowed.
+            ValueError: If a key is not a setting (the message names the nearest one) or a value is not allowed.
         """
         legal = [field.name for field in dataclasses.fields(cls)]
         for key in values:
@@ -292,10 +294,10 @@ class MWandaConfig:
         return cls(**values)
 
     def replace(self, **changes: Any) -> "MWandaConfig":
-        """A copy with some settings changed; what follows from others follows from the new ones, unless given.
+        """A copy with some settings changed; settings that were implied by others are implied anew, unless given.
 
-        That is the sparsity and the allocation of another pattern, and `reconstruction`, `damping` and `calibration` as
-        far as they are what the criterion implies.
+        These are the sparsity and the allocation if the pattern changes, and `reconstruction`, `damping` and
+        `calibration` if they have the values that the criterion implies.
 
         Raises:
             ValueError: As the constructor.
@@ -310,7 +312,7 @@ class MWandaConfig:
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
-        """Writes `mwanda_config.json` into a folder, which is made if need be."""
+        """Writes `mwanda_config.json` into a folder, which is created if it does not exist."""
         write_settings(save_directory, self.to_json_string())
 
     @classmethod
@@ -333,11 +335,11 @@ _DEFAULT_ALLOCATION = "owl"
 MWandaConfig.__doc__ = f"""{MWandaConfig.__doc__}
     Args:
 {describe_fields(MWandaConfig)}
-        dataset (defaults to `None`): Calibration data to prune with while a model is loaded. Not a setting.
+        dataset (defaults to `None`): Calibration data for pruning while a model is loaded. Not a setting.
         tokenizer (defaults to `None`): Its tokenizer, or the name or path of one. Not a setting.
 """
 
 
 def activity_key(activation: str, threshold: float) -> str:
-    """Name under which statistics keep the counts of one form of activity."""
+    """Name under which statistics keep the counts of one kind of activity."""
     return activation if activation == "positive" else f"{activation}>{float(threshold)!r}"

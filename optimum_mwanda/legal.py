@@ -1,4 +1,4 @@
-"""What a setting may be: stands beside its field in `MWandaConfig`, and speaks in checks, docstrings and flags."""
+"""Legal values of a setting: stated beside its field in `MWandaConfig`, used in checks, docstrings and flags."""
 
 import dataclasses
 import math
@@ -12,7 +12,7 @@ class Legal(Protocol):
     """The legal values of a setting."""
 
     def check(self, name: str, value: Any) -> None:
-        """Raises a ValueError that says what is allowed, if the value is not."""
+        """Raises a ValueError that says what is allowed if the value is not."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +20,7 @@ class OneOf:
     """One of some names.
 
     Attributes:
-        names: The names. A registry may grow, so what is legal is looked up when it is asked for.
+        names: The names. A registry may grow, so they are looked up at each check.
         register: The function that adds a name, if there is one.
     """
 
@@ -28,7 +28,7 @@ class OneOf:
     register: str | None = None
 
     def check(self, name: str, value: Any) -> None:
-        """Refuses what is none of the names."""
+        """Refuses anything else than these names."""
         if value not in tuple(self.names):
             hint = ""
             if self.register is not None:
@@ -55,7 +55,7 @@ class Number:
     whole: bool = False
 
     def check(self, name: str, value: Any) -> None:
-        """Refuses what is no number, or none in the range."""
+        """Refuses anything else than a number in the range."""
         check_number(name, value, self._holds, self._wanted())
 
     @property
@@ -86,7 +86,7 @@ class Text:
     """A string."""
 
     def check(self, name: str, value: Any) -> None:
-        """Refuses what is no string."""
+        """Refuses anything else than a string."""
         if not isinstance(value, str):
             raise ValueError(f"{name}={value!r} is not allowed: give a string.")
 
@@ -99,7 +99,7 @@ class Weighting(OneOf):
     """The name of a rule, or a weight for each language."""
 
     def check(self, name: str, value: Any) -> None:
-        """Refuses what is neither."""
+        """Refuses anything else."""
         if isinstance(value, str):
             if value not in self.names:
                 raise ValueError(
@@ -112,8 +112,8 @@ class Weighting(OneOf):
         for language, weight in value.items():
             if not isinstance(language, str) or not is_number(weight) or weight < 0:
                 raise ValueError(
-                    f"{name}[{language!r}]={weight!r} is not allowed: weights are numbers that are not negative, keyed "
-                    "by language code."
+                    f"{name}[{language!r}]={weight!r} is not allowed: give weights that are not negative, keyed by "
+                    "language code."
                 )
 
     def __str__(self) -> str:
@@ -126,6 +126,6 @@ def setting(default: Any, help: str, legal: Legal | None = None) -> Any:
     Args:
         default: Its default.
         help: The text that describes it wherever users set it.
-        legal: What it may be, apart from None where that is the default.
+        legal: Its legal values, besides None if that is the default.
     """
     return dataclasses.field(default=default, metadata={"help": help, "legal": legal})

@@ -40,21 +40,21 @@ if TYPE_CHECKING:
 class MWandaPruner:
     """Prunes a multilingual language model in one shot.
 
-    `prune` does everything. Its parts can be used apart: `calibrate` once, then look at the result of `allocate` and
+    `prune` does everything. Its parts can be used separately: `calibrate` once, look at the result of `allocate`, and
     `apply` the same statistics at many sparsities and with many criteria.
 
-    If anything fails or is interrupted, the model is left as it was. (An interrupt that arrives when the last mask is
-    written is raised after pruning has been completed.)
+    If anything fails or is interrupted, the model is left as it was. (An interrupt that arrives while the last mask is
+    written is raised after pruning is complete.)
 
     Args:
-        config: Settings; the defaults if None.
+        config: Settings; None for the defaults.
         progress: Whether to show progress bars.
-        restore_on_failure: Whether to keep the removed weights, packed on the CPU, until pruning has succeeded. Without
-            it less memory is needed, and a failure, an interrupt too, raises `PartiallyPrunedError`.
-        activations: Where the hidden states of the calibration batches lie while blocks are pruned one after the other
-            (sequential calibration, refinement, reconstruction): `"device"` leaves them where the blocks do, `"cpu"`
-            moves them to the memory of the machine, and a folder gets a memory-mapped file, which is gone afterwards.
-            The result is the same.
+        restore_on_failure: Whether to keep the removed weights, packed on the CPU, until pruning has succeeded. False
+            needs less memory, but a failure or interrupt then raises `PartiallyPrunedError`.
+        activations: Where to keep the hidden states of the calibration batches while blocks are pruned one after the
+            other (sequential calibration, refinement, reconstruction): `"device"` leaves them on the device of the
+            blocks, `"cpu"` moves them to the machine's memory, and a folder holds them in a memory-mapped file, which
+            is gone afterwards. The result is the same.
 
     Example:
         ```python
@@ -92,7 +92,7 @@ class MWandaPruner:
         Args:
             model: A causal language model.
             dataset: `datasets.Dataset` or `IterableDataset` with a language column and either texts or `input_ids`, a
-                dict of language to texts, or a list of rows. Magnitude pruning with uniform allocation needs none.
+                dict of language to texts, or a list of rows. Not needed for magnitude pruning with uniform allocation.
             tokenizer: Tokenizer for texts, or its name or path. None: the one saved beside the model.
 
         Returns:
@@ -114,7 +114,7 @@ class MWandaPruner:
         chunks = build_chunks(dataset, self.config, model, tokenizer)
         watched = flat(weights)
         if self.config.works_blockwise and not ALLOCATIONS[str(self.config.allocation)].needs_data:
-            # The walk looks at each block itself; the dense model is asked only for what the experts policy goes by.
+            # The walk looks at each block itself; from the dense model, only the experts policy needs statistics.
             watched = [weight for weight in watched if weight.expert_name is not None]
         statistics = self._calibrate(model, watched, chunks)
         known = AllAtOnce(self._reached(weights, statistics), statistics)
@@ -129,13 +129,13 @@ class MWandaPruner:
         tokenizer: "PreTrainedTokenizerBase | str | None" = None,
         also_for: Iterable[MWandaConfig] = (),
     ) -> CalibrationStatistics:
-        """Runs the calibration text once through the blocks of the dense model and returns what was learnt.
+        """Runs the calibration text once through the blocks of the dense model and returns the statistics.
 
         Args:
             model: A causal language model; it is not changed.
             dataset: As for `prune`.
             tokenizer: As for `prune`.
-            also_for: Other settings that the statistics shall serve, where these count other kinds of activity.
+            also_for: Other settings to use the statistics with, in case they count other kinds of activity.
 
         Returns:
             Statistics per matrix and language.
@@ -150,14 +150,14 @@ class MWandaPruner:
         return self._calibrate(model, flat(weights), chunks, also_for)
 
     def allocate(self, model: "PreTrainedModel", statistics: CalibrationStatistics | None = None) -> SparsityPlan:
-        """Decides the sparsity of every block; nothing is changed.
+        """Decides the sparsity of every block; changes nothing.
 
         Args:
             model: The model.
             statistics: Result of `calibrate`; not needed for the uniform allocation.
 
         Returns:
-            A plan to look at, to change, and to pass to `apply`.
+            A plan that you can look at, change, and pass to `apply`.
 
         Raises:
             ValueError: If the statistics are missing or do not fit the model.
@@ -215,9 +215,9 @@ class MWandaPruner:
 
         Args:
             model: A pruned model.
-            repo_id: Repository, made if need be.
+            repo_id: Repository; created if it does not exist.
             tokenizer: Pushed with the model if given.
-            report: What pruning cost per language; goes into the card.
+            report: What pruning cost per language, for the card.
             **options: As for `optimum_mwanda.push_to_hub`: `private`, `revision`, `create_pr`, `token`, ...
 
         Returns:
@@ -235,7 +235,7 @@ class MWandaPruner:
             raise TypeError(f"model is a {type(model).__name__}: pass a loaded transformers model.")
         if hasattr(model, "peft_config"):
             raise ValueError(
-                "The model carries an adapter, whose matrices are not to be pruned: merge it (merge_and_unload) or "
+                "The model carries an adapter, and its matrices must not be pruned: merge it (merge_and_unload) or "
                 "unload it first."
             )
         weights = find_weights(find_blocks(model, self.config.blocks), self.config.include, self.config.exclude)
@@ -255,7 +255,7 @@ class MWandaPruner:
             return calibrate(model, weights, chunks, self.config, sorted(activities), self.progress)
 
     def _reached(self, weights: Weights, statistics: CalibrationStatistics | None) -> Weights:
-        """The weights to prune: all, unless the policy leaves out experts that calibration hardly reached."""
+        """The weights to prune: all, unless the policy leaves out experts that calibration barely reached."""
         return weights if statistics is None else leave_out_experts(weights, statistics, self.config)
 
     def _block_by_block(self, model: "PreTrainedModel", weights: Weights, chunks: CalibrationChunks) -> BlockByBlock:
@@ -265,7 +265,7 @@ class MWandaPruner:
         return BlockByBlock(model, weights, chunks, language_weights, self.config, store)
 
     def _plan(self, walk: Walk, statistics: CalibrationStatistics | None) -> SparsityPlan:
-        """Visits every block for its importance, and shares the target out when all are known."""
+        """Visits every block to find its importance, then shares the target out."""
         importance: dict[str, float | None] = dict.fromkeys(walk.weights)
         for step in walk.steps():
             entries, _ = settle(step.weights, *step.look(), self.config)
@@ -283,7 +283,7 @@ class MWandaPruner:
         statistics: CalibrationStatistics | None,
         fingerprint: str,
     ) -> "PreTrainedModel":
-        """Prunes on a walk; if that ends early the editor takes back what was done, and there is no record."""
+        """Prunes on a walk; if it ends early, the editor undoes the changes and there is no record."""
         weighted = None if statistics is None else weigh_languages(self.config, statistics.tokens)
         with inference_mode(model), WeightEditor(self.restore_on_failure) as editor:
             visited = self._visit(walk.steps(editor), plan, weighted)
@@ -298,7 +298,7 @@ class MWandaPruner:
     def _visit(
         self, steps: Iterable[Step], plan: SparsityPlan, language_weights: Tensor | None
     ) -> Iterator[PrunableWeight]:
-        """Looks at every step, decides what becomes of its weights, and yields each."""
+        """Looks at every step, decides how its weights change, and yields each weight."""
         for step in steps:
             entries, grams = settle(step.weights, *step.look(), self.config)
             for weight in step.weights:

@@ -1,7 +1,7 @@
-"""What `criterion` and `allocation` may name: what the package has, and what others register.
+"""What `criterion` and `allocation` can name: what the package has, and what others register.
 
-To add one to the package: write its function in a module of `pruning/` and its line in the table below.
-Functions are named there and imported when they are first called, so that the names are known without torch.
+To add one to the package, write its function in a module of `pruning/` and its line in the table below. The table
+only names functions; they are imported when first called, so that the names are known without torch.
 """
 
 import dataclasses
@@ -30,18 +30,18 @@ _ALLOCATE = _from("pruning.allocation:allocate")
 
 @dataclasses.dataclass(frozen=True)
 class Criterion:
-    """What decides which weights of a matrix go. It has either a score or a solver.
+    """Decides which weights of a matrix to remove. It has either a score or a solver.
 
     Attributes:
         score: Takes the weight `(out, in)`, its `WeightStatistics`, the language weights `(languages,)` and the config,
-            and gives scores `(out, in)`, higher for what is to be kept. Without `needs_data` statistics and language
+            and gives scores `(out, in)`, higher for weights to keep. Without `needs_data`, statistics and language
             weights are None.
         solve: Takes the weight `(out, in)`, the Gram matrix `(in, in)`, the sparsity and the config, and gives the
             mask `(out, in)`, True where pruned, and the new values `(out, in)`.
-        needs_data: Whether it looks at statistics (a score) or at the Gram matrix (a solver).
+        needs_data: Whether it uses statistics (a score) or the Gram matrix (a solver).
         uses_activity: Whether it reads the activity counts that `activation` asks for.
-        fallback: Criterion that stands in for it where what it needs is missing.
-        damping: The `damping` that it implies.
+        fallback: Criterion that replaces it where its data are missing.
+        damping: The default of `damping` for it.
     """
 
     score: Function | None = None
@@ -59,16 +59,16 @@ class Criterion:
 
 @dataclasses.dataclass(frozen=True)
 class Allocation:
-    """What decides how sparse each block becomes.
+    """Decides how sparse each block becomes.
 
     Attributes:
         importance: Takes the weights of one block, the `CalibrationStatistics`, the language weights `(languages,)` and
-            the config, and gives the importance of the block, higher for what is to be kept; None if it cannot tell.
-            Without `needs_data` statistics and language weights are None. Where there is no such function, all blocks
-            get the same sparsity.
-        spread: Makes sparsities of importances; arguments and result are those of `pruning.allocation.allocate`.
+            the config, and gives the importance of the block, higher for blocks to keep; None if it cannot tell.
+            Without `needs_data`, statistics and language weights are None. Without this function, all blocks get the
+            same sparsity.
+        spread: Turns importances into sparsities; arguments and result are those of `pruning.allocation.allocate`.
         needs_data: Whether the importance depends on statistics.
-        compares_languages: Whether it takes two languages at least.
+        compares_languages: Whether it needs at least two languages.
     """
 
     importance: Function | None = None
@@ -112,15 +112,15 @@ def register_criterion(
         name: A new name.
         score: As in `Criterion`.
         solve: As in `Criterion`.
-        needs_data: Whether a score looks at statistics; a solver always has the Gram matrix.
+        needs_data: Whether a score uses statistics; a solver always has the Gram matrix.
         uses_activity: Whether a score reads the activity counts that `activation` asks for.
-        fallback: Criterion that stands in where what this one needs is missing. None: `"magnitude"`, or `"wanda"` for a
+        fallback: Criterion that replaces this one where its data are missing. None: `"magnitude"`, or `"wanda"` for a
             solver.
-        damping: The `damping` that it implies.
+        damping: The default of `damping` for it.
 
     Raises:
-        TypeError: If the function cannot be called, or there is not exactly one.
-        ValueError: If the name is taken, the fallback is not known, or the damping is not allowed.
+        TypeError: If there is not exactly one function, or it cannot be called.
+        ValueError: If the name is taken, the fallback is unknown, or the damping is not allowed.
     """
     _check_name("criterion", name, CRITERIA)
     if (score is None) is (solve is None):
@@ -130,7 +130,10 @@ def register_criterion(
     if fallback is None:
         fallback = "magnitude" if solve is None else "wanda"
     if fallback not in CRITERIA:
-        raise ValueError(f"criterion {name!r} cannot fall back to {fallback!r}, which is not known.")
+        raise ValueError(
+            f"criterion {name!r} cannot fall back to {fallback!r}, which is not known: give one of "
+            f"{', '.join(map(repr, CRITERIA))}."
+        )
     CRITERIA[name] = Criterion(
         None if score is None else _checked_score(name, score),
         None if solve is None else _checked_solve(name, solve),
@@ -156,7 +159,7 @@ def register_allocation(
         importance: As in `Allocation`.
         spread: As in `Allocation`; `pruning.allocation.allocate` if None.
         needs_data: Whether the importance depends on statistics.
-        compares_languages: Whether it takes two languages at least.
+        compares_languages: Whether it needs at least two languages.
 
     Raises:
         TypeError: If a function cannot be called.
@@ -169,10 +172,10 @@ def register_allocation(
 
 
 def score_for(name: str, has_statistics: bool) -> tuple[Function, bool]:
-    """What scores the weights of a matrix without a Gram matrix: the criterion's own score, or that of its fallback.
+    """The score for a matrix without a Gram matrix: the criterion's own, or that of its fallback.
 
     Returns:
-        The score, and whether it looks at statistics, which then are there.
+        The score, and whether it uses statistics, which are then available.
     """
     criterion = CRITERIA[name]
     while criterion.score is None or (criterion.needs_data and not has_statistics):
@@ -184,7 +187,7 @@ def _check_name(kind: str, name: str, taken: dict[str, Any]) -> None:
     if not isinstance(name, str) or not name:
         raise ValueError(f"{name!r} is not allowed as the name of the {kind}: give a string.")
     if name in taken:
-        raise ValueError(f"The {kind} {name!r} is there already: choose another name.")
+        raise ValueError(f"The {kind} {name!r} already exists: choose another name.")
 
 
 def _check_callable(kind: str, name: str, **functions: Any) -> None:
@@ -194,7 +197,7 @@ def _check_callable(kind: str, name: str, **functions: Any) -> None:
 
 
 def _checked_score(name: str, score: Function) -> Function:
-    """The function of somebody else, whose result is looked at before anything is pruned by it."""
+    """Wraps somebody else's function, to check its result before anything is pruned by it."""
 
     def checked(weight: Any, *args: Any) -> Any:
         scores = score(weight, *args)

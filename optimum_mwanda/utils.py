@@ -1,4 +1,4 @@
-"""Small things that several rooms need."""
+"""Small helpers that several rooms need."""
 
 from collections.abc import Generator, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -41,7 +41,7 @@ def progress_bar(items: Iterable[T], *, total: int, description: str, show: bool
 
 
 def sum_dtype(device: "torch.device") -> "torch.dtype":
-    """Widest floating-point type in which a device can sum."""
+    """The widest floating-point type in which a device can sum."""
     import torch
 
     return torch.float32 if device.type == "mps" else torch.float64

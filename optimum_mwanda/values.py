@@ -23,12 +23,12 @@ class FrozenDict(dict[str, Any]):
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a number of at most 64 bits, and no bool, NaN or infinity."""
+    """Whether a value is a number of at most 64 bits, and not a bool, NaN or infinity."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 2**64
 
 
 def is_close(value: Any, expected: float) -> bool:
-    """Whether a value is a number that is equal but for rounding to six decimals."""
+    """Whether a value is a number that equals another one up to rounding to six decimals."""
     return is_number(value) and math.isclose(value, expected, abs_tol=1e-6)
 
 
@@ -36,14 +36,14 @@ def check_number(name: str, value: Any, is_legal: Callable[[Any], bool], allowed
     """Checks a number.
 
     Raises:
-        ValueError: If it is none, or not legal; the message says what is allowed.
+        ValueError: If it is not a number or not legal; the message says what is allowed.
     """
     if not is_number(value) or not is_legal(value):
         raise ValueError(f"{name}={value!r} is not allowed: give {allowed}.")
 
 
 def strings(name: str, value: Any) -> tuple[str, ...]:
-    """A tuple of different strings from a string or several.
+    """A tuple of distinct strings from one string or several.
 
     Raises:
         ValueError: If it is anything else.
@@ -55,7 +55,7 @@ def strings(name: str, value: Any) -> tuple[str, ...]:
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON knows it."""
+    """A value in the form that JSON has for it."""
     if isinstance(value, tuple):
         return list(value)
     return dict(value) if isinstance(value, Mapping) else value

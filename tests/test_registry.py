@@ -63,14 +63,14 @@ def test_names_are_known_without_torch() -> None:
 @pytest.mark.parametrize(
     ("register", "error", "message"),
     [
-        (lambda: register_criterion("wanda", ones), ValueError, "The criterion 'wanda' is there already"),
-        (lambda: register_criterion("alps", ones), ValueError, "The criterion 'alps' is there already"),
-        (lambda: register_allocation("uniform", ones), ValueError, "The allocation 'uniform' is there already"),
-        (lambda: [register_criterion("mine", ones) for _ in "12"], ValueError, "The criterion 'mine' is there already"),
+        (lambda: register_criterion("wanda", ones), ValueError, "The criterion 'wanda' already exists"),
+        (lambda: register_criterion("alps", ones), ValueError, "The criterion 'alps' already exists"),
+        (lambda: register_allocation("uniform", ones), ValueError, "The allocation 'uniform' already exists"),
+        (lambda: [register_criterion("mine", ones) for _ in "12"], ValueError, "The criterion 'mine' already exists"),
         (
             lambda: [register_allocation("mine", ones) for _ in "12"],
             ValueError,
-            "The allocation 'mine' is there already",
+            "The allocation 'mine' already exists",
         ),
         (lambda: register_criterion("", ones), ValueError, "name of the criterion"),
         (lambda: register_criterion(7, ones), ValueError, "name of the criterion"),  # type: ignore[arg-type]

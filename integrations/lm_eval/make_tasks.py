@@ -36,8 +36,8 @@ def main() -> None:
         default=DOCUMENTS_PER_LANGUAGE,
         help="most documents per language (default: %(default)s)",
     )
-    language.add_argument("--characters", type=int, metavar="N", help="where to cut documents (default: nowhere)")
-    language.add_argument("--seed", type=int, metavar="N", default=0, help="seed of the choice (default: %(default)s)")
+    language.add_argument("--characters", type=int, metavar="N", help="length to cut documents to (default: uncut)")
+    language.add_argument("--seed", type=int, metavar="N", default=0, help="seed of the sample (default: %(default)s)")
 
     for name, content in (("xcopa", "test.<language>.jsonl files"), ("xwinograd", "dataset.tsv")):
         benchmark = commands.add_parser(name, help=f"{name} over local files")
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def write_tasks(args: argparse.Namespace) -> list[str]:
-    """Writes what the user asked for; gives the name of the group, then those of its tasks."""
+    """Writes the requested tasks; returns the name of the group, then those of its tasks."""
     if args.command == "xcopa":
         return write_xcopa_tasks(args.folder, args.output)
     if args.command == "xwinograd":

@@ -13,16 +13,16 @@ from .statistics import WeightStatistics, new_sums
 
 
 class StatisticsCollector:
-    """Sums up what enters each weight, per language, while it is open as a context manager.
+    """Sums up the inputs of each weight, per language, while it is open as a context manager.
 
-    Weights that are fed the same tensor (query, key and value; gate and up) share its reduction, so that a block costs
-    one pass over each of its distinct inputs.
+    Weights that read the same tensor (query, key and value; gate and up) share its sums, so a block costs one pass
+    over each of its distinct inputs.
 
     Args:
         weights: Weights to watch.
         languages: Languages, in the order of the rows of the sums.
         activities: Kinds of activity to count: `"positive"` or `"above_rms>THRESHOLD"`.
-        reduce: Adds up the sums of all processes that share the calibration; None if there is one.
+        reduce: Adds up the sums of all processes that share the calibration; None for a single process.
     """
 
     def __init__(
@@ -55,10 +55,10 @@ class StatisticsCollector:
         self._reduced = {}
 
     def start(self, language: str) -> None:
-        """Counts what follows for one language.
+        """Counts everything from here on for one language.
 
         Raises:
-            FloatingPointError: If an activation of the language before was NaN or infinite.
+            FloatingPointError: If an activation of the previous language was NaN or infinite.
         """
         row = self._languages.index(language)
         if row != self._row:
@@ -69,8 +69,8 @@ class StatisticsCollector:
         """Returns the sums of all processes, on the CPU in float64.
 
         Raises:
-            FloatingPointError: If an activation was NaN or infinite; the message names block, weight and language.
-            ValueError: If no token of a language reached a weight that is not an expert's.
+            FloatingPointError: If an activation was NaN or infinite; the message names the block, weight and language.
+            ValueError: If no token of a language reached a weight outside the experts.
         """
         self._check_finite()
         reduce = self._reduce
@@ -87,8 +87,8 @@ class StatisticsCollector:
             if not tokens.all() and weight.expert_name is None:
                 language = self._languages[int(tokens.argmin())]
                 raise ValueError(
-                    f"No token of language {language!r} reaches {weight.name!r}: leave it out with exclude, or "
-                    "calibrate on more text."
+                    f"No token of language {language!r} reaches {weight.name!r}: leave this weight out with exclude, "
+                    "or calibrate on more text."
                 )
         return totals
 
@@ -127,7 +127,7 @@ def reduce_channels(x: Tensor, activities: Sequence[str]) -> dict[str, Tensor]:
 
     Returns:
         `"square_sum"` to `Σ_t X_tj²` and each activity to its count of tokens, each of shape `(in,)`. Squares are
-        float32, sums float64 where the device has it.
+        float32, and sums are float64 if the device has it.
     """
     flat = x.detach().reshape(-1, x.shape[-1]).float()
     squares = flat.square()

@@ -1,4 +1,4 @@
-"""Which experts of a mixture calibration reached, and with how many tokens of which language."""
+"""Which experts of a mixture the calibration reached, and with how many tokens per language."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -14,9 +14,9 @@ class ExpertCoverage:
     """Calibration tokens that were routed to each expert; `print` shows the gaps.
 
     Attributes:
-        tokens: Expert to its tokens of every language, shape `(languages,)`.
+        tokens: Expert to its tokens per language, shape `(languages,)`.
         languages: Languages, in the order of the counts.
-        wanted: Tokens below which an expert counts as not calibrated.
+        wanted: An expert with fewer tokens counts as not calibrated.
     """
 
     tokens: Mapping[str, Tensor]
@@ -25,7 +25,7 @@ class ExpertCoverage:
 
     @property
     def lacking(self) -> tuple[str, ...]:
-        """Experts that fewer than the wanted tokens reached, all languages together."""
+        """Experts reached by fewer than the wanted tokens, all languages together."""
         return tuple(name for name, tokens in self.tokens.items() if tokens.sum() < self.wanted)
 
     @property
@@ -35,7 +35,7 @@ class ExpertCoverage:
 
     @property
     def unreached(self) -> dict[str, tuple[str, ...]]:
-        """Language to the experts that none of its tokens reached; languages that reach all are left out."""
+        """Language to the experts that none of its tokens reached; languages that reach all experts are left out."""
         gaps = {
             language: tuple(name for name, tokens in self.tokens.items() if tokens[row] == 0)
             for row, language in enumerate(self.languages)

@@ -1,4 +1,4 @@
-"""Gram matrices of what enters the weights, languages pooled."""
+"""Gram matrices of the inputs of weights, pooled over languages."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
@@ -14,13 +14,14 @@ from .reduction import Reduce
 class GramCollector:
     """Sums up `G = Σ_l w_l G^l / tr G^l` with `G^l = Xᵀ X` over the tokens of language l, while it is open.
 
-    Scaled to unit trace, a language counts by its weight, whatever the length of its text and the scale of its
-    activations. Languages come one after the other; no more than two matrices are held per weight.
+    Each matrix is scaled to unit trace, so a language counts by its weight, not by the length of its text or the
+    scale of its activations. Languages come one after the other; at most two matrices are held per weight.
 
     Args:
-        groups: Weights to watch, in groups that read the same input, which is summed once, or the experts of a layer.
-        language_weights: Language to its weight `w_l`, in the order in which they come.
-        reduce: Adds up the matrices of all processes that share the calibration; None if there is one.
+        groups: Weights to watch, in groups: either they read the same input, which is summed once, or they are the
+            experts of a layer.
+        language_weights: Language to its weight `w_l`, in the order of the text.
+        reduce: Adds up the matrices of all processes that share the calibration; None for a single process.
     """
 
     def __init__(
@@ -55,11 +56,11 @@ class GramCollector:
         self._watch.__exit__(kind, error, trace)
 
     def start(self, language: str) -> None:
-        """Counts what follows for one language, and is done with those before it."""
+        """Counts everything from here on for one language; the languages before it are complete."""
         self._pool_up_to(self._languages.index(language))
 
     def finish(self) -> dict[str, Tensor]:
-        """Returns the pooled matrices, float32 of shape `(in, in)`; weights that no token reached have none."""
+        """Returns the pooled matrices, float32 of shape `(in, in)`, without weights that no token reached."""
         self._pool_up_to(len(self._languages))
         return {name: gram for first, gram in self._pooled.items() for name in self._readers[first]}
 
@@ -69,7 +70,7 @@ class GramCollector:
         self._grams[name] = flat.T @ flat if gram is None else gram.addmm_(flat.T, flat)
 
     def _pool_up_to(self, row: int) -> None:
-        """Pools the languages before one: every process each of them once, also those of which it has no text."""
+        """Pools the languages before `row`; every process pools each one once, even without text in it."""
         while self._row < row:
             for weight in self._watched:
                 self._pool(weight, self._language_weights[self._languages[self._row]])

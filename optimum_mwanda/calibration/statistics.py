@@ -1,4 +1,4 @@
-"""What calibration learns about a model: sums per matrix and language, to be merged, saved and loaded."""
+"""What calibration learns about a model: sums per matrix and language, which can be merged, saved and loaded."""
 
 import dataclasses
 import hashlib
@@ -41,7 +41,7 @@ class WeightStatistics:
 
     @property
     def mean_square(self) -> Tensor:
-        """`m_j^l`, shape `(languages, in)`, float64; 0 for a language none of whose tokens came by."""
+        """`m_j^l`, shape `(languages, in)`, float64; 0 for a language without tokens here."""
         return self.square_sum / self.tokens.clamp(min=1)[:, None]
 
 
@@ -49,16 +49,16 @@ class WeightStatistics:
 class CalibrationStatistics:
     """Calibration of one model on several languages.
 
-    One calibration serves every sparsity, criterion and allocation: `save` it, `load` it, `merge` it with others that
-    were taken on more text or on other languages, or `select` some of its languages.
+    One calibration serves every sparsity, criterion and allocation: `save` it, `load` it, `merge` it with calibrations
+    on more text or other languages, or `select` some of its languages.
 
     Attributes:
         weights: Module path of a matrix to its sums.
         coverage: One entry per language, in the order of the rows of the sums.
-        fingerprints: Language to the SHA-256 of the token chunks behind its sums, one per calibration that was merged.
+        fingerprints: Language to the SHA-256 of the token chunks behind its sums, one per merged calibration.
         model: Name or path of the model.
         model_fingerprint: `modeling.fingerprint.model_fingerprint` of the model.
-        left_out: Languages of the dataset that had too little text to be counted.
+        left_out: Languages of the dataset with too little text to be counted.
         experts: Module paths of the experts of a mixture-of-experts model.
     """
 
@@ -92,7 +92,7 @@ class CalibrationStatistics:
 
     @property
     def expert_tokens(self) -> dict[str, Tensor]:
-        """Expert to the tokens of every language that were routed to it, shape `(languages,)`."""
+        """Expert to the tokens per language that were routed to it, shape `(languages,)`."""
         known = set(self.experts)
         found: dict[str, Tensor] = {}
         for name, entry in self.weights.items():
@@ -111,7 +111,7 @@ class CalibrationStatistics:
         return "\n".join(lines)
 
     def select(self, languages: Sequence[str]) -> "CalibrationStatistics":
-        """The statistics of some of the languages.
+        """Selects the statistics of some languages.
 
         Raises:
             ValueError: If a language was not calibrated on, or none is named.
@@ -135,16 +135,19 @@ class CalibrationStatistics:
         return dataclasses.replace(self, weights=weights, coverage=coverage, fingerprints=fingerprints, left_out=())
 
     def merge(self, other: "CalibrationStatistics") -> "CalibrationStatistics":
-        """Adds up two calibrations of the same model, as if it had seen both texts in one.
+        """Adds up two calibrations of the same model, as if it had read both texts in one.
 
         Raises:
-            ValueError: If the matrices or the kinds of activity differ, or both were taken on the same chunks.
+            ValueError: If the matrices or the kinds of activity differ, or both read some of the same chunks.
         """
         for language in self.fingerprints.keys() & other.fingerprints.keys():
             if set(self.fingerprints[language]) & set(other.fingerprints[language]):
-                raise ValueError(f"Both statistics count the same calibration chunks of {language!r}.")
+                raise ValueError(
+                    f"Both statistics count the same calibration chunks of {language!r}: merge statistics of different "
+                    "text."
+                )
         if self.model_fingerprint != other.model_fingerprint:
-            logger.warning("The statistics were taken on different models: %r and %r.", self.model, other.model)
+            logger.warning("The statistics come from different models: %r and %r.", self.model, other.model)
         if self.activities != other.activities:
             raise ValueError(
                 f"The statistics count different activities: {self.activities or 'none'} and "
@@ -218,7 +221,7 @@ class CalibrationStatistics:
                 header = json.loads((file.metadata() or {})[FORMAT])
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             if header["version"] != FORMAT_VERSION:
-                raise ValueError(f"format version {header['version']}, this library reads {FORMAT_VERSION}")
+                raise ValueError(f"its format version is {header['version']}, this library reads {FORMAT_VERSION}")
             return cls(
                 _group(tensors),
                 tuple(LanguageCoverage(**entry) for entry in header["coverage"]),

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 
 class ApplyCommand(Subcommand):
-    """Prune with the statistics of `calibrate`, at one or at several sparsities.
+    """Prune with the statistics of `calibrate`, at one or several sparsities.
 
-    With several sparsities every model gets a folder of its own: OUT/sparsity-0.5, OUT/sparsity-0.6.
+    With several sparsities, every model gets its own folder: OUT/sparsity-0.5, OUT/sparsity-0.6.
     """
 
     @staticmethod
@@ -36,7 +36,7 @@ class ApplyCommand(Subcommand):
             nargs="+",
             type=float,
             metavar="S",
-            help="Shares of the prunable weights to remove, in [0, 1) (default: that of --config, or 0.5, or 1 - N/M)",
+            help="Shares of the prunable weights to remove, in [0, 1) (default: as in --config, or 0.5, or 1 - N/M)",
         )
         add_storage_options(parser)
         add_overwrite(parser)
@@ -45,11 +45,11 @@ class ApplyCommand(Subcommand):
         add_common_options(parser)
 
     def execute(self) -> Result:
-        """Prunes a fresh copy of the model per sparsity; all folders appear together."""
+        """Prunes a fresh copy of the model for each sparsity; all folders appear together."""
         args = self.args
         wanted = args.sparsities or [None]
         if len(set(wanted)) < len(wanted):
-            raise UsageError("--sparsity names a value twice.")
+            raise UsageError("--sparsity names a value twice: give each one once.")
         configs = [read_settings(args, **({} if each is None else {"sparsity": each})) for each in wanted]
         _check(configs[0])
         records = {}
@@ -77,7 +77,7 @@ class ApplyCommand(Subcommand):
 
 
 def _check(config: "MWandaConfig") -> None:
-    """Refuses at once what statistics are not enough for."""
+    """Refuses settings for which statistics are not enough."""
     if not config.works_blockwise:
         return
     if CRITERIA[config.criterion].updates:
@@ -89,6 +89,6 @@ def _check(config: "MWandaConfig") -> None:
     else:
         what, instead = "calibration='sequential'", "'dense' in --config"
     raise UsageError(
-        f"{what} looks at each block while it is pruned, and so needs the text itself: use `prune` with --dataset, or "
+        f"{what} looks at each block during pruning, so it needs the text itself: use `prune` with --dataset, or "
         f"give {instead}."
     )

@@ -1,4 +1,4 @@
-"""What all subcommands share: their last flags, one result on standard output, and exit codes."""
+"""What all subcommands share: common flags, one result on standard output, and exit codes."""
 
 import abc
 import argparse
@@ -23,12 +23,12 @@ from .plugins import add_plugins, import_plugins
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a command has to say.
+    """The result of a command.
 
     Attributes:
         text: For people.
         values: The same as plain JSON values, for `--json`.
-        failure: Why the exit code is that of a model error although there is a result; None if it is 0.
+        failure: Why the command ends as a model error although there is a result; None if it succeeds.
     """
 
     text: str
@@ -46,7 +46,7 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
 
 
 class Terminated(SystemExit):
-    """The end that a signal asks for."""
+    """A signal asks the process to end."""
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
@@ -54,7 +54,7 @@ class Terminated(SystemExit):
 
 
 class Subcommand(BaseOptimumCLICommand):  # type: ignore[misc]
-    """One subcommand. Only the result goes to standard output; all else that is printed goes to standard error."""
+    """One subcommand. Only its result goes to standard output; everything else goes to standard error."""
 
     args: argparse.Namespace
     parser: argparse.ArgumentParser
@@ -85,7 +85,7 @@ class Subcommand(BaseOptimumCLICommand):  # type: ignore[misc]
             self._fail(result.failure, ModelError.exit_code)
 
     def warn(self, message: str) -> None:
-        """Says on standard error what went wrong beside the work."""
+        """Reports on standard error a problem that does not stop the command."""
         print(f"{self.parser.prog}: warning: {one_line(message)}", file=sys.stderr)
 
     def _fail(self, message: str, code: int = INTERNAL_ERROR) -> NoReturn:
@@ -95,24 +95,24 @@ class Subcommand(BaseOptimumCLICommand):  # type: ignore[misc]
 
 
 def _show(text: str) -> None:
-    """Prints the result; that nobody reads it to its end, as with `| head`, is no error of the work that is done."""
+    """Prints the result; it is not an error if nobody reads it to its end, as with `| head`."""
     try:
         print(visible(text))
         sys.stdout.flush()
     except BrokenPipeError:
-        # The interpreter flushes once more when it ends, which must not fail either.
+        # The interpreter flushes again when it ends, and that must not fail either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextlib.contextmanager
 def _termination_as_exit() -> Iterator[None]:
-    """Lets a job that a scheduler or a closed terminal ends remove what it has half written."""
-    # Windows has no SIGHUP. What is ignored stays so: nohup lets a job outlive its terminal this way.
+    """Lets a job remove half-written output when a scheduler or a closed terminal ends it."""
+    # Windows has no SIGHUP. Ignored signals stay ignored: this is how nohup lets a job outlive its terminal.
     signals = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
     before = {each: signal.getsignal(each) for each in signals if signal.getsignal(each) not in (signal.SIG_IGN, None)}
 
     def leave(number: int, _: Any) -> None:
-        for each in before:  # some senders send both, and the second must not disturb the tidying up
+        for each in before:  # some senders send both, and the second must not disturb the cleanup
             signal.signal(each, signal.SIG_IGN)
         raise Terminated(number)
 
@@ -137,7 +137,7 @@ def _silence() -> None:
 
 
 def _finite(value: Any) -> Any:
-    """The same values with null for NaN and infinity, which JSON does not know."""
+    """The same values, with null for NaN and infinity, which JSON does not have."""
     if isinstance(value, dict):
         return {key: _finite(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):

@@ -30,7 +30,7 @@ class CalibrateCommand(Subcommand):
         add_common_options(parser)
 
     def execute(self) -> Result:
-        """Calibrates, and writes one file."""
+        """Calibrates and writes one file."""
         args = self.args
         config = read_settings(args)
         target = check_file(args.statistics, args.overwrite)

@@ -17,9 +17,9 @@ from .saving import (
 
 
 class CardCommand(Subcommand):
-    """Write the model card (README.md) of a pruned model, or update its own section of it.
+    """Write the model card (README.md) of a pruned model, or update our section of it.
 
-    What others have written into the card stays.
+    Everything else in the card stays.
     """
 
     @staticmethod
@@ -30,21 +30,21 @@ class CardCommand(Subcommand):
         parser.add_argument(
             "--report",
             metavar="FILE",
-            help="Evaluation to show, as `evaluate --dense` writes it; it becomes evaluation.json of the folder "
-            "(default: the evaluation.json that is there)",
+            help="Evaluation to show, as written by `evaluate --dense`; saved in the folder as evaluation.json "
+            "(default: the evaluation.json in the folder)",
         )
         parser.add_argument(
             "--harness",
             nargs=2,
             metavar=("DENSE", "PRUNED"),
-            help="Results of lm-evaluation-harness to show: the results_*.json, or the folder with them, of the dense "
-            "and of this model; they become harness.json of the folder (default: the harness.json that is there)",
+            help="Results of lm-evaluation-harness to show: the results_*.json of the dense model and of this one, or "
+            "folders with them; saved in the folder as harness.json (default: the harness.json in the folder)",
         )
         parser.add_argument(
-            "--repo-id", metavar="ID", help="Repository that the model goes to (default: what the card says)"
+            "--repo-id", metavar="ID", help="Repository for the model (default: the one named on the card)"
         )
         parser.add_argument(
-            "--base-model", metavar="ID", help="Repository of the dense model (default: what card or record say)"
+            "--base-model", metavar="ID", help="Repository of the dense model (default: as on card or record)"
         )
         add_common_options(parser)
 
@@ -74,7 +74,7 @@ class CardCommand(Subcommand):
                 base_model=args.base_model or known.get("base_model"),
                 compressed=is_compressed(folder),
             )
-            # What was not given lies there already.
+            # What was not given is already in the folder.
             write_evaluations(
                 folder, None if args.report is None else report, None if args.harness is None else harness
             )

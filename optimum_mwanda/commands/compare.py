@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 class CompareCommand(Subcommand):
     """Prune with many settings from one calibration, and compare them in every language.
 
-    Every finished run is a line in --results, and what is there is not run again: an interrupted comparison goes on
-    where it was. Tables, plots and report are made from that file alone.
+    Every finished run adds a line to --results and is not run again, so an interrupted comparison goes on where it
+    stopped. Tables, plots and report are made from that file alone.
     """
 
     @staticmethod
@@ -43,7 +43,7 @@ class CompareCommand(Subcommand):
             "model", metavar="MODEL", nargs="?", help="Folder or repository of the dense model; not with --tables-only"
         )
         parser.add_argument(
-            "--results", metavar="FILE", required=True, help="JSON lines to read and to add the runs to (required)"
+            "--results", metavar="FILE", required=True, help="JSON lines file of runs to read and extend (required)"
         )
         _add_grid(parser)
         add_dataset_options(parser, required=False, purpose="Calibration text")
@@ -53,7 +53,7 @@ class CompareCommand(Subcommand):
         add_common_options(parser)
 
     def execute(self) -> Result:
-        """Runs what is missing, and shows everything."""
+        """Runs what is missing and shows everything."""
         from ..experiments.grid.summary import make_sections
 
         args = self.args
@@ -64,17 +64,17 @@ class CompareCommand(Subcommand):
         results = self._read(path) if args.tables_only else self._run(path, self._plan())
         for name in (*(args.show or ()), *([] if args.baseline is None else [args.baseline])):
             if name not in results.names:
-                raise UsageError(f"There is no method {name!r} in {path}. It holds: {', '.join(results.names)}.")
+                raise UsageError(f"There is no method {name!r} in {path}. The file holds: {', '.join(results.names)}.")
         sections = make_sections(results, args.confidence)
         if not sections:
             raise DataError(f"{path} holds no finished run: run the comparison without --tables-only.")
         return self._show(sections, results)
 
     def _plan(self) -> ComparisonPlan:
-        """What to run; what is not allowed is found out before anything is loaded."""
+        """What to run; checks it before anything is loaded."""
         args = self.args
         if args.model is None or args.dataset is None or (args.eval_dataset is None) is not args.tune:
-            raise UsageError("Give MODEL, --dataset, and one of --eval-dataset and --tune; or --tables-only.")
+            raise UsageError("Give MODEL, --dataset, and either --eval-dataset or --tune; or give --tables-only.")
         with errors_as(UsageError, OSError, ValueError):
             preset = PRESETS[args.preset]
             methods = preset.methods if args.grid is None else read_methods(Path(args.grid))
@@ -171,42 +171,42 @@ def _add_grid(parser: argparse.ArgumentParser) -> None:
         "--preset",
         choices=list(PRESETS),
         default="quick",
-        help="Methods, and points to measure them at (default: quick)",
+        help="Methods, and the sparsities and patterns to measure them at (default: quick)",
     )
     group.add_argument(
         "--grid",
         metavar="FILE",
-        help='JSON file of methods of your own, {"name": {settings}} (default: those of --preset)',
+        help='JSON file with your own methods, {"name": {settings}} (default: those of --preset)',
     )
-    group.add_argument("--methods", nargs="+", metavar="NAME", help="Some of these methods (default: all)")
+    group.add_argument("--methods", nargs="+", metavar="NAME", help="Which of these methods to run (default: all)")
     group.add_argument(
         "--settings",
         type=_settings,
         metavar="JSON",
         default={},
-        help="Settings of every method, as a JSON object (default: none)",
+        help="Settings for every method, as a JSON object (default: none)",
     )
     group.add_argument(
         "--sparsities", nargs="+", type=float, metavar="S", help="Shares to remove (default: those of --preset)"
     )
     group.add_argument(
-        "--patterns", nargs="+", metavar="N:M", help="Patterns to measure as well (default: those of --preset)"
+        "--patterns", nargs="+", metavar="N:M", help="N:M patterns to measure too (default: those of --preset)"
     )
     group.add_argument(
-        "--seeds", nargs="+", type=int, metavar="N", default=[0], help="Seeds of the calibration rows (default: 0)"
+        "--seeds", nargs="+", type=int, metavar="N", default=[0], help="Seeds for the calibration rows (default: 0)"
     )
     group.add_argument("--languages", nargs="+", metavar="NAME", help="Languages to calibrate on (default: all)")
     group.add_argument(
         "--rotate",
         type=int,
         metavar="K",
-        help="Leave each of K parts of the languages out in turn, so that every language is unseen once (default: no)",
+        help="Leave out each of K parts of the languages in turn, so that every language is unseen once (default: no)",
     )
     group.add_argument(
         "--only",
         nargs="+",
         metavar="NAME",
-        help="Calibrate on each of these languages alone as well, with as many tokens as on all (default: none)",
+        help="Also calibrate on each of these languages alone, with as many tokens as on all (default: none)",
     )
     group.add_argument(
         "--samples-per-language",
@@ -229,8 +229,8 @@ def _add_evaluation(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--tune",
         action="store_true",
-        help="Calibrate on every other document of --dataset and evaluate on those between, to choose settings without "
-        "a look at the held-out text (default: no)",
+        help="Calibrate on every other document of --dataset and evaluate on the rest, to choose settings without "
+        "looking at the held-out text (default: no)",
     )
     group.add_argument(
         "--tokens-per-language",
@@ -251,7 +251,7 @@ def _add_evaluation(parser: argparse.ArgumentParser) -> None:
 def _add_output(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("tables and pictures")
     group.add_argument(
-        "--tables-only", action="store_true", help="Run nothing, and show what --results holds (default: run)"
+        "--tables-only", action="store_true", help="Run nothing, only show what --results holds (default: run)"
     )
     group.add_argument("--baseline", metavar="NAME", help="Method to compare the others with (default: wanda)")
     group.add_argument(
@@ -262,7 +262,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
         type=float,
         metavar="P",
         default=CONFIDENCE,
-        help=f"Probability with which an interval shall cover the true value (default: {CONFIDENCE})",
+        help=f"Probability that an interval covers the true value (default: {CONFIDENCE})",
     )
     group.add_argument("--tables", metavar="FILE", help="Markdown file to write the tables to (default: none)")
     group.add_argument("--plots", metavar="FOLDER", help="Folder to write PNG and SVG pictures to (default: none)")
@@ -275,5 +275,5 @@ def _settings(text: str) -> Mapping[str, Any]:
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not valid JSON: {error}") from error
     if not isinstance(settings, dict):
-        raise argparse.ArgumentTypeError(f"{text!r} is no JSON object.")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object.")
     return settings

@@ -10,9 +10,9 @@ from .saving import refresh_card
 
 
 class CompressCommand(Subcommand):
-    """Store a pruned checkpoint by its non-zeros; loading needs optimum-mwanda then.
+    """Store only the non-zeros of a pruned checkpoint; loading it then needs optimum-mwanda.
 
-    The weights are read one by one, and nothing is lost: `decompress` gives them back bit for bit.
+    The weights are read one by one and nothing is lost: `decompress` restores them bit for bit.
     """
 
     INPUT = "an ordinary checkpoint"
@@ -27,7 +27,7 @@ class CompressCommand(Subcommand):
         add_common_options(parser)
 
     def execute(self) -> Result:
-        """Converts, and says how large the result is."""
+        """Converts and says how large the result is."""
         args = self.args
         before = _bytes(args.input)  # OUT may replace IN
         with new_folder(args.output, args.overwrite) as folder, errors_as(ModelError):

@@ -1,4 +1,4 @@
-"""What `--dataset` stands for: files, a folder, or a repository of the Hub."""
+"""What `--dataset` can name: files, a folder, or a Hub repository."""
 
 import argparse
 import bz2
@@ -52,8 +52,8 @@ def add_dataset_options(parser: argparse.ArgumentParser, required: bool, purpose
         nargs="+",
         metavar="DATASET",
         required=required,
-        help=f"{purpose}: a repository of the Hub, a folder, or JSON, JSONL, CSV, TSV, Parquet or text files, also "
-        "compressed (.gz .xz .zst .bz2); a text file holds one language, named by the file: sw.txt "
+        help=f"{purpose}: a Hub repository, a folder, or JSON, JSONL, CSV, TSV, Parquet or text files, also "
+        "compressed (.gz .xz .zst .bz2); a text file holds one language and is named after it: sw.txt "
         + ("(required)" if required else "(default: none)"),
     )
     group.add_argument(
@@ -65,13 +65,13 @@ def add_dataset_options(parser: argparse.ArgumentParser, required: bool, purpose
     group.add_argument(
         "--streaming",
         action="store_true",
-        help="Read a repository or folder in its own order and no further than needed; give --languages as well "
+        help="Read a repository or folder in its own order and no further than needed; give --languages too "
         "(default: download all of it and choose rows at random)",
     )
 
 
 def add_held_out_options(parser: argparse.ArgumentParser, required: bool) -> Any:
-    """Adds the flags about a second dataset, to evaluate on, and returns their group."""
+    """Adds the flags for a second dataset, used for evaluation, and returns their group."""
     group = parser.add_argument_group("evaluation")
     group.add_argument(
         "--eval-dataset",
@@ -86,10 +86,10 @@ def add_held_out_options(parser: argparse.ArgumentParser, required: bool) -> Any
 
 
 def check_calibration_text(places: Sequence[str] | None, config: "MWandaConfig") -> None:
-    """Finds out at once whether settings need text that was not given.
+    """Checks at once that text is given if the settings need it.
 
     Raises:
-        UsageError: If they do.
+        UsageError: If it is missing.
     """
     if places is None and config.needs_statistics:
         raise UsageError(
@@ -102,7 +102,7 @@ def check_calibration_text(places: Sequence[str] | None, config: "MWandaConfig")
 def open_dataset(
     places: Sequence[str] | None, config: str | None = None, split: str = "train", streaming: bool = False
 ) -> Iterator[Any]:
-    """Opens what the user named; the dataset can be read while the block runs.
+    """Opens the dataset that the user named; it can be read while the block runs.
 
     Args:
         places: Files, or one folder or repository. None for no dataset.
@@ -111,7 +111,7 @@ def open_dataset(
         streaming: Whether to read a folder or repository as a stream.
 
     Yields:
-        What the library takes as a dataset: a `datasets.Dataset` or `IterableDataset`, or a dict of language to texts;
+        A dataset as the library takes it: a `datasets.Dataset` or `IterableDataset`, or a dict of language to texts;
         None for no dataset.
 
     Raises:
@@ -129,7 +129,7 @@ def open_dataset(
                 dataset = _read_place(paths[0], places[0], config, split, streaming)
             else:
                 missing = next(place for place, path in zip(places, paths, strict=True) if not path.is_file())
-                raise DataError(f"There is no file {missing!r}; only files can be given several at a time.")
+                raise DataError(f"There is no file {missing!r}: give several files, or one folder or repository.")
         yield dataset
 
 
@@ -137,12 +137,12 @@ def _read_files(paths: Sequence[Path], scratch: Path) -> Any:
     formats = {path: _format(path) for path in paths}
     if len(set(formats.values())) > 1:
         kinds = ", ".join(f"{path.name} ({kind})" for path, kind in formats.items())
-        raise DataError(f"The files are of several formats: {kinds}. Give files of one format.")
+        raise DataError(f"The files have different formats: {kinds}. Give files of one format.")
     (kind,) = set(formats.values())
     if kind == TEXT:
         return _read_texts(paths)
     plain = [_decompressed(path, scratch / str(index)) for index, path in enumerate(paths)]
-    # Temporary files must not fill the user's cache; of others a second reading shall be fast.
+    # Temporary files must not fill the user's cache; for others, the cache makes a second reading fast.
     cache = None if plain == list(paths) else str(scratch / "cache")
     options = {"sep": "\t"} if _inner(paths[0]).suffix == ".tsv" else {}
     return _load(kind, data_files=[str(path) for path in plain], split="train", cache_dir=cache, **options)
@@ -151,7 +151,7 @@ def _read_files(paths: Sequence[Path], scratch: Path) -> Any:
 def _read_place(path: Path, name: str, config: str | None, split: str, streaming: bool) -> Any:
     if not path.is_dir():
         if _inner(path).suffix in FORMATS or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
-            raise DataError(f"There is no file or folder {name!r}, and it is no repository id of the Hub.")
+            raise DataError(f"There is no file or folder {name!r}, and the name is not a repository id of the Hub.")
         return _load(name, config, split=split, streaming=streaming)
     if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
         return _saved(path, split)
@@ -180,17 +180,17 @@ def _load(*args: Any, **options: Any) -> Any:
     try:
         return load_dataset(*args, **options)
     except Exception as error:
-        # datasets says "an error occurred", and its cause says which one.
+        # datasets only says that an error occurred; its cause says which one.
         cause = error.__cause__ or error
         place = ", ".join(Path(file).name for file in options.get("data_files", ())) or args[0]
-        # An empty file ends the reader of datasets before it knows any columns; blank lines end it a step later.
+        # On an empty file the reader of datasets stops before it knows any columns; on blank lines, a step later.
         if isinstance(cause, (StopIteration, SchemaInferenceError)) or "corresponds to no data" in str(cause):
             raise DataError(f"{place}: there are no rows in it.") from error
         raise DataError(f"{place}: {type(cause).__name__}: {cause}") from error
 
 
 def _read_texts(paths: Sequence[Path]) -> dict[str, list[str]]:
-    """Language, which is the name of the file up to its first dot, to the lines of its files."""
+    """Language, taken from the file name without its ending, to the lines of its files."""
     texts: dict[str, list[str]] = {}
     for path in paths:
         with _opened(path) as file:
@@ -231,7 +231,7 @@ def _format(path: Path) -> str:
     suffix = _inner(path).suffix
     if suffix not in FORMATS:
         raise DataError(
-            f"{path} has no known format: its name must end in {', '.join(FORMATS)}, or one of these "
-            f"and {', '.join(COMPRESSIONS)}."
+            f"{path} has no known format: its name must end in {', '.join(FORMATS)}, perhaps followed by "
+            f"{', '.join(COMPRESSIONS)}."
         )
     return FORMATS[suffix]

@@ -6,7 +6,7 @@ from .compress import CompressCommand
 
 
 class DecompressCommand(CompressCommand):
-    """Turn a compressed checkpoint into an ordinary one, which every tool can read."""
+    """Turn a compressed checkpoint into an ordinary one that every tool can read."""
 
     INPUT = "a compressed checkpoint"
 

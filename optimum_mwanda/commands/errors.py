@@ -1,4 +1,4 @@
-"""What can go wrong with a command, and what the shell gets to know of it."""
+"""What can go wrong with a command, and what the shell is told."""
 
 import contextlib
 import re
@@ -12,7 +12,7 @@ _UNSEEN = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud8
 
 
 class CommandError(Exception):
-    """An error that the user can do something about: one line on standard error, and an exit code of its own."""
+    """An error that the user can do something about: one line on standard error, and its own exit code."""
 
     exit_code: ClassVar[int]
 
@@ -36,14 +36,14 @@ class ModelError(CommandError):
 
 
 class HubError(CommandError):
-    """A push that failed after all the rest had succeeded."""
+    """A push that failed after everything else had succeeded."""
 
     exit_code = 5
 
 
 @contextlib.contextmanager
 def errors_as(kind: type[CommandError], *causes: type[Exception]) -> Iterator[None]:
-    """Inside the block, errors of the given types, by default all, are reported as errors of one kind."""
+    """Inside the block, errors of the given types (by default all) are reported as errors of one kind."""
     expected = causes or (Exception,)
     try:
         yield
@@ -54,10 +54,10 @@ def errors_as(kind: type[CommandError], *causes: type[Exception]) -> Iterator[No
 
 
 def one_line(error: object) -> str:
-    """A message on one line; the type stands in for an empty one."""
+    """A message on one line; if it is empty, the type of the error."""
     return visible(" ".join(str(error).split())) or type(error).__name__
 
 
 def visible(text: str) -> str:
-    """Spells out, as JSON does it, the signs of a text that could steer a terminal or reorder a line."""
+    """Escapes, as JSON does, the characters that could control a terminal or reorder a line."""
     return _UNSEEN.sub(lambda sign: f"\\u{ord(sign[0]):04x}", text)

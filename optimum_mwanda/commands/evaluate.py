@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 class EvaluateCommand(Subcommand):
     """Measure perplexity and bits per byte in every language, also against the dense model.
 
-    With --dense both models read the same text, and the tables show what pruning cost in every language, with paired
-    confidence intervals. --dense-report spares the evaluation of a dense model that was evaluated before. Of an
-    encoder-decoder the likelihood of targets given their sources is measured.
+    With --dense, both models read the same text, and the tables show what pruning cost in every language, with paired
+    confidence intervals. --dense-report reuses an earlier evaluation of the dense model. For an encoder-decoder, the
+    likelihood of targets given their sources is measured.
     """
 
     @staticmethod
@@ -48,12 +48,12 @@ class EvaluateCommand(Subcommand):
             type=float,
             metavar="P",
             default=CONFIDENCE,
-            help=f"Probability with which an interval shall cover the true value (default: {CONFIDENCE})",
+            help=f"Probability that an interval covers the true value (default: {CONFIDENCE})",
         )
         parser.add_argument(
             "--output",
             metavar="FILE",
-            help="File to write the report to: Markdown if it ends in .md, a table in .csv, else JSON (default: none)",
+            help="File to write the report to: .md for Markdown, .csv for a table, else JSON (default: none)",
         )
         parser.add_argument(
             "--report", metavar="FILE", help="HTML page to write, with sortable tables and pictures (default: none)"
@@ -62,8 +62,8 @@ class EvaluateCommand(Subcommand):
             "--harness",
             nargs=2,
             metavar=("DENSE", "PRUNED"),
-            help="Results of lm-evaluation-harness to show on the page: the results_*.json, or the folder with them, "
-            "of the dense and of this model (default: none)",
+            help="Results of lm-evaluation-harness to show on the page: the results_*.json of the dense model and of "
+            "this one, or folders with them (default: none)",
         )
         add_overwrite(parser)
         add_dataset_options(parser, required=True, purpose="Held-out text")
@@ -72,7 +72,7 @@ class EvaluateCommand(Subcommand):
         add_common_options(parser)
 
     def execute(self) -> Result:
-        """Evaluates one model or two, one in memory at a time."""
+        """Evaluates one or two models, with one in memory at a time."""
         args = self.args
         target = None if args.output is None else check_file(args.output, args.overwrite)
         page = None if args.report is None else check_file(args.report, args.overwrite)
@@ -90,7 +90,7 @@ class EvaluateCommand(Subcommand):
         settings = self._settings(dense)
         for name, revision in ((args.model, args.revision), (args.dense, None)):
             if name is not None:
-                load_config(name, args, revision)  # a name that leads nowhere must show before a long evaluation
+                load_config(name, args, revision)  # a wrong name must fail before a long evaluation
         with open_dataset(args.dataset, args.dataset_config, args.split, args.streaming) as dataset:
             report, record = self._evaluate(args.model, dataset, settings, dense, args.revision)
             if args.dense is not None:
@@ -112,13 +112,13 @@ class EvaluateCommand(Subcommand):
         if args.harness is None:
             return None
         if args.report is None:
-            raise UsageError("--harness shows benchmarks on an HTML page: name it with --report.")
+            raise UsageError("--harness shows benchmarks on an HTML page: name the page with --report.")
         harness = read_harness(*args.harness)
         check_harness(harness, Path(args.model), args.model, self.warn)
         return harness
 
     def _settings(self, dense: "PerplexityReport | None") -> EvaluationSettings:
-        """What the flags say; what they leave open is as in the report of the dense model."""
+        """The settings that the flags give; the others are as in the report of the dense model."""
         names = [field.name for field in dataclasses.fields(EvaluationSettings)]
         given = {name: value for name in names if (value := getattr(self.args, name)) is not None}
         return EvaluationSettings(**{**({} if dense is None else dense.evaluation), **given})
@@ -131,26 +131,26 @@ class EvaluateCommand(Subcommand):
         reference: "PerplexityReport | None" = None,
         revision: str | None = None,
     ) -> "tuple[PerplexityReport, SparsityRecord | None]":
-        """The report of a model, and its sparsity record, if it has one that can be read."""
+        """The report of a model, and its sparsity record if it has a readable one."""
         from ..record.verification import sparsity_record
 
         args = self.args
         model = load_model(name, args, revision)
         try:
             record = sparsity_record(model)
-        except ValueError as error:  # no reason not to evaluate the model
-            self.warn(f"{name!r} is treated as one without a record: {one_line(error)}")
+        except ValueError as error:  # the model can be evaluated all the same
+            self.warn(f"{name!r} is treated as a model without a record: {one_line(error)}")
             record = None
         report = measure(model, load_tokenizer(name, args), dataset, settings, reference, progress=not args.quiet)
         return report, record
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
-    """Adds a flag per setting; one that is not given leaves what --dense-report says, or the default."""
+    """Adds a flag per setting; a flag that is not given leaves the value of --dense-report, or the default."""
     group = parser.add_argument_group("evaluation")
     for field in dataclasses.fields(EvaluationSettings):
         in_report = field.name in ("languages", "sequence_length", "tokens_per_language", "seed")
-        default = f"that of --dense-report, or {field.default}" if in_report else field.default
+        default = f"as in --dense-report, or {field.default}" if in_report else field.default
         group.add_argument(
             flag(field.name), help=with_default(field.metadata["help"].rstrip("."), default), **form_of(field)
         )
@@ -162,7 +162,7 @@ def compare(
     record: "SparsityRecord | None",
     confidence: float = CONFIDENCE,
 ) -> "PerplexityComparison":
-    """Sets a pruned model beside its dense original; its record, if it has one, tells the calibrated languages.
+    """Compares a pruned model with its dense original; its record, if it has one, names the calibrated languages.
 
     Raises:
         DataError: If they were not evaluated on the same text.
@@ -175,7 +175,7 @@ def compare(
 
 
 def read_dense_report(path: Path) -> "PerplexityReport":
-    """Reads the report of a dense model, from a file about it alone or from a comparison.
+    """Reads the report of a dense model, from its own file or from a comparison.
 
     Raises:
         DataError: If it is neither.
@@ -189,7 +189,7 @@ def read_dense_report(path: Path) -> "PerplexityReport":
         return PerplexityReport.from_dict(values.get("dense", values))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
-            f"{path} holds no report of a dense model ({error!r}): write one with `optimum-cli mwanda evaluate "
+            f"{path} does not hold a report of a dense model ({error!r}): write one with `optimum-cli mwanda evaluate "
             "DENSE_MODEL --dataset ... --output FILE`."
         ) from error
 
@@ -204,7 +204,7 @@ def tables(result: "PerplexityReport | PerplexityComparison") -> list[str]:
 
 
 def in_format_of(path: Path, result: "PerplexityReport | PerplexityComparison") -> str:
-    """The content of a report file, in the format that its name asks for."""
+    """The content of a report file, in the format given by the file's name."""
     if path.suffix == ".md":
         return "\n\n".join(tables(result)) + "\n"
     return str(result.to_pandas().to_csv(index=False)) if path.suffix == ".csv" else result.to_json()
@@ -216,7 +216,7 @@ def write_report(
     record: "SparsityRecord | None",
     harness: "HarnessComparison | None" = None,
 ) -> None:
-    """Writes the HTML page as a whole or not at all; the sparsity record of the pruned model adds its blocks.
+    """Writes the whole HTML page or nothing; with the sparsity record of the pruned model it also shows its blocks.
 
     Raises:
         OSError: If the file cannot be written.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class InspectCommand(Subcommand):
     """Show the sparsity record of a model, its zeros layer by layer, and whether the two agree.
 
-    The model is not loaded: its weights are read one by one. The exit code is 4 where record and weights disagree.
+    The model is not loaded: its weights are read one by one. The exit code is 4 if record and weights disagree.
     """
 
     @staticmethod
@@ -66,7 +66,7 @@ def _facts(record: "SparsityRecord") -> str:
         ),
         *_experts(record.experts),
     ]
-    # A line break in a string of the record could pass for a row or a line of ours.
+    # A line break in a string of the record could look like a row or a line of ours.
     cells = [[clean(cell) for cell in row] for row in rows]
     return f"{summary(record)}\n\n{markdown_table(['record', 'value'], cells)}"
 
@@ -85,7 +85,7 @@ def _experts(found: "RecordedExperts | None") -> list[list[Any]]:
 
 
 def _layers(record: "SparsityRecord", shares: dict[str, float]) -> str:
-    """The share of zeros that was found: a row per block, a column per matrix, the whole block first."""
+    """The share of zeros found: a row per block, a column per matrix, with the whole block first."""
     from ..utils import markdown_table
 
     paths = sorted({matrix.path for matrix in record.matrices})

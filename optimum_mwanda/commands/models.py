@@ -1,4 +1,4 @@
-"""Loading models and tokenizers with what the flags say, and no more trust than they give."""
+"""Loading models and tokenizers as the flags say, with no more trust than they allow."""
 
 import argparse
 import contextlib
@@ -22,7 +22,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         choices=("auto", "float32", "bfloat16", "float16"),
         default="auto",
-        help="Type to load the weights in (default: auto, that of MODEL)",
+        help="Data type to load the weights in (default: auto, as in MODEL)",
     )
     group.add_argument(
         "--device-map",
@@ -34,12 +34,12 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--trust-remote-code",
         action="store_true",
-        help="Run Python code that comes with MODEL, which can do anything that you can (default: refuse)",
+        help="Run Python code that comes with MODEL; it can do anything that you can (default: refuse)",
     )
     group.add_argument(
         "--allow-pickle",
         action="store_true",
-        help="Read weights in pickle files as well, which can run code (default: safetensors only)",
+        help="Also read weights in pickle files, which can run code (default: safetensors only)",
     )
 
 
@@ -47,7 +47,7 @@ def load_config(name: str, args: argparse.Namespace, revision: str | None = None
     """Loads the config of a model.
 
     Raises:
-        ModelError: If there is none.
+        ModelError: If it cannot be loaded.
     """
     with errors_as(ModelError):
         from transformers import AutoConfig
@@ -60,7 +60,7 @@ def load_config(name: str, args: argparse.Namespace, revision: str | None = None
 
 
 def load_model(name: str, args: argparse.Namespace, revision: str | None = None) -> "PreTrainedModel":
-    """Loads a model with the head that its checkpoint names: that of a causal language model if it names none we know.
+    """Loads a model with the head that its checkpoint names, or a causal language-model head if that is unknown.
 
     Raises:
         ModelError: If the model cannot be loaded, or its files lack some of its weights.
@@ -84,14 +84,15 @@ def load_model(name: str, args: argparse.Namespace, revision: str | None = None)
                 output_loading_info=True,
             )
         except OSError as error:
-            hint = "" if args.allow_pickle else " Only safetensors are read, unless --allow-pickle is given."
+            hint = "" if args.allow_pickle else " Only safetensors files are read, unless --allow-pickle is given."
             raise ModelError(f"{name!r} cannot be loaded: {one_line(error)}{hint}") from error
         model: PreTrainedModel = loaded[0]
-        # transformers makes up for missing weights with random ones and a warning.
+        # transformers replaces missing weights with random ones and a warning.
         if missing := sorted(loaded[1]["missing_keys"]):
             raise ModelError(
                 f"The files of {name!r} lack {len(missing)} weights of a {type(model).__name__}, such as "
-                f"{missing[0]!r}: they are incomplete, or of another kind of model (config.json: {architecture!r})."
+                f"{missing[0]!r}: they are incomplete, or belong to another kind of model (config.json: "
+                f"{architecture!r})."
             )
     return model
 
@@ -101,10 +102,10 @@ def _source(args: argparse.Namespace, revision: str | None) -> dict[str, Any]:
 
 
 def load_tokenizer(name: str, args: argparse.Namespace) -> "PreTrainedTokenizerBase | None":
-    """Loads the tokenizer of a model; None if it has none, which is no error where the dataset is tokenised.
+    """Loads the tokenizer of a model; None if it has none, which is not an error for a tokenised dataset.
 
     Raises:
-        ModelError: If `--tokenizer` was given and leads to none.
+        ModelError: If `--tokenizer` was given and cannot be loaded.
     """
     from ..data.encoding import read_tokenizer
 
@@ -119,7 +120,7 @@ def load_tokenizer(name: str, args: argparse.Namespace) -> "PreTrainedTokenizerB
 
 
 def check_prunable(model: "PreTrainedModel", config: "MWandaConfig") -> None:
-    """Finds out before the calibration whether the settings fit the model.
+    """Checks before the calibration that the settings fit the model.
 
     Raises:
         ModelError: If they do not.
@@ -134,7 +135,7 @@ def check_prunable(model: "PreTrainedModel", config: "MWandaConfig") -> None:
 
 
 def check_measurable(model: "PreTrainedModel") -> None:
-    """Finds out before anything is run whether the model can be evaluated.
+    """Checks before anything is run that the model can be evaluated.
 
     Raises:
         ModelError: If it cannot.
@@ -147,7 +148,7 @@ def check_measurable(model: "PreTrainedModel") -> None:
 
 @contextlib.contextmanager
 def pruning_errors() -> Iterator[None]:
-    """Inside the block a model that fits the settings meets data, whose errors are named as such."""
+    """Inside the block, where a model that fits the settings reads data, errors in the data become data errors."""
     import torch
 
     from ..walking.failure import bare_failures

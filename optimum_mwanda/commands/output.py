@@ -14,16 +14,16 @@ def add_overwrite(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--overwrite",
         action="store_true",
-        help="Replace what lies at the output path, when the new output is complete (default: refuse)",
+        help="Replace what is at the output path once the new output is complete (default: refuse)",
     )
 
 
 @contextlib.contextmanager
 def new_folder(path: str, overwrite: bool) -> Iterator[Path]:
-    """Gives a folder to fill, as `storage.outputs.new_folder` does it, or says how to get one.
+    """Gives a folder to fill, as `storage.outputs.new_folder` does, or says how to get one.
 
     Raises:
-        UsageError: If something is there that may not be replaced, or the folder cannot be made.
+        UsageError: If the folder exists and must not be replaced, or cannot be created.
     """
     with contextlib.ExitStack() as stack:
         with errors_as(UsageError, OSError):
@@ -37,10 +37,10 @@ def new_folder(path: str, overwrite: bool) -> Iterator[Path]:
 
 
 def check_file(path: str, overwrite: bool) -> Path:
-    """Checks where a file is to be written, before the work that gives its content.
+    """Checks that a file can be written, before the work that produces its content.
 
     Raises:
-        UsageError: If it exists and may not be replaced, is a folder, or would lie in something that is none.
+        UsageError: If it exists and must not be replaced, is a folder, or its parent is not a folder.
     """
     target = Path(path)
     if target.is_dir():
@@ -49,20 +49,20 @@ def check_file(path: str, overwrite: bool) -> Path:
         raise UsageError(f"{path} exists: name another file, or give --overwrite.")
     nearest = next((parent for parent in target.absolute().parents if parent.exists()), None)
     if nearest is not None and not nearest.is_dir():
-        raise UsageError(f"{path} cannot be written: {nearest} is no folder.")
+        raise UsageError(f"{path} cannot be written: {nearest} is not a folder.")
     return target
 
 
 def check_distinct(paths: Mapping[str, str | None]) -> None:
-    """Checks that no two arguments name the same file, of which only what is written last would be left.
+    """Checks that no two arguments name the same file, because only the last output would remain.
 
     Args:
-        paths: Argument, as the user knows it, to what was given.
+        paths: Argument, as the user knows it, to its value.
 
     Raises:
-        UsageError: If two do.
+        UsageError: If two name the same file.
     """
     known: dict[Path, str] = {}
     for name, path in paths.items():
         if path is not None and (first := known.setdefault(Path(path).resolve(), name)) != name:
-            raise UsageError(f"{first} and {name} both name {path}: give each a path of its own.")
+            raise UsageError(f"{first} and {name} both name {path}: give each its own path.")

@@ -1,4 +1,4 @@
-"""The parser of a subcommand: usage errors on one line, no abbreviated flags."""
+"""The parser of a subcommand, with usage errors on one line and without abbreviated flags."""
 
 import argparse
 import difflib
@@ -9,7 +9,7 @@ from .errors import UsageError, one_line
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Differs from argparse's in its errors, and in refusing abbreviations, which a new flag would make ambiguous."""
+    """An argparse parser with one-line errors and without abbreviations, which a new flag could make ambiguous."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
@@ -17,7 +17,7 @@ class OneLineParser(argparse.ArgumentParser):
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """Refuses what is left over here, where the flags that exist are known."""
+        """Refuses unknown arguments here, where the known flags can be suggested."""
         found, unknown = super().parse_known_args(args, namespace)
         for argument in unknown:
             flag = argument.partition("=")[0]
@@ -32,5 +32,5 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def with_default(help: str, default: Any) -> str:
-    """A help text that names the default; signs that argparse would read as a format are escaped."""
+    """A help text that names the default; percent signs, which argparse would format, are escaped."""
     return f"{help} (default: {default})".replace("%", "%%")

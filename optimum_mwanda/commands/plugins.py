@@ -1,4 +1,4 @@
-"""Modules of one's own that register criteria and allocations, imported before a command reads its settings."""
+"""The user's own modules that register criteria and allocations, imported before a command reads its settings."""
 
 import argparse
 import importlib
@@ -16,13 +16,13 @@ def add_plugins(parser: argparse.ArgumentParser) -> None:
         dest="plugins",
         action="append",
         metavar="MODULE",
-        help="Python module to import first, installed or in the working directory, for the criteria and allocations "
-        "that it registers; may be given again (default: none)",
+        help="Python module that registers criteria or allocations, installed or in the working directory; may be "
+        "given several times (default: none)",
     )
 
 
 def import_plugins(names: Iterable[str]) -> None:
-    """Imports modules by name; what is installed is found before what lies in the working directory.
+    """Imports modules by name; installed modules come before those in the working directory.
 
     Raises:
         UsageError: If one cannot be imported.
@@ -35,5 +35,5 @@ def import_plugins(names: Iterable[str]) -> None:
         except Exception as error:
             raise UsageError(
                 f"--plugin {name} cannot be imported: {one_line(error)} Give the name, without .py, of a module that "
-                "is installed or lies in the working directory."
+                "is installed or in the working directory."
             ) from error

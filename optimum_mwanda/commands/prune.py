@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class PruneCommand(Subcommand):
     """Calibrate on a multilingual dataset, prune, and write the model with its card.
 
-    With --eval-dataset the dense and the pruned model are evaluated and compared per language.
+    With --eval-dataset, the dense and the pruned model are evaluated and compared per language.
     """
 
     @staticmethod
@@ -45,7 +45,7 @@ class PruneCommand(Subcommand):
             "memory-mapped file (default: device)",
         )
         add_overwrite(parser)
-        add_dataset_options(parser, required=False, purpose="Calibration text, which magnitude pruning does without")
+        add_dataset_options(parser, required=False, purpose="Calibration text, not needed for magnitude pruning")
         group = add_held_out_options(parser, required=False)
         group.add_argument(
             "--eval-tokens",
@@ -62,7 +62,7 @@ class PruneCommand(Subcommand):
         add_common_options(parser)
 
     def execute(self) -> Result:
-        """Prunes, and writes everything at once."""
+        """Prunes and writes everything at once."""
         args, config = self.args, read_settings(self.args)
         page = None if args.report is None else check_file(args.report, args.overwrite)
         check_distinct({"OUT": args.output, "--report": args.report})
@@ -87,7 +87,7 @@ class PruneCommand(Subcommand):
         return Result("\n\n".join(parts), values)
 
     def _prune(self, config: "MWandaConfig") -> "tuple[Any, Any, PerplexityComparison | None]":
-        """The pruned model, its tokenizer, and what an evaluation says, if one was asked for."""
+        """The pruned model, its tokenizer, and the evaluation if one was asked for."""
         args = self.args
         with (
             open_dataset(args.dataset, args.dataset_config, args.split, args.streaming) as dataset,
@@ -111,7 +111,7 @@ class PruneCommand(Subcommand):
             return model, tokenizer, compare(dense, pruned, sparsity_record(model))
 
     def _check(self, config: "MWandaConfig") -> None:
-        """Finds out at once what would fail after hours."""
+        """Checks at once for errors that would otherwise appear after hours."""
         from ..walking.store import check_activations
 
         check_calibration_text(self.args.dataset, config)

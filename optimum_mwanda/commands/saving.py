@@ -1,4 +1,4 @@
-"""Writing a pruned model with all that belongs to it, and reading its evaluation back."""
+"""Writing a pruned model with everything that belongs to it, and reading its evaluation back."""
 
 import argparse
 import dataclasses
@@ -22,14 +22,16 @@ _LOADED_FROM = re.compile(r'AutoModel\w*\.from_pretrained\("([^"]*)"\)')
 
 
 def add_storage_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags about the files that are written."""
+    """Adds the flags for the files to write."""
     parser.add_argument(
         "--compressed",
         action="store_true",
-        help="Store the non-zeros only; loading needs optimum-mwanda then (default: an ordinary checkpoint)",
+        help="Store only the non-zeros; loading then needs optimum-mwanda (default: an ordinary checkpoint)",
     )
     parser.add_argument(
-        "--base-model", metavar="ID", help="Repository of the dense model, for the card (default: MODEL, if it is one)"
+        "--base-model",
+        metavar="ID",
+        help="Repository of the dense model, for the card (default: MODEL, if it is a repository)",
     )
 
 
@@ -63,7 +65,7 @@ def read_report(path: Path) -> "PerplexityComparison":
     """Reads what `prune --eval-dataset` or `evaluate --dense` wrote.
 
     Raises:
-        DataError: If it is no comparison of a dense and a pruned model.
+        DataError: If it is not a comparison of a dense and a pruned model.
     """
     from ..evaluation.report import PerplexityComparison
 
@@ -73,13 +75,13 @@ def read_report(path: Path) -> "PerplexityComparison":
         return PerplexityComparison.from_dict(json.loads(text))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
-            f"{path} holds no comparison of a dense and a pruned model ({error!r}): write one with `optimum-cli mwanda "
-            "evaluate MODEL --dataset ... --dense DENSE_MODEL --output FILE`."
+            f"{path} does not hold a comparison of a dense and a pruned model ({error!r}): write one with `optimum-cli "
+            "mwanda evaluate MODEL --dataset ... --dense DENSE_MODEL --output FILE`."
         ) from error
 
 
 def own_report(folder: Path) -> "PerplexityComparison | None":
-    """The evaluation that lies in the folder of a model; None if there is none.
+    """The evaluation in the folder of a model; None if there is none.
 
     Raises:
         DataError: As `read_report`.
@@ -89,7 +91,7 @@ def own_report(folder: Path) -> "PerplexityComparison | None":
 
 
 def read_harness(dense: str, pruned: str) -> "HarnessComparison":
-    """Reads results of lm-evaluation-harness: files, or folders that `lm-eval run --output_path` was given.
+    """Reads results of lm-evaluation-harness: files, or folders given to `lm-eval run --output_path`.
 
     Raises:
         DataError: If they cannot be read or do not cover the same tasks.
@@ -102,20 +104,20 @@ def read_harness(dense: str, pruned: str) -> "HarnessComparison":
 
 
 def check_harness(harness: "HarnessComparison", folder: Path, repo_id: str | None, warn: Callable[[str], None]) -> None:
-    """Checks that results of lm-evaluation-harness are of the model in a folder and of another one, its dense original.
+    """Checks that results of lm-evaluation-harness belong to the model in a folder and to its dense original.
 
-    The harness knows models by a path, of which nothing may be left, or by the name of a repository. A path that leads
-    to a folder has to lead to this one; of other names the last part has to be that of the folder or the repository.
-    Where both models go by such a name, it says nothing.
+    The harness names a model by a path, which may no longer exist, or by a repository. If the name is an existing
+    folder, it must be this one; otherwise its last part must be the name of the folder or the repository. If this
+    fits both models, the names cannot tell them apart, and nothing is reported.
 
     Args:
         harness: The results, of one pruned model.
-        folder: Where that model lies.
+        folder: The folder of that model.
         repo_id: The repository that it goes to.
-        warn: Told if the results of the pruned model seem to be of another one.
+        warn: Called if the results of the pruned model seem to belong to another model.
 
     Raises:
-        UsageError: If the results of the dense model seem to be of the one in the folder, and the others do not.
+        UsageError: If the results of the dense model seem to belong to the model in the folder, and the others do not.
     """
     (pruned,) = harness.pruned.values()
     here = folder.resolve()
@@ -128,17 +130,17 @@ def check_harness(harness: "HarnessComparison", folder: Path, repo_id: str | Non
         return
     if is_ours(harness.dense.model):
         raise UsageError(
-            f"--harness: the first results are of {harness.dense.model!r}, which is the pruned model: give those of "
-            "the dense model first and those of this one second."
+            f"--harness: the first results are of {harness.dense.model!r}, which is the pruned model: give the results "
+            "of the dense model first and those of this one second."
         )
     warn(
-        f"--harness: the second results are of {pruned.model!r}, and are shown as those of {folder}: if they are of "
-        "another model, do it again with the right ones."
+        f"--harness: the second results are of {pruned.model!r} and are shown as those of {folder}: if that is "
+        "another model, run this again with the right results."
     )
 
 
 def own_harness(folder: Path) -> "HarnessComparison | None":
-    """The results of lm-evaluation-harness that lie in the folder of a model; None if there are none.
+    """The results of lm-evaluation-harness in the folder of a model; None if there are none.
 
     Raises:
         DataError: If the file is damaged.
@@ -155,7 +157,7 @@ def own_harness(folder: Path) -> "HarnessComparison | None":
 
 
 def repositories_on_card(card: Path) -> dict[str, str]:
-    """`repo_id` and `base_model` that an earlier card of ours names: no other file in the folder knows them."""
+    """`repo_id` and `base_model` as named on our earlier card: no other file in the folder has them."""
     from huggingface_hub import metadata_load
 
     from ..sharing.card_update import BEGIN, END
@@ -172,11 +174,11 @@ def repositories_on_card(card: Path) -> dict[str, str]:
 
 
 def refresh_card(folder: Path, warn: Callable[[str], None]) -> None:
-    """Updates the card of a checkpoint whose storage has changed; a folder that has no card or no record gets none.
+    """Updates the card of a checkpoint after its storage changed; a folder without a card or record gets no card.
 
     Args:
-        folder: The checkpoint, complete but for its card.
-        warn: Told why the card stays as it was, which is no reason to throw the weights away.
+        folder: The checkpoint, complete except for its card.
+        warn: Told why the card stays as it was; this is not a reason to throw the weights away.
     """
     from ..record.verification import sparsity_record
     from ..sharing.model_card import save_card
@@ -191,14 +193,14 @@ def refresh_card(folder: Path, warn: Callable[[str], None]) -> None:
     except Exception as error:
         # The folder still has its temporary name, which would tell the user nothing.
         reason = one_line(error).replace(f"{folder}/", "")
-        warn(f"{CARD_NAME} stays as it was, and may say wrongly how to load the model: {reason}")
+        warn(f"{CARD_NAME} stays as it was, so it may not say correctly how to load the model: {reason}")
 
 
 def summary(record: "SparsityRecord") -> str:
-    """One line on what was pruned."""
+    """One line about what was pruned."""
     from ..sharing.card_text import clean
 
-    # A record need not have every setting: it may come from another version.
+    # A record may lack a setting if it comes from another version.
     criterion, allocation = (clean(record.settings.get(name, "unknown")) for name in ("criterion", "allocation"))
     return (
         f"{record.achieved_sparsity:.2%} of the weights in {len(record.blocks)} blocks are zero "

@@ -36,9 +36,9 @@ class _NothingFound(Exception):
 class SearchCommand(Subcommand):
     """Find the highest sparsity at which no language degrades too much, and prune there.
 
-    Sparsities are bisected over one calibration, and each trial is evaluated in every language of --eval-dataset. With
-    OUT the model pruned at the sparsity that was found is written with its card. If even the lowest sparsity is too
-    much, nothing is written there, and the exit code is 4.
+    Sparsities are bisected with one calibration, and each trial is evaluated in every language of --eval-dataset. With
+    OUT, the model is pruned at the sparsity that was found and written with its card. If even the lowest sparsity is
+    too much, no model is written and the exit code is 4.
     """
 
     @staticmethod
@@ -52,14 +52,16 @@ class SearchCommand(Subcommand):
         parser.add_argument(
             "--trials",
             metavar="FILE",
-            help="File to write all trials to: Markdown if it ends in .md, else JSON (default: none)",
+            help="File to write all trials to: .md for Markdown, else JSON (default: none)",
         )
         add_storage_options(parser)
         add_overwrite(parser)
         _add_limits(parser)
-        add_dataset_options(parser, required=False, purpose="Calibration text, which magnitude pruning does without")
+        add_dataset_options(parser, required=False, purpose="Calibration text, not needed for magnitude pruning")
         group = add_held_out_options(parser, required=True)
-        group.add_argument("--eval-languages", nargs="+", metavar="NAME", help="Languages to guard (default: all)")
+        group.add_argument(
+            "--eval-languages", nargs="+", metavar="NAME", help="Languages that must not degrade (default: all)"
+        )
         group.add_argument(
             "--eval-tokens",
             type=int,
@@ -72,7 +74,7 @@ class SearchCommand(Subcommand):
         add_common_options(parser)
 
     def execute(self) -> Result:
-        """Searches, and writes what is asked for."""
+        """Searches and writes what is asked for."""
         args = self.args
         target = None if args.trials is None else check_file(args.trials, args.overwrite)
         check_distinct({"OUT": args.output, "--trials": args.trials})
@@ -88,7 +90,7 @@ class SearchCommand(Subcommand):
         return Result("\n\n".join(parts), values, None if search.chosen is not None else search.verdict)
 
     def _space(self) -> "SearchSpace":
-        """The limits; what is not allowed is found out before anything is loaded."""
+        """The limits; checks them before anything is loaded."""
         from ..experiments.search.space import SearchSpace
 
         args, config = self.args, read_settings(self.args)
@@ -99,7 +101,7 @@ class SearchCommand(Subcommand):
             )
 
     def _search_and_write(self, space: "SearchSpace") -> "tuple[SparsitySearch, SparsityRecord | None]":
-        """What was found, and the record of the model if one was written."""
+        """The result, and the record of the model if one was written."""
         args, record = self.args, None
         with contextlib.suppress(_NothingFound), self._folder() as folder:
             search, model, tokenizer = self._search(space)
@@ -114,7 +116,7 @@ class SearchCommand(Subcommand):
         return contextlib.nullcontext() if args.output is None else new_folder(args.output, args.overwrite)
 
     def _search(self, space: "SearchSpace") -> "tuple[SparsitySearch, Any, Any]":
-        """What was found, the model, which is pruned there if it is to be written, and its tokenizer."""
+        """The result, the model, which is pruned there if it will be written, and its tokenizer."""
         from ..experiments.search.bisection import find_sparsity
 
         args = self.args
@@ -176,14 +178,14 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=float,
         metavar="LAMBDA",
-        help="Allocation strengths to try, each with a bisection of its own (default: --allocation-strength)",
+        help="Allocation strengths to try, each with its own bisection (default: --allocation-strength)",
     )
     group.add_argument(
         "--protect",
         nargs="+",
         type=_factor,
         metavar="NAME=FACTOR",
-        help="Languages to weigh more in calibration, as sw=2; shows what that changes at the sparsity that was found "
+        help="Languages to weigh more in calibration, as sw=2; shows what this changes at the sparsity that was found "
         "(default: none)",
     )
 
@@ -193,4 +195,4 @@ def _factor(text: str) -> tuple[str, float]:
     try:
         return language, float(factor if sign and language else "none")
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no language with a factor, such as sw=2") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a language with a factor, such as sw=2") from None

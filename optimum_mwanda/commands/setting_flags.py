@@ -20,9 +20,9 @@ def add_settings(
     parser: argparse.ArgumentParser, settings: type[Any] = MWandaConfig, leave_out: Collection[str] = ()
 ) -> None:
     """Adds `--config` and one flag per field; a flag that is not given leaves the file's or the default value."""
-    group = parser.add_argument_group("settings", "what help(MWandaConfig) and docs/guide.md describe")
+    group = parser.add_argument_group("settings", "described in help(MWandaConfig) and docs/guide.md")
     group.add_argument(
-        "--config", metavar="FILE", help="JSON file with settings, which the flags below override (default: none)"
+        "--config", metavar="FILE", help="JSON file with settings; the flags below override it (default: none)"
     )
     for field in dataclasses.fields(settings):
         if field.name not in leave_out:
@@ -40,7 +40,7 @@ def read_settings(args: argparse.Namespace, settings: type[Any] = MWandaConfig, 
     Args:
         args: Parsed arguments.
         settings: The dataclass that `add_settings` was called with.
-        **changes: Further values, which win.
+        **changes: Further values, which take precedence.
 
     Raises:
         UsageError: If the file or a value is not allowed.
@@ -53,17 +53,17 @@ def read_settings(args: argparse.Namespace, settings: type[Any] = MWandaConfig, 
     with errors_as(UsageError, OSError, ValueError, TypeError):
         if args.config is not None and _is_missing_path(args.config):
             raise UsageError(f"--config {args.config}: there is no such file or folder.")
-        if args.config is None:  # not by way of the defaults, which have implied others already
+        if args.config is None:  # not through a default config, whose values would imply others
             return settings(**{**given, **changes})
         try:
             config = settings.from_pretrained(args.config)
-        except OSError as error:  # that of a failed look-up on the Hub does not say what was looked for
+        except OSError as error:  # a failed look-up on the Hub does not say what was looked for
             raise UsageError(f"--config {args.config}: {one_line(error)}") from error
         return config.replace(**given, **changes)
 
 
 def _is_missing_path(name: str) -> bool:
-    """Whether nothing is there, and the name is no repository id either, with which one would ask the Hub."""
+    """Whether there is nothing at the path and the name is not a repository id to look up on the Hub."""
     is_repository = re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) and not name.endswith(".json")
     return not is_repository and not Path(name).exists()
 
@@ -74,14 +74,14 @@ def flag(name: str) -> str:
 
 
 def _types(field: Any) -> list[Any]:
-    """The types that a value may have besides None, generic ones without their parameters."""
+    """The types that a value may have besides None; generic types without their parameters."""
     union = typing.get_origin(field.type) in (typing.Union, types.UnionType)
     members = typing.get_args(field.type) if union else (field.type,)
     return [typing.get_origin(member) or member for member in members if member is not type(None)]
 
 
 def form_of(field: Any) -> dict[str, Any]:
-    """How argparse is to read a field."""
+    """How argparse should read a field."""
     kinds = _types(field)
     legal = field.metadata.get("legal")
     if type(legal) is OneOf and legal.register is None:
@@ -100,7 +100,7 @@ def form_of(field: Any) -> dict[str, Any]:
 
 
 def _value(field: Any, given: Any) -> Any:
-    """The value of a field from what argparse has read."""
+    """The value of a field, from what argparse has read."""
     if not any(issubclass(kind, Mapping) for kind in _types(field)):
         return given
     if len(given) == 1 and "=" not in given[0]:

@@ -37,7 +37,7 @@ def render(tokenizer: "PreTrainedTokenizerBase", conversation: Conversation, col
     """
     if not tokenizer.chat_template:
         raise ValueError(
-            f"Column {column!r} holds conversations, and the tokenizer has no chat template: pass a tokenizer that has "
+            f"Column {column!r} holds conversations, and the tokenizer has no chat template: pass a tokenizer with "
             "one, set tokenizer.chat_template, or give a column of texts."
         )
     try:
@@ -49,8 +49,8 @@ def render(tokenizer: "PreTrainedTokenizerBase", conversation: Conversation, col
 
 
 def without_special_tokens(tokenizer: "PreTrainedTokenizerBase", text: str) -> str:
-    """Removes the special tokens that a chat template has written into a text."""
-    # One special token may begin with another: the longest goes first.
+    """Removes the special tokens that a chat template wrote into a text."""
+    # One special token may begin with another, so the longest goes first.
     for token in sorted(tokenizer.all_special_tokens, key=len, reverse=True):
         text = text.replace(token, "")
     return text

@@ -27,14 +27,14 @@ TOKENS = ("input_ids", "labels")
 
 @dataclasses.dataclass(frozen=True)
 class LanguageCoverage:
-    """What the calibration data hold of one language.
+    """How much calibration data there is in one language.
 
     Attributes:
         language: Code, as the dataset gives it.
-        rows: Rows that were read, empty ones left out.
-        tokens: Tokens that enter the statistics; for an encoder-decoder those of sources and targets.
-        chunks: Chunks of `sequence_length` tokens; for an encoder-decoder pairs of source and target.
-        empty: Rows that were read and found null or empty.
+        rows: Rows that were read, without empty ones.
+        tokens: Tokens that enter the statistics; for an encoder-decoder, those of sources and targets.
+        chunks: Chunks of `sequence_length` tokens; for an encoder-decoder, pairs of source and target.
+        empty: Rows that were read but are null or empty.
     """
 
     language: str
@@ -54,13 +54,13 @@ def coverage_table(coverage: Iterable[LanguageCoverage]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class CalibrationChunks:
-    """Token chunks without any padding.
+    """Token chunks without padding.
 
     Attributes:
         chunks: Language, in sorted order, to its chunks as keyword arguments of the model. Each dict holds chunks of
-            one shape: `input_ids` `(chunks, tokens)` and, where the rows bring them, `position_ids` of the same shape;
-            for an encoder-decoder `input_ids` `(chunks, source tokens)` and `labels` `(chunks, target tokens)`.
-        coverage: One entry per language that was read, also those without a single chunk.
+            one shape: `input_ids` `(chunks, tokens)` and, if the rows have them, `position_ids` of the same shape;
+            for an encoder-decoder, `input_ids` `(chunks, source tokens)` and `labels` `(chunks, target tokens)`.
+        coverage: One entry per language that was read, even without a single chunk.
     """
 
     chunks: dict[str, tuple[Batch, ...]]
@@ -73,7 +73,7 @@ class CalibrationChunks:
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        """Language to the SHA-256 of all that the model is given of it."""
+        """Language to the SHA-256 of everything that the model reads in it."""
         return {language: _digest(parts) for language, parts in self.chunks.items()}
 
     def batches(self, batch_size: int) -> Iterator[tuple[str, Batch]]:
@@ -101,7 +101,7 @@ def _digest(parts: Iterable[Batch]) -> str:
     digest = hashlib.sha256()
     for part in parts:
         for name, values in part.items():
-            # Token ids go without a name, as they did before there were other inputs.
+            # Token ids have no name here, as in the days before there were other inputs.
             digest.update(f"{'' if name == 'input_ids' else name}{tuple(values.shape)}\0".encode())
             digest.update(values.numpy().astype("<i8").tobytes())
     return digest.hexdigest()
@@ -113,25 +113,25 @@ def build_chunks(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase | str | None" = None,
 ) -> CalibrationChunks:
-    """Makes chunks of a multilingual dataset, each in one language, without padding.
+    """Cuts a multilingual dataset into chunks, each in one language, without padding.
 
-    The texts of a language are tokenised as the tokenizer does by default, special tokens included, and concatenated;
-    tokens beyond `samples_per_language` chunks, and an incomplete last chunk, are left out. A row gives at most one
-    chunk while the language has others to give, except in a stream, which is read no further than it must be.
+    The texts of a language are tokenised with the tokenizer's defaults, special tokens included, and concatenated;
+    tokens beyond `samples_per_language` chunks and an incomplete last chunk are left out. A row gives at most one
+    chunk as long as the language has other rows, except in a stream, which is read no further than needed.
 
-    For an encoder-decoder every row is a chunk of its own: a source and a target of at most `sequence_length` tokens.
+    For an encoder-decoder every row is its own chunk: a source and a target of at most `sequence_length` tokens.
 
     Args:
         dataset: `datasets.Dataset`, `datasets.IterableDataset`, a dict of language to texts, or a list of rows; the
-            rows hold a text, a conversation or `input_ids`, and for an encoder-decoder a target or `labels` as well.
+            rows hold a text, a conversation or `input_ids`, and for an encoder-decoder also a target or `labels`.
         config: Columns, languages, samples per language, sequence length and seed.
         model: Model to calibrate.
         tokenizer: Tokenizer, its name or path, or None for the model's own. Tokenised rows need none.
 
     Raises:
         TypeError: If the dataset or its columns have a type that cannot be read.
-        ValueError: If a column or a language is missing, no language fills a chunk, a language that was asked for does
-            not, or token ids, positions or the sequence length do not fit the model.
+        ValueError: If a column or a language is missing, no language or not every requested one fills a chunk, or
+            token ids, positions or the sequence length do not fit the model.
     """
     length = resolve_sequence_length(config.sequence_length, model)
     samples = config.samples_per_language
@@ -178,17 +178,17 @@ def _check_coverage(packer: TextPacker | PairPacker, chunks: dict[str, tuple[Bat
     if short and asked_for:
         raise ValueError(f"Languages that were asked for have {packer.shortage(short)}")
     if short:
-        logger.warning("Languages are left out of calibration: they have %s", packer.shortage(short))
+        logger.warning("Some languages are left out of calibration: they have %s", packer.shortage(short))
 
 
 def _check_accepted(model: "PreTrainedModel", chunks: dict[str, tuple[Batch, ...]]) -> None:
-    """Checks that the model takes the inputs that not every model takes."""
+    """Checks that the model takes the inputs that only some models take."""
     parameters = inspect.signature(model.forward).parameters
     for name in next(iter(chunks.values()))[0]:
         if name == "labels" and name not in parameters:
             raise ValueError(
-                f"{type(model).__name__} takes no labels, of which an encoder-decoder makes the inputs of its decoder: "
-                "load the model with a language-model head, AutoModelForSeq2SeqLM for example."
+                f"{type(model).__name__} takes no labels, but an encoder-decoder makes its decoder's inputs from them: "
+                "load the model with a language-model head, for example with AutoModelForSeq2SeqLM."
             )
         if name == "position_ids" and name not in parameters:
             raise ValueError(f"{type(model).__name__} takes no position_ids: leave that column out of the dataset.")

@@ -13,15 +13,15 @@ if TYPE_CHECKING:
 
 
 class RowEncoder:
-    """Turns rows into token ids: those that they hold, or those of the text or the conversation.
+    """Turns rows into token ids: those in the row, or those of its text or conversation.
 
-    The tokenizer is looked up when the first text is met, so tokenised rows need none.
+    The tokenizer is loaded at the first text, so tokenised rows need none.
 
     Args:
-        tokenizer: A tokenizer, the name or path of one, or None for the model's own.
+        tokenizer: A tokenizer, its name or path, or None for the model's own.
         model: Model that the ids are for; its name or path locates a tokenizer, its embeddings bound the ids.
-        text_column: Column with the text or the conversation; for an encoder-decoder, with the source.
-        target_column: Column with the target for an encoder-decoder.
+        text_column: Column with the text or the conversation; for an encoder-decoder, the source.
+        target_column: Column with the target, for an encoder-decoder.
     """
 
     def __init__(
@@ -43,10 +43,10 @@ class RowEncoder:
 
     @property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
-        """The tokenizer, loaded when it is first asked for.
+        """The tokenizer, loaded at the first use.
 
         Raises:
-            ValueError: If none was given and the model's name or path leads to none.
+            ValueError: If none was given, and there is none at the model's name or path.
         """
         if self._tokenizer is None or isinstance(self._tokenizer, (str, os.PathLike)):
             self._tokenizer = load_tokenizer(self._tokenizer, self._model)
@@ -54,7 +54,7 @@ class RowEncoder:
 
     @property
     def has_tokenizer(self) -> bool:
-        """Whether a tokenizer was given, or has been loaded."""
+        """Whether a tokenizer was given or has been loaded."""
         return self._tokenizer is not None
 
     def has_text(self, row: Row) -> bool:
@@ -62,9 +62,9 @@ class RowEncoder:
         return row.get("input_ids") is None and self._text_column in row
 
     def text(self, row: Row) -> str:
-        """The text of a row that has one: what its tokens spell, special tokens left out.
+        """The text of a row that has one: what its tokens spell, without special tokens.
 
-        A conversation is rendered by the chat template, with all that this adds to the messages save special tokens.
+        A conversation is rendered by the chat template, with everything that it adds except special tokens.
         """
         content = row[self._text_column]
         if isinstance(content, str):
@@ -72,21 +72,21 @@ class RowEncoder:
         return without_special_tokens(self.tokenizer, render(self.tokenizer, content, self._text_column))
 
     def encode(self, row: Row, language: str) -> list[int]:
-        """Returns the token ids of a row without any padding; an empty list for a null or an empty text.
+        """Returns the token ids of a row without padding; an empty list for a null or empty text.
 
         Raises:
-            TypeError: If the text is neither a string nor a conversation, or ids are no whole numbers.
+            TypeError: If the text is neither a string nor a conversation, or ids are not whole numbers.
             ValueError: If an id lies outside the model's vocabulary, the attention mask does not fit the ids, or a
                 conversation cannot be rendered.
         """
         return self.inputs(row, language).get("input_ids", [])
 
     def inputs(self, row: Row, language: str) -> dict[str, list[int]]:
-        """Returns `input_ids` and, if the row brings its own, `position_ids`; nothing for a null or an empty text.
+        """Returns `input_ids` and, if the row has its own, `position_ids`; nothing for a null or empty text.
 
         Raises:
             TypeError: As `encode`.
-            ValueError: As `encode`, or if a position is not one that the model has.
+            ValueError: As `encode`, or if the model does not have a position.
         """
         if self.has_text(row):
             ids = self._text_ids(row[self._text_column], language)
@@ -103,18 +103,18 @@ class RowEncoder:
         Args:
             row: Holds a source and a target as texts, or `input_ids` and `labels`.
             language: Its language, for messages.
-            length: Most tokens per side; what goes beyond is cut off.
+            length: Most tokens per side; the rest is cut off.
 
         Raises:
-            TypeError: If a text is no string, or ids are no whole numbers.
+            TypeError: If a text is not a string, or ids are not whole numbers.
             ValueError: If an id lies outside the model's vocabulary, the attention mask does not fit the ids, or the
                 row holds `position_ids`.
         """
         if row.get("input_ids") is not None and row.get("labels") is not None:
             if row.get("position_ids") is not None:
                 raise ValueError(
-                    "An encoder-decoder counts its positions itself, and every row is a sequence of its own: leave "
-                    "the column 'position_ids' out."
+                    "An encoder-decoder counts its positions itself, and every row is its own sequence: leave out "
+                    "the column 'position_ids'."
                 )
             source = tokenised_inputs(row, language, self._vocabulary, self._positions)["input_ids"]
             target = tokenised_labels(row, language, self._labels)
@@ -136,12 +136,12 @@ class RowEncoder:
         if not is_conversation(content):
             raise TypeError(
                 f"Column {self._text_column!r} holds a {type(content).__name__} for language {language!r}: texts are "
-                "strings, conversations are lists of messages with 'role' and 'content', and token ids go into a "
+                "strings, conversations are lists of messages with 'role' and 'content', and token ids go into the "
                 "column 'input_ids'."
             )
         if is_blank(content):
             return []
-        # The template has written the special tokens that belong there.
+        # The template has already written the special tokens.
         text = render(self.tokenizer, content, self._text_column)
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
@@ -165,7 +165,7 @@ def load_tokenizer(name: "str | os.PathLike[str] | None", model: "PreTrainedMode
     """
     source = os.fspath(name) if name is not None else (model.name_or_path or "")
     if not source:
-        raise ValueError("The dataset holds text and the model has no name or path: pass tokenizer=.")
+        raise ValueError("The dataset holds text, and the model has no name or path: pass tokenizer=.")
     try:
         return read_tokenizer(source)
     except Exception as error:
@@ -183,19 +183,19 @@ def read_tokenizer(source: str, **options: Any) -> "PreTrainedTokenizerBase":
         **options: Passed to `AutoTokenizer.from_pretrained`.
 
     Raises:
-        Exception: As `from_pretrained`; a ValueError if there is nothing but special tokens.
+        Exception: As `from_pretrained`; a ValueError if the tokenizer has only special tokens.
     """
     from transformers import AutoTokenizer
 
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, **options)
-    # Of a folder without tokenizer files some families make a tokenizer that knows special tokens only.
+    # From a folder without tokenizer files, some families make a tokenizer that knows only special tokens.
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
         raise ValueError("it has no vocabulary")
     return tokenizer
 
 
 def max_positions(model: Any) -> int | None:
-    """Number of positions that the model's config states; None if it states none."""
+    """Number of positions in the model's config; None if it does not say."""
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return positions if isinstance(positions, int) and positions > 0 else None
 

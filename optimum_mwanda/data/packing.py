@@ -28,7 +28,7 @@ class _Counted:
 
     @property
     def languages(self) -> list[str]:
-        """Languages of which a row was read, in sorted order."""
+        """Languages with a row that was read, in sorted order."""
         return sorted({*self.rows, *self.empty})
 
     def _count(self, language: str, inputs: Ids) -> None:
@@ -37,16 +37,16 @@ class _Counted:
 
 
 class TextPacker(_Counted):
-    """Concatenates the tokens of each language until there are enough of them for its chunks.
+    """Concatenates the tokens of each language until they fill its chunks.
 
-    No row gives more than `max_per_row` tokens while others are left, so that one long document does not stand for a
-    language.
+    While other rows are left, a row gives at most `max_per_row` tokens, so that one long document does not stand for
+    a whole language.
 
     Args:
         encoder: Encodes the rows.
-        length: Tokens of a chunk.
+        length: Tokens per chunk.
         chunks: Most chunks per language.
-        max_per_row: Tokens that a row gives at first.
+        max_per_row: Most tokens that a row gives while others are left.
     """
 
     kind = "text"
@@ -73,8 +73,8 @@ class TextPacker(_Counted):
         self._names = self._names or frozenset(inputs)
         if self._names != inputs.keys():
             raise ValueError(
-                f"Of the rows some have position_ids and some, as one of language {language!r}, "
-                f"{'do' if 'position_ids' in inputs else 'do not'}: give them in all rows or in none."
+                f"A row of language {language!r} has {'' if 'position_ids' in inputs else 'no '}position_ids, unlike "
+                "the rows before it: give them in all rows or in none."
             )
         for name, values in inputs.items():
             self._tokens[language].setdefault(name, []).extend(values[: self.max_per_row])
@@ -96,7 +96,7 @@ class TextPacker(_Counted):
         return (packed,)
 
     def shortage(self, languages: Iterable[str]) -> str:
-        """What languages without a chunk have, as the object of "they have"."""
+        """What languages without a chunk have, to follow the words "they have"."""
         counts = ", ".join(f"{language!r} {self._tokens_of(language)}" for language in languages)
         return f"fewer than the {self.length} of one chunk (tokens: {counts}). Lower sequence_length, or add text."
 
@@ -107,11 +107,11 @@ class TextPacker(_Counted):
 
 
 class PairPacker(_Counted):
-    """Keeps pairs of source and target for an encoder-decoder; each is a chunk.
+    """Keeps pairs of source and target for an encoder-decoder; each pair is a chunk.
 
     Args:
         encoder: Encodes the rows.
-        length: Most tokens of a source, and of a target.
+        length: Most tokens per source, and per target.
         chunks: Most pairs per language.
     """
 
@@ -135,9 +135,9 @@ class PairPacker(_Counted):
         return language in self._pairs and len(self._pairs[language]) >= self.capacity
 
     def batches(self, language: str) -> tuple[Batch, ...]:
-        """The pairs of a language, one batch for every combination of source and target length.
+        """The pairs of a language, one batch for each combination of source and target length.
 
-        Pairs of one shape need no padding, which would enter the statistics.
+        Pairs of one shape need no padding; padding would enter the statistics.
         """
 
         def shape(pair: Ids) -> tuple[int, int]:
@@ -147,8 +147,8 @@ class PairPacker(_Counted):
         return tuple({name: torch.tensor([pair[name] for pair in group]) for name in group[0]} for group in groups)
 
     def shortage(self, languages: Iterable[str]) -> str:
-        """What languages without a chunk have, as the object of "they have"."""
+        """What languages without a chunk have, to follow the words "they have"."""
         return (
-            f"no row in which neither source nor target is empty ({', '.join(map(repr, languages))}): look at "
-            "text_column and target_column, or at 'input_ids' and 'labels'."
+            f"no row with both a source and a target ({', '.join(map(repr, languages))}): check text_column and "
+            "target_column, or 'input_ids' and 'labels'."
         )

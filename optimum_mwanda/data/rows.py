@@ -1,4 +1,4 @@
-"""Rows with a language, whatever a user keeps them in."""
+"""Rows with a language, from any kind of dataset that a user may have."""
 
 import dataclasses
 import logging
@@ -15,13 +15,13 @@ Row = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-    """Names of the columns that are read.
+    """Names of the columns to read.
 
     Attributes:
-        language: Names the language of a row.
-        text: Holds the text; not needed where there are `input_ids`.
-        target: Holds the target of an encoder-decoder; not needed where there are `input_ids` and `labels`. None for
-            every other model.
+        language: Column with the language of a row.
+        text: Column with the text; not needed if there are `input_ids`.
+        target: Column with the target for an encoder-decoder; not needed if there are `input_ids` and `labels`. None
+            for every other model.
     """
 
     language: str
@@ -33,12 +33,12 @@ class Columns:
         return {"input_ids", "labels"} <= {*present} if self.target else "input_ids" in present
 
     def check(self, present: Sequence[str] | None, where: str = "", language: bool = True) -> None:
-        """Checks that a dataset or a row has what is needed.
+        """Checks that a dataset or a row has the columns that are needed.
 
         Args:
             present: Its columns.
             where: Which row it is, for messages.
-            language: Whether it has to name its language.
+            language: Whether it needs a language column.
 
         Raises:
             ValueError: If a column is missing.
@@ -61,7 +61,7 @@ class Columns:
 
 
 class Sink(Protocol):
-    """Takes rows until it has enough of a language."""
+    """Takes the rows of a language until it has enough."""
 
     def add(self, language: str, row: Row) -> None: ...
 
@@ -78,20 +78,20 @@ def feed(
     languages: Sequence[str] | None = None,
     seed: int = 0,
 ) -> None:
-    """Feeds the rows of a dataset to a sink, no more of them than it needs.
+    """Feeds the rows of a dataset to a sink, and no more rows than it needs.
 
-    A dataset with random access is read language by language, its rows in an order drawn from `seed`. A stream is read
-    in its own order, and only until every language in `languages` is full.
+    A dataset with random access is read language by language, with its rows in an order drawn from `seed`. A stream is
+    read in its own order, and only until every language in `languages` is full.
 
     Args:
         dataset: `datasets.Dataset`, `datasets.IterableDataset`, a dict of language to texts, or a list of rows.
-        sink: What takes the rows.
+        sink: Takes the rows.
         language_column: Column that names the language.
-        text_column: Column with the text; not needed where there is an `input_ids` column.
-        target_column: Column with the target of an encoder-decoder, which may have `input_ids` and `labels` instead;
+        text_column: Column with the text; not needed if there is an `input_ids` column.
+        target_column: Column with the target for an encoder-decoder, which may have `input_ids` and `labels` instead;
             None for every other model.
         languages: Languages to read; None for all.
-        seed: Seed of the order of the rows.
+        seed: Seed for the order of the rows.
 
     Raises:
         TypeError: If `dataset` is none of these, or languages are not strings.
@@ -138,8 +138,8 @@ def _open_table(dataset: Dataset, columns: Columns) -> tuple[Callable[[int], Row
 def _open_dict(dataset: Mapping[str, Any], columns: Columns) -> tuple[Callable[[int], Row], list[Any]]:
     if columns.language in dataset and (columns.text in dataset or "input_ids" in dataset):
         raise ValueError(
-            f"The dict has the columns {', '.join(map(repr, dataset))}: pass Dataset.from_dict(...) of it. A "
-            "plain dict maps each language to its texts."
+            f"The dict has the columns {', '.join(map(repr, dataset))}: pass it as Dataset.from_dict(...). A plain "
+            "dict maps each language to its texts."
         )
     rows: list[Row] = []
     labels: list[Any] = []
@@ -152,7 +152,7 @@ def _open_dict(dataset: Mapping[str, Any], columns: Columns) -> tuple[Callable[[
             rows.append(text if isinstance(text, Mapping) else {columns.text: text})
             labels.append(language)
     if silent := [language for language in dataset if language not in labels]:
-        logger.warning("No texts are given for: %s.", ", ".join(map(repr, silent)))
+        logger.warning("There are no texts for: %s.", ", ".join(map(repr, silent)))
     for row in rows:
         columns.check(list(row), language=False)
     return rows.__getitem__, labels
@@ -169,8 +169,8 @@ def _open_list(dataset: Sequence[Any], columns: Columns) -> tuple[Callable[[int]
 def _feed_stream(dataset: IterableDataset, sink: Sink, columns: Columns, languages: Sequence[str] | None) -> None:
     if languages is None:
         logger.warning(
-            "Without `languages` a streaming dataset is read to its end, as any row may bring a new language: name the "
-            "languages, or pass dataset.take(n)."
+            "Without `languages` a streaming dataset is read to its end, because any row may bring a new language: "
+            "name the languages, or pass dataset.take(n)."
         )
     decode = _label_decoder(dataset.features, columns.language)
     seen: set[str] = set()
@@ -206,7 +206,7 @@ def _group(labels: list[Any], language_column: str) -> dict[str, list[int]]:
 
 
 def _label_decoder(features: Any, language_column: str) -> Callable[[Any], Any]:
-    """Turns the integers of a `ClassLabel` column back into the codes that they stand for."""
+    """Turns the integers of a `ClassLabel` column back into their codes."""
     feature = (features or {}).get(language_column)
     if isinstance(feature, ClassLabel):
         return lambda label: None if label is None or label < 0 else feature.int2str(label)

@@ -1,4 +1,4 @@
-"""Rows that hold token ids: their masks applied, their values checked."""
+"""Rows that hold token ids: applies their masks and checks their values."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,20 +11,20 @@ IGNORED_LABEL = -100  # what transformers leaves out of a loss, and data collato
 
 
 def tokenised_inputs(row: Row, language: str, vocabulary: int, positions: int | None) -> dict[str, list[int]]:
-    """Token ids of a row, and its positions where it has any, without padding.
+    """Token ids of a row, and its positions if it has any, without padding.
 
     Args:
         row: Holds `input_ids`, and perhaps `attention_mask` and `position_ids` with one entry per token.
         language: Its language, for messages.
         vocabulary: Number of ids that the model knows.
-        positions: Number of positions that the model has; None if it has no bound.
+        positions: Number of positions that the model has; None if there is no bound.
 
     Returns:
-        `input_ids` and, if they are given, `position_ids`, of one length.
+        `input_ids` and, if given, `position_ids` of the same length.
 
     Raises:
-        TypeError: If ids or positions are no whole numbers.
-        ValueError: If lengths differ, the mask is not binary, or an id or a position lies outside the model.
+        TypeError: If ids or positions are not whole numbers.
+        ValueError: If lengths differ, the mask is not binary, or the model does not have an id or a position.
     """
     ids = _whole_numbers(row["input_ids"], "input_ids", language)
     given = row.get("position_ids")
@@ -41,10 +41,10 @@ def tokenised_inputs(row: Row, language: str, vocabulary: int, positions: int | 
 
 
 def tokenised_labels(row: Row, language: str, vocabulary: int) -> list[int]:
-    """Labels of a row, those that mark padding left out.
+    """Labels of a row, without those that mark padding.
 
     Raises:
-        TypeError: If labels are no whole numbers.
+        TypeError: If labels are not whole numbers.
         ValueError: If a label lies outside the model's vocabulary.
     """
     labels = _whole_numbers(row["labels"], "labels", language)
@@ -57,14 +57,14 @@ def check_vocabulary(ids: Sequence[int] | np.ndarray, vocabulary: int, language:
     """Checks that a model knows all token ids.
 
     Raises:
-        ValueError: If it does not; the message names the first one that is wrong.
+        ValueError: If it does not; the message names the first unknown one.
     """
     ids = np.asarray(ids)
     wrong = ids[(ids < 0) | (ids >= vocabulary)]
     if wrong.size:
         raise ValueError(
             f"Token id {wrong[0]} of language {language!r} lies outside the model's vocabulary of {vocabulary}: "
-            "the dataset was tokenised for, or the tokenizer belongs to, another model."
+            "the dataset was tokenised for another model, or the tokenizer belongs to one. Use this model's tokenizer."
         )
 
 
@@ -86,7 +86,7 @@ def _check_length(values: np.ndarray, ids: np.ndarray, column: str, language: st
 
 
 def _kept(row: Row, ids: np.ndarray, language: str) -> np.ndarray:
-    """Which tokens are no padding, by the row's attention mask."""
+    """Which tokens are not padding, by the row's attention mask."""
     if row.get("attention_mask") is None:
         return np.ones(ids.size, dtype=bool)
     mask = np.asarray(row["attention_mask"]).reshape(-1)
@@ -95,7 +95,7 @@ def _kept(row: Row, ids: np.ndarray, language: str) -> np.ndarray:
     if not (kept | (mask == 0)).all():
         raise ValueError(
             f"The attention_mask of language {language!r} holds {mask[~(kept | (mask == 0))][0]}: give 1 for a token "
-            "and 0 for padding. Sequences that are packed into one row are told apart by position_ids that restart."
+            "and 0 for padding. To keep sequences in one packed row apart, give position_ids that restart."
         )
     return np.asarray(kept)
 
@@ -104,4 +104,4 @@ def _check_positions(values: np.ndarray, positions: int | None, language: str) -
     wrong = values[(values < 0) | (values >= (positions or np.inf))]
     if wrong.size:
         bound = f"0 to {positions - 1}" if positions else "from 0"
-        raise ValueError(f"Position {wrong[0]} of language {language!r} is not one that the model has: {bound}.")
+        raise ValueError(f"Position {wrong[0]} of language {language!r} lies outside the model's positions: {bound}.")

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 RESAMPLES = 2000
-MAX_COUNTS = 2**20  # of one block of resamples: 8 MiB
+MAX_COUNTS = 2**20  # in one block of resamples: 8 MiB
 
 Array = NDArray[np.float64]
 
@@ -17,7 +17,7 @@ class Estimate(NamedTuple):
 
     Attributes:
         value: The figure on all windows.
-        low: Lower end of the interval; None where there are fewer than two windows to resample.
+        low: Lower end of the interval; None with fewer than two windows to resample.
         high: Upper end.
     """
 
@@ -27,7 +27,7 @@ class Estimate(NamedTuple):
 
 
 def check_confidence(confidence: float) -> None:
-    """Checks what a user gives as confidence.
+    """Checks a user's confidence.
 
     Raises:
         ValueError: If it does not lie between 0 and 1.
@@ -39,13 +39,13 @@ def check_confidence(confidence: float) -> None:
 def resampled_sums(sums: Array, name: str, resamples: int = RESAMPLES) -> Array:
     """Draws windows with replacement and adds them up.
 
-    All columns are added over the same windows, so figures of several models stay paired. Of W windows W - 1 are drawn:
-    with W, each language's variance would come out too small by the factor (W - 1) / W, and so would that of every mean
-    over languages, however many there are (Rao and Wu 1988, "Resampling inference with complex survey data").
+    All columns are added over the same windows, so figures of several models stay paired. From W windows, W - 1 are
+    drawn: drawing W would make the variance of each language too small by the factor (W - 1) / W, and that of any mean
+    over languages too (Rao and Wu 1988, "Resampling inference with complex survey data").
 
     Args:
         sums: Sums over each window, (windows, columns), at least two windows.
-        name: Seed of the draws. The same name draws the same windows, whatever else is resampled.
+        name: Seed for the draws. The same name always draws the same windows.
         resamples: Number of draws.
 
     Returns:
@@ -63,7 +63,7 @@ def resampled_sums(sums: Array, name: str, resamples: int = RESAMPLES) -> Array:
 
 
 def estimate(value: float, resampled: Array, confidence: float) -> Estimate:
-    """The percentile interval of a figure, from its resampled values, (resamples,); without one if these hold NaN."""
+    """A figure with its percentile interval from resampled values, (resamples,); without one if they hold NaN."""
     tail = (1 - confidence) / 2
     low, high = np.quantile(resampled, [tail, 1 - tail]).tolist()
     return Estimate(value) if math.isnan(low) else Estimate(value, low, high)

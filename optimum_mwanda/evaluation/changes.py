@@ -1,4 +1,4 @@
-"""What a pruned model loses in each language and over all, with confidence intervals from paired resampling."""
+"""What a pruned model loses in each language and overall, with confidence intervals from paired resampling."""
 
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
@@ -18,15 +18,15 @@ Scores: TypeAlias = Mapping[str, LanguageScore]
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """Increases over the dense model, or how much larger those of one pruned model are than those of another.
+    """Increases over the dense model, or how much more one pruned model increases than another.
 
     Attributes:
         metric: `log_perplexity`, in nats per token, or `bits_per_byte`, as a fraction of the dense model's.
         languages: Estimate for each language.
-        summary: Over languages: `mean`; `seen` and `unseen`, the means over languages that were calibrated on and
-            others, and `gap`, the second minus the first; `worst` and `best`, the largest and the smallest increase,
-            and `range`, their difference; `deviation`, the standard deviation. What is over no language, or compares
-            a single one with itself, is missing.
+        summary: Over languages: `mean`; `seen` and `unseen`, the means over calibrated and other languages, and `gap`,
+            `unseen` minus `seen`; `worst` and `best`, the largest and smallest increase, and `range`, their
+            difference; `deviation`, the standard deviation. An entry over no language, or one that would compare a
+            single language with itself, is missing.
     """
 
     metric: Metric
@@ -39,7 +39,7 @@ class Change:
         return {part: {key: each._asdict() for key, each in rows.items()} for part, rows in parts.items()}
 
     def to_markdown(self) -> str:
-        """A table of all estimates, which says of each interval whether it lies above or below zero."""
+        """A table of all estimates, with whether each interval lies above, below or around zero."""
         rows = {**self.languages, **{f"**{key}**": each for key, each in self.summary.items()}}
         return markdown_table(
             [self.metric.replace("_", " "), "change", "low", "high", "interval"],
@@ -57,16 +57,16 @@ def measure_change(
 ) -> Change:
     """Compares a pruned model with the dense one, or its increases with those of another pruned model.
 
-    The models are paired: every resample takes the same windows of a language for all of them, and what is common to
-    them cancels. Languages are resampled by themselves and are not drawn: the figures are about these languages.
+    The models are paired: every resample takes the same windows for all of them, and what they have in common cancels.
+    Windows are resampled within each language, but languages are not drawn: the figures are about these languages.
 
     Args:
         dense: Scores of the dense model.
         pruned: Scores of the pruned model, on the same windows.
         against: Scores of the other pruned model; None to compare with the dense one.
-        seen: Languages that were calibrated on; None if that is not known.
+        seen: Languages used for calibration; None if unknown.
         metric: What to compare.
-        confidence: Probability that an interval shall have of covering the true value.
+        confidence: Probability that an interval covers the true value.
     """
     languages = list(dense)
     models = [pruned] if against is None else [pruned, against]
@@ -78,7 +78,7 @@ def measure_change(
         """The sum over languages, with the given weights for each model."""
         value, drawn = 0.0, np.zeros(RESAMPLES)
         for sign, weight, figures, samples in zip((1, -1), columns, values, resampled, strict=False):
-            used = weight != 0  # a language without windows does not spoil what leaves it out
+            used = weight != 0  # a language without windows must not spoil a sum that leaves it out
             value += sign * float(weight[used] @ figures[used])
             drawn += sign * (weight[used] @ samples[used])
         return estimate(value, drawn, confidence)
@@ -94,22 +94,22 @@ def measure_change(
 def summary_weights(increases: Array, seen: Sequence[bool] | None) -> dict[str, Array]:
     """The weights of languages in each summary: a summary is the sum of weight times increase.
 
-    Means are such sums already. So are the others once their choice is made: the worst language has weight 1, and
-    language l has weight (x_l - mean) / (L · deviation) in the standard deviation of x over L languages. Resampling
-    with these weights, rather than choosing anew in every resample, is what keeps the intervals of the worst and of
-    the spread around their values: the largest of many noisy figures is pushed up by noise alone.
+    Means are such sums. So are the others once the choice is made: the worst language has weight 1, and in the
+    standard deviation of x over L languages, language l has weight (x_l - mean) / (L · deviation). The weights stay
+    the same in every resample. Choosing anew each time would shift the intervals of the worst and of the spread away
+    from their values, because noise alone pushes up the largest of many figures.
 
     Args:
         increases: Increase of each language, (languages,).
-        seen: Whether each was calibrated on; None if that is not known.
+        seen: Whether each was used for calibration; None if unknown.
 
     Returns:
-        Name of the summary to weights, (languages,); without those that `Change.summary` leaves out.
+        Name of the summary to weights, (languages,), without the summaries that `Change.summary` leaves out.
     """
     count = len(increases)
     each = np.eye(count)
     centred = increases - increases.mean()
-    centred -= centred.mean()  # what rounding has left, which counts where all languages are alike
+    centred -= centred.mean()  # the rest from rounding, which matters if all languages are alike
     norm = count * np.sqrt(np.mean(centred**2))
     worst, best = each[np.argmax(increases)], each[np.argmin(increases)]
     weights = {"mean": np.full(count, 1 / count)}
@@ -132,7 +132,7 @@ def _increase(metric: Metric, dense: LanguageScore, pruned: LanguageScore) -> fl
 
 
 def _resampled(metric: Metric, dense: LanguageScore, pruned: Sequence[LanguageScore]) -> Array:
-    """Increases over resampled windows, (models, resamples); NaN where there are no windows to resample."""
+    """Increases over resampled windows, (models, resamples); NaN without windows to resample."""
     windows = [score.windows for score in pruned if score.windows is not None]
     if dense.windows is None or not dense.can_be_resampled or len(windows) < len(pruned):
         return np.full((len(pruned), RESAMPLES), np.nan)

@@ -19,8 +19,8 @@ class Batch(NamedTuple):
 
     Attributes:
         inputs: Keyword arguments of the model, each `(windows, tokens)`.
-        targets: What the first logits of every window are to predict, `(windows, predictions)`; -100 for no target.
-        numbers: Which windows of the language they are.
+        targets: What the first logits of every window should predict, `(windows, predictions)`; -100 for no target.
+        numbers: Numbers of these windows within the language.
     """
 
     inputs: dict[str, Tensor]
@@ -29,11 +29,11 @@ class Batch(NamedTuple):
 
 
 class HeldOut(ABC):
-    """Gathers rows until a language has enough.
+    """Gathers the rows of a language until it has enough.
 
     Args:
         encoder: Encodes the rows.
-        length: Most tokens of a window.
+        length: Most tokens per window.
         max_tokens: Most tokens per language.
     """
 
@@ -45,7 +45,7 @@ class HeldOut(ABC):
     @property
     @abstractmethod
     def languages(self) -> list[str]:
-        """Languages of which a row was read, in sorted order."""
+        """Languages with a row that was read, in sorted order."""
 
     @abstractmethod
     def add(self, language: str, row: Row) -> None:
@@ -57,18 +57,18 @@ class HeldOut(ABC):
 
     @abstractmethod
     def batches(self, language: str, batch_size: int) -> Iterator[Batch]:
-        """Yields all windows of a language, without any padding."""
+        """Yields all windows of a language, without padding."""
 
     @abstractmethod
     def sizes(self, language: str, windows: Sequence[Window]) -> list[int] | None:
-        """UTF-8 length of the text of each window; None if some text of the language is known as token ids only."""
+        """UTF-8 length of the text of each window; None if some text of the language is known only as token ids."""
 
     @abstractmethod
     def min_targets(self, windows: Sequence[Window]) -> float:
-        """How many targets a window needs to be resampled by itself."""
+        """How many targets a window needs to be resampled on its own."""
 
     def _targets(self, ids: Tensor) -> Tensor:
-        """The ids with all special tokens ignored, as far as a tokenizer is there to tell them."""
+        """The ids, with special tokens marked as ignored if there is a tokenizer to recognise them."""
         special = self.encoder.tokenizer.all_special_ids if self.encoder.has_tokenizer else []
         return ids.masked_fill(torch.isin(ids, torch.tensor(special, dtype=torch.int64)), IGNORED_LABEL)
 
@@ -120,8 +120,8 @@ class HeldOutText(HeldOut):
     def sizes(self, language: str, windows: Sequence[Window]) -> list[int] | None:
         """As in the base class: the bytes of a language are split over its windows.
 
-        They are split in proportion to what the targets of a window decode to. That alone would not sum up: a window
-        may begin within a character, and a tokenizer may drop a space.
+        They are split in proportion to the decoded targets of each window. The decoded lengths themselves would not add
+        up: a window may begin within a character, and a tokenizer may drop a space.
         """
         total = 0 if language in self._without_text else self._bytes[language]
         if not total:
@@ -136,7 +136,7 @@ class HeldOutText(HeldOut):
 
 
 class _Pair(NamedTuple):
-    """A source, its target, and the UTF-8 length of the latter; None if only its tokens are known."""
+    """A source, its target, and the UTF-8 length of the target; None if only its tokens are known."""
 
     input_ids: list[int]
     labels: list[int]
@@ -144,12 +144,12 @@ class _Pair(NamedTuple):
 
 
 class HeldOutPairs(HeldOut):
-    """Pairs of source and target, each a window; only tokens of targets are counted.
+    """Pairs of source and target, each a window; only the tokens of targets are counted.
 
     Args:
         encoder: Encodes the rows.
-        length: Most tokens of a source, and of a target.
-        max_tokens: Most tokens of all targets of a language.
+        length: Most tokens per source, and per target.
+        max_tokens: Most tokens of all targets in a language together.
         target_column: Column with the target.
     """
 

@@ -35,19 +35,19 @@ def evaluate_languages(
     """Measures negative log-likelihood, perplexity and bits per byte of held-out text in every language.
 
     The texts of a language are concatenated and read in windows that overlap by one token, so that every token but
-    the first is predicted exactly once. Special tokens are context, never targets, as far as a tokenizer is there to
-    tell them. Nothing is padded. Every window is kept in the scores, which resample them for their standard errors; one
-    that predicts less than half of what a full one does, such as the last, is joined to its neighbour for that.
+    the first is predicted exactly once. Special tokens are context, never targets, if there is a tokenizer to recognise
+    them. Nothing is padded. The scores keep every window and resample them for their standard errors; for this, a
+    window with less than half of a full window's targets, such as the last, is joined to its neighbour.
 
-    Of an encoder-decoder the likelihood of the target given the source is measured. Every row is a window, joined to
-    its neighbour if it has less than half as many targets as rows have on average; bytes are those of targets.
+    For an encoder-decoder, the likelihood of the target given the source is measured. Every row is a window; one with
+    less than half of the average number of targets is joined to its neighbour. Bytes are those of targets.
 
     Args:
         model: A causal language model or an encoder-decoder; it is not changed.
         tokenizer: Its tokenizer, or the name or path of one. None: the one saved beside the model; rows with
             `input_ids` need none, and then bits per byte are unknown.
         dataset: `datasets.Dataset` or `IterableDataset`, a dict of language to texts, or a list of rows.
-        reference: Report to compare with later: where it is on other text, that shows before anything is measured.
+        reference: Report to compare with later; if it is on other text, an error says so before anything is measured.
         progress: Whether to show a progress bar.
         **settings: What to read, and how much at a time:
             {settings}
@@ -56,10 +56,10 @@ def evaluate_languages(
         The scores, languages in sorted order.
 
     Raises:
-        TypeError: If the dataset or its columns have a type that cannot be read, or there is no such setting.
+        TypeError: If the dataset or its columns have a type that cannot be read, or a setting does not exist.
         FloatingPointError: If the model gives NaN or infinite losses; the message names the language.
-        ValueError: If the model gives text no likelihood, columns or languages are missing, a language has no token to
-            predict, ids do not fit, or the text is not that of `reference`.
+        ValueError: If the model cannot give text a likelihood, columns or languages are missing, a language has no
+            token to predict, ids do not fit, or the text differs from that of `reference`.
     """
     return measure_languages(model, tokenizer, dataset, EvaluationSettings(**settings), reference, progress)
 
@@ -77,7 +77,7 @@ def measure_languages(
     reference: PerplexityReport | None = None,
     progress: bool = True,
 ) -> PerplexityReport:
-    """Does what `evaluate_languages` is asked for."""
+    """Does the work of `evaluate_languages`."""
     check_measurable(model)
     reading = read_held_out(model, tokenizer, dataset, settings)
     if reference is not None:
@@ -103,10 +103,10 @@ def measure_languages(
 
 
 def check_measurable(model: "PreTrainedModel") -> None:
-    """Checks that a model gives text a likelihood, as far as that can be told without running it.
+    """Checks that a model can give text a likelihood, as far as its type tells.
 
     Raises:
-        ValueError: If it does not.
+        ValueError: If it cannot.
     """
     if is_masked(model.config):
         raise ValueError(
@@ -128,7 +128,7 @@ def _negative_log_likelihoods(model: "PreTrainedModel", batch: Batch) -> list[fl
     """Sum over the targets of each window of a batch, in nats.
 
     Raises:
-        ValueError: If the model gives no logits per token.
+        ValueError: If the model does not give logits per token.
     """
     device = input_device(model)
     inputs = {name: values.to(device) for name, values in batch.inputs.items()}

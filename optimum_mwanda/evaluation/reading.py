@@ -1,4 +1,4 @@
-"""From a dataset to the windows of every language that a model is evaluated on."""
+"""From a dataset to the windows on which a model is evaluated, per language."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ class Reading(NamedTuple):
     Attributes:
         held_out: The rows, which know how long the text of a window is.
         batches: Language to its windows, languages in sorted order.
-        sequence_length: Most tokens of a window.
+        sequence_length: Most tokens per window.
     """
 
     held_out: HeldOut
@@ -30,7 +30,7 @@ class Reading(NamedTuple):
 
     @property
     def digests(self) -> dict[str, str]:
-        """Language to SHA-256 of all that the model reads of it, which does not depend on the size of the batches."""
+        """Language to SHA-256 of everything that the model reads in it, whatever the size of the batches."""
         return {language: _digest(parts) for language, parts in self.batches.items()}
 
 
@@ -40,12 +40,12 @@ def read_held_out(
     dataset: Any,
     settings: EvaluationSettings,
 ) -> Reading:
-    """Reads a dataset as far as `evaluate_languages` needs it; errors are its own."""
+    """Reads a dataset as far as `evaluate_languages` needs it; raises the same errors."""
     length, tokens = resolve_sequence_length(settings.sequence_length, model), settings.tokens_per_language
     if length < 2 or tokens < 2 or settings.batch_size < 1:
         raise ValueError(
-            f"sequence_length={length} and tokens_per_language={tokens} must be at least 2, as the first token of a "
-            f"window is not predicted, and batch_size={settings.batch_size} at least 1."
+            f"sequence_length={length} and tokens_per_language={tokens} must be at least 2, because the first token of "
+            f"a window is not predicted, and batch_size={settings.batch_size} must be at least 1."
         )
     columns = {"text_column": settings.text_column}
     held_out: HeldOut

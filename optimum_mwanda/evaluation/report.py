@@ -24,8 +24,8 @@ class PerplexityReport:
         scores: Language to score, languages in sorted order.
         model: Name or path of the model.
         sequence_length: Tokens per evaluation window.
-        tokens_per_language: Most tokens that were evaluated per language; None in reports of old versions.
-        seed: Seed of the choice of rows; likewise.
+        tokens_per_language: Most tokens to evaluate per language; None in reports of old versions.
+        seed: Seed for choosing rows; None in reports of old versions.
     """
 
     scores: dict[str, LanguageScore]
@@ -36,7 +36,7 @@ class PerplexityReport:
 
     @property
     def evaluation(self) -> dict[str, Any]:
-        """Arguments of `evaluate_languages` that choose the same text of the same dataset, as far as they are known."""
+        """Arguments that make `evaluate_languages` choose the same text of the same dataset, as far as known."""
         known = {
             "languages": list(self.scores),
             "sequence_length": self.sequence_length,
@@ -46,10 +46,10 @@ class PerplexityReport:
         return {name: value for name, value in known.items() if value is not None}
 
     def select(self, languages: str | Sequence[str]) -> "PerplexityReport":
-        """The report on some of its languages.
+        """Selects some languages of the report.
 
         Raises:
-            ValueError: If it does not cover one of them, or there is none.
+            ValueError: If the report does not cover one of them, or none is named.
         """
         wanted = {languages} if isinstance(languages, str) else set(languages)
         if not wanted:
@@ -62,13 +62,13 @@ class PerplexityReport:
         return dataclasses.replace(self, scores={name: each for name, each in self.scores.items() if name in wanted})
 
     def check_text(self, digests: Mapping[str, str]) -> None:
-        """Checks that some text is what the report is on, as far as that is known.
+        """Checks that the report is on the same text, as far as its text is known.
 
         Args:
             digests: Language to SHA-256 of its tokens, as in `LanguageScore.digest`.
 
         Raises:
-            ValueError: If it is another one.
+            ValueError: If it is on other text.
         """
         for language, score in self.scores.items():
             if score.digest is not None and digests.get(language) != score.digest:
@@ -99,7 +99,7 @@ class PerplexityReport:
         return tables.to_json(self.to_dict())
 
     def to_markdown(self) -> str:
-        """A table with one row per language; standard errors follow `±`, where they are known."""
+        """A table with one row per language; standard errors follow `±` if known."""
         return markdown_table(
             ["language", "tokens", "nll", "perplexity", "bits per byte"],
             [
@@ -115,7 +115,7 @@ class PerplexityReport:
         )
 
     def to_pandas(self) -> "pandas.DataFrame":
-        """A table with one row per language; standard errors are in columns of their own."""
+        """A table with one row per language; standard errors have their own columns."""
         return tables.to_pandas(self._rows())
 
     def to_dataset(self) -> "Dataset":
@@ -136,13 +136,13 @@ class PerplexityComparison:
     Attributes:
         dense: Report of the dense model.
         pruned: Name to report of each pruned model, in the order of the columns.
-        seen: Languages that were calibrated on; None if that is not known.
-        confidence: Probability with which an interval shall cover the true value. It holds for each interval by
-            itself, not for all of a table together.
+        seen: Languages used for calibration; None if unknown.
+        confidence: Probability that an interval covers the true value. It holds for each interval on its own, not for
+            a whole table together.
 
     Raises:
-        ValueError: If the reports do not cover the same languages, or were measured on different text, or `confidence`
-            does not lie between 0 and 1.
+        ValueError: If the reports cover different languages or were measured on different text, or `confidence` does
+            not lie between 0 and 1.
     """
 
     dense: PerplexityReport
@@ -173,7 +173,7 @@ class PerplexityComparison:
 
     @property
     def unseen(self) -> tuple[str, ...]:
-        """Languages that were evaluated and not calibrated on."""
+        """Languages that were evaluated but not used for calibration."""
         return () if self.seen is None else tuple(name for name in self.languages if name not in self.seen)
 
     def log_ratio(self, name: str, language: str) -> float:
@@ -188,7 +188,7 @@ class PerplexityComparison:
         return self.pruned[name].scores[language].nll / self.dense.scores[language].nll - 1
 
     def mean_log_ratio(self, name: str, languages: Iterable[str] | None = None) -> float | None:
-        """Mean increase of the log-perplexity over some languages, by default all; None over no language."""
+        """Mean increase of the log-perplexity over some languages, by default all; None if there are none."""
         increases = [self.log_ratio(name, each) for each in (self.languages if languages is None else languages)]
         return sum(increases) / len(increases) if increases else None
 
@@ -211,16 +211,16 @@ class PerplexityComparison:
 
         Args:
             name: A pruned model.
-            against: Another one. The figures are then how much larger the increases of `name` are than those of
-                `against`; where an interval lies below zero, `name` keeps more.
+            against: Another one. The figures are then the increases of `name` minus those of `against`: if an interval
+                lies below zero, `name` keeps more.
             metric: `log_perplexity`, in nats per token, or `bits_per_byte`, as a fraction of the dense model's.
 
         Raises:
-            KeyError: If a name is not that of a pruned model.
+            KeyError: If there is no pruned model of that name.
             ValueError: If there is no such metric.
         """
         if metric not in METRICS:
-            raise ValueError(f"metric={metric!r} is none of {', '.join(METRICS)}.")
+            raise ValueError(f"metric={metric!r} is not allowed: give {' or '.join(METRICS)}.")
         other = None if against is None else self.pruned[against].scores
         pruned = self.pruned[name].scores
         return measure_change(self.dense.scores, pruned, other, self.seen, metric, self.confidence)
@@ -254,15 +254,15 @@ class PerplexityComparison:
         return tables.to_json(self.to_dict())
 
     def to_markdown(self, metric: Metric = "log_perplexity") -> str:
-        """A table per language and over languages, dense and pruned models side by side.
+        """A table per language and over languages, with dense and pruned models side by side.
 
-        Means over languages are of the logarithms for perplexities. Rows `worst` and `best` name the language that
-        suffers most and least, `spread` is the standard deviation over languages. Intervals are in brackets, where
-        they are known.
+        For perplexities, means over languages are taken of the logarithms. The rows `worst` and `best` name the
+        language that loses most and least, `spread` is the standard deviation over languages. Intervals are in brackets
+        if known.
 
         Args:
-            metric: `log_perplexity` shows perplexities and the factors by which pruning raises them, `bits_per_byte`
-                shows bits per byte and the increase in percent.
+            metric: `log_perplexity` shows perplexities and by what factor pruning raises them, `bits_per_byte` shows
+                bits per byte and the increase in percent.
         """
         changes = {name: self.change(name, metric=metric) for name in self.pruned}
         reports = {name: report.scores for name, report in self.pruned.items()}

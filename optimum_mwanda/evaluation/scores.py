@@ -18,7 +18,7 @@ class Windows:
     Attributes:
         nll: Sums of the negative log-likelihood, in nats.
         tokens: Predicted tokens.
-        bytes: UTF-8 length of the text, which sums to that of the language; None if only token ids were given.
+        bytes: UTF-8 length of the text; adds up to that of the language; None if only token ids were given.
     """
 
     nll: tuple[float, ...]
@@ -35,7 +35,7 @@ class LanguageScore:
         tokens: Predicted tokens; special tokens are not counted.
         nll: Mean negative log-likelihood per token, in nats.
         bytes: UTF-8 length of the text; None if only token ids were given.
-        windows: The same per window, to resample; None if it was not kept.
+        windows: The same figures per window, to resample; None if they were not kept.
         digest: SHA-256 of the token ids that the model read; None in reports of old versions.
     """
 
@@ -53,11 +53,11 @@ class LanguageScore:
 
     @property
     def bits_per_byte(self) -> float | None:
-        """`nll · tokens / (ln 2 · bytes)`: comparable between tokenizers; None without a text."""
+        """`nll · tokens / (ln 2 · bytes)`: comparable between tokenizers; None without text."""
         return None if not self.bytes else self.nll * self.tokens / (math.log(2) * self.bytes)
 
     def is_on_the_text_of(self, other: "LanguageScore") -> bool:
-        """Whether all that is known of the text of both scores agrees: tokens, and lengths over all and per window."""
+        """Whether both scores agree in all that is known of their text: tokens, lengths overall and per window."""
         known: list[tuple[Any, Any]] = [
             (self.digest, other.digest),
             (self.tokens, other.tokens),
@@ -69,7 +69,7 @@ class LanguageScore:
 
     @property
     def can_be_resampled(self) -> bool:
-        """Whether there are two windows at least; of a single one nothing can be learned about its variation."""
+        """Whether there are at least two windows; a single one tells nothing about variation."""
         return self.windows is not None and len(self.windows.nll) > 1
 
     @functools.cached_property
@@ -81,13 +81,13 @@ class LanguageScore:
         nll, tokens, bytes = self.resample(windows.nll, windows.tokens, windows.bytes or windows.tokens)
         return {
             "nll": float(np.std(nll / tokens)),
-            # Relative to the estimate, so that the square of an enormous perplexity does not overflow.
+            # Relative to the estimate, so that the square of a huge perplexity does not overflow.
             "perplexity": self.perplexity * float(np.std(np.exp(nll / tokens - self.nll))),
             "bits_per_byte": None if windows.bytes is None else float(np.std(nll / bytes)) / math.log(2),
         }
 
     def resample(self, *columns: tuple[float, ...]) -> Array:
-        """Sums over resampled windows, (columns, resamples), always over the same ones for a language.
+        """Sums over resampled windows, (columns, resamples); a language always draws the same windows.
 
         Args:
             columns: Sums per window, as in `windows`.
@@ -121,5 +121,5 @@ class LanguageScore:
 
 
 def _lists(fields: list[tuple[str, Any]]) -> dict[str, Any]:
-    """What JSON makes of tuples."""
+    """Turns tuples into lists, as JSON does."""
     return {name: None if value is None else list(value) for name, value in fields}

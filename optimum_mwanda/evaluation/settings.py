@@ -1,4 +1,4 @@
-"""What of a dataset a model is evaluated on, and how much of it at a time."""
+"""What a model is evaluated on, and how much of it at a time."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,29 +9,27 @@ from ..legal import setting
 from ..values import describe_fields
 
 CONFIDENCE = 0.95
-"""Probability with which an interval covers the true value, unless another one is asked for."""
+"""Default probability that an interval covers the true value."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationSettings:
-    """The settings of an evaluation, as `evaluate_languages`, `compare` and `find_sparsity` take them by name."""
+    """Settings of an evaluation; `evaluate_languages`, `compare` and `find_sparsity` take them as keywords."""
 
     languages: Sequence[str] | None = setting(None, "Languages to evaluate. None: all.")
     language_column: str = setting(MWandaConfig.language_column, "Column that names the language.")
-    text_column: str = setting(
-        MWandaConfig.text_column, "Column with the text; for an encoder-decoder, with the source."
-    )
-    target_column: str = setting(MWandaConfig.target_column, "Column with the target for an encoder-decoder.")
+    text_column: str = setting(MWandaConfig.text_column, "Column with the text; for an encoder-decoder, the source.")
+    target_column: str = setting(MWandaConfig.target_column, "Column with the target, for an encoder-decoder.")
     sequence_length: int | None = setting(
         None,
-        "Tokens per window; for an encoder-decoder, most tokens per source and per target. None: 512, or the model's "
-        "positions where those are fewer.",
+        "Tokens per window; for an encoder-decoder, most tokens per source and per target. None: 512, or fewer if the "
+        "model has fewer positions.",
     )
     tokens_per_language: int = setting(
-        16384, "Most tokens to evaluate per language, those of sources not counted; the last text is cut to fit."
+        16384, "Most tokens to evaluate per language, not counting sources; the last text is cut to fit."
     )
     batch_size: int = setting(8, "Windows per forward pass.")
-    seed: int = setting(0, "Seed of the choice of rows, where there are more than needed.")
+    seed: int = setting(0, "Seed for choosing rows if there are more than needed.")
 
     def __post_init__(self) -> None:
         if isinstance(self.languages, str):
@@ -39,11 +37,11 @@ class EvaluationSettings:
 
     @classmethod
     def like(cls, config: MWandaConfig, **changes: Any) -> "EvaluationSettings":
-        """Settings that read a dataset as a config reads that of the calibration.
+        """Settings that read a dataset as a config reads calibration data.
 
         Args:
             config: Gives columns, `sequence_length`, `batch_size` and `seed`.
-            **changes: Further settings, and others than these.
+            **changes: Settings that replace these, and any others.
         """
         shared = ("language_column", "text_column", "target_column", "sequence_length", "batch_size", "seed")
         return cls(**{**{name: getattr(config, name) for name in shared}, **changes})

@@ -31,9 +31,9 @@ Scores = Mapping[str, LanguageScore]
 
 
 def to_json(values: Any) -> str:
-    """Indented JSON with its last line break; a list of numbers stays on one line."""
+    """Indented JSON with a final line break; a list of numbers stays on one line."""
     text = json.dumps(values, indent=2, ensure_ascii=False)
-    # A string holds no line break, so none can look like a list.
+    # Strings hold no line breaks, so none can look like a list.
     return _LIST_OF_NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text) + "\n"
 
 
@@ -70,7 +70,7 @@ def to_dataset(rows: list[dict[str, Any]]) -> "Dataset":
 
 
 def with_error(value: float | None, error: float | None, digits: int) -> str:
-    """A figure and its standard error; the latter is left out where it is unknown."""
+    """A figure and, if known, its standard error."""
     return _decimal(value, digits) + ("" if error is None else f" ± {error:.{digits}f}")
 
 
@@ -81,7 +81,7 @@ def comparison_table(
     seen: Collection[str] | None,
     metric: Metric,
 ) -> str:
-    """One row per language and summary, and two columns per pruned model: its figure, and what pruning did to it."""
+    """One row per language and summary, and two columns per pruned model: its figure, and how pruning changed it."""
     figure, digits, sign = ("perplexity", 2, "×") if metric == METRICS[0] else ("bits_per_byte", 4, "%")
     header = ["language", *([] if seen is None else ["calibrated"]), "dense"]
     for name in pruned:

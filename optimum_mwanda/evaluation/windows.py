@@ -8,7 +8,7 @@ from .scores import LanguageScore, Windows
 
 
 class Window(NamedTuple):
-    """The loss over a window, in nats, and the tokens that it is over."""
+    """The loss over a window, in nats, and the tokens that it predicts."""
 
     nll: float
     targets: list[int]
@@ -22,9 +22,9 @@ def score_windows(
     Args:
         language: Its name.
         measured: Its windows, in the order of the text.
-        sizes: UTF-8 length of the text of each; None if it is not known.
+        sizes: UTF-8 length of the text of each; None if unknown.
         min_targets: Windows with fewer targets are joined to others.
-        digest: Of all that they hold.
+        digest: SHA-256 of everything in them.
     """
     nll = [window.nll for window in measured]
     counts = [len(window.targets) for window in measured]
@@ -39,9 +39,9 @@ def score_windows(
 
 
 def _join_small(counts: Sequence[int], sizes: Sequence[int], min_targets: float) -> list[slice]:
-    """Groups consecutive windows so that each group has `min_targets` targets and a byte, unless all together have not.
+    """Groups consecutive windows so that each group has `min_targets` targets and a byte, if there are as many at all.
 
-    A figure per token or byte that is resampled from windows of no size would not be one.
+    Windows without tokens or bytes give no figure per token or byte when resampled.
     """
 
     def is_small(part: slice) -> bool:

@@ -34,21 +34,21 @@ def compare(
         pruned: A pruned model or its report, or a dict of name to model or report, to see them side by side. A single
             one gets the name `pruned`.
         tokenizer: As for `evaluate_languages`.
-        dataset: As for `evaluate_languages`; needed unless all are reports.
-        seen: Languages that were calibrated on. None: what the records of the pruned models say, if they agree.
-        confidence: Probability with which an interval shall cover the true value.
+        dataset: As for `evaluate_languages`; not needed if all are reports.
+        seen: Languages used for calibration. None: what the records of the pruned models say, if they agree.
+        confidence: Probability that an interval covers the true value.
         reference: As for `evaluate_languages`. None: the first report.
         progress: As for `evaluate_languages`.
-        **settings: As for `evaluate_languages`, the same for all models. What is left out of `languages`,
-            `sequence_length`, `tokens_per_language` and `seed` is as in the first report; `languages` restrict reports.
+        **settings: As for `evaluate_languages`, the same for all models. `languages`, `sequence_length`,
+            `tokens_per_language` and `seed` default to those of the first report; `languages` also restricts reports.
 
     Returns:
         The comparison; `to_markdown()` shows it, `change(name, against=other)` compares two pruned models.
 
     Raises:
         TypeError: If something is neither a model nor a report.
-        ValueError: If a model is given without a dataset, its record cannot be read (`seen` does without), reports are
-            on other text, or as `evaluate_languages`.
+        ValueError: If a model is given without a dataset, its record cannot be read (not needed with `seen`), reports
+            are on different text, or as `evaluate_languages`.
     """
     check_confidence(confidence)
     named = dict(pruned) if isinstance(pruned, Mapping) else {"pruned": pruned}
@@ -57,7 +57,7 @@ def compare(
             _check_model(name, subject, dataset)
     reports = [each for each in (dense, *named.values()) if isinstance(each, PerplexityReport)]
     if (languages := settings.get("languages")) is not None:
-        reports = [each.select(languages) for each in reports]  # what one lacks must show before anything is measured
+        reports = [each.select(languages) for each in reports]  # fails here if one lacks a language, before the work
     first = reports[0] if reports else None
     resolved = EvaluationSettings(**{**({} if first is None else first.evaluation), **settings})
 
@@ -74,11 +74,11 @@ def _check_model(name: str, subject: Any, dataset: Any) -> None:
     if not hasattr(subject, "get_input_embeddings"):
         raise TypeError(f"{name!r} is a {type(subject).__name__}: give a model or a PerplexityReport.")
     if dataset is None:
-        raise ValueError(f"{name!r} is a model, and there is no text to evaluate it on: pass dataset=.")
+        raise ValueError(f"{name!r} is a model, but there is no text to evaluate it on: pass dataset=.")
 
 
 def _calibrated(models: Any) -> list[str] | None:
-    """The languages in the records of the models that have one, if these agree on some."""
+    """The languages in the records of the models, if all that have a record agree."""
     records = [getattr(getattr(model, "config", None), RECORD_KEY, None) for model in models]
     found = {tuple(SparsityRecord.parse(record).languages) for record in records if record is not None}
     return list(found.pop()) or None if len(found) == 1 else None

@@ -1,4 +1,4 @@
-"""The command line in a model card, which prunes with the settings of the record."""
+"""The command line in a model card, for pruning with the settings of the record."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -13,11 +13,11 @@ def describe_command(settings: MWandaConfig, languages: Iterable[str], location:
 
     Args:
         settings: Settings of the pruning.
-        languages: Languages that were calibrated on; none if no text was used.
-        location: What to load the dense model from.
+        languages: Languages used for calibration; none if no text was used.
+        location: Where to load the dense model from.
 
     Returns:
-        One line, and whether it reads settings from their file because no flag can say them.
+        One line, and whether it reads settings from their file because flags cannot express them.
     """
     languages = list(languages)
     values = {name: _words(value) for name, value in _settings_to_name(settings, languages).items()}
@@ -33,9 +33,9 @@ def describe_command(settings: MWandaConfig, languages: Iterable[str], location:
 
 
 def _settings_to_name(config: MWandaConfig, found: list[str]) -> dict[str, Any]:
-    """The settings that a command line has to name, in its order."""
+    """The settings that a command line must name, in its order."""
     settings = config.to_dict()
-    # Naming the languages that were found keeps out others that the dataset may hold by now.
+    # Naming the languages keeps out others that the dataset may have gained since.
     settings["languages"] = settings["languages"] or found
     first = ("sparsity", "criterion", "pattern", "allocation")
     last = ("languages", "seed")
@@ -48,23 +48,23 @@ def _is_implied(name: str, config: MWandaConfig) -> bool:
     others = {other: value for other, value in config.to_dict().items() if other != name}
     try:
         return MWandaConfig.from_dict(others) == config
-    except ValueError:  # the others need it
+    except ValueError:  # the other settings need it
         return False
 
 
 def _words(value: Any) -> list[str]:
-    """The words that follow the flag of a setting."""
+    """The words after the flag of a setting."""
     if isinstance(value, Mapping):
         return [f"{key}={entry!r}" for key, entry in value.items()]
     return [str(entry) for entry in (value if isinstance(value, list) else [value])]
 
 
 def _flag(name: str, words: list[str]) -> str | None:
-    """A setting as a flag with its words; None if a command line cannot say it, or not on one visible line."""
+    """A setting as a flag with its words; None if a command line cannot express it on one visible line."""
     flag = "--" + name.replace("_", "-")
     if any(clean(word) != word or (name == "language_weights" and word.startswith("=")) for word in words):
         return None
     if not any(word.startswith("-") for word in words):
         return " ".join([flag, *map(shell_word, words)])
-    # A word that looks like a flag has to be joined to its own flag, which then takes no second word.
+    # A word that looks like a flag must be joined to its own flag, which then takes no second word.
     return f"{flag}={shell_word(words[0])}" if len(words) == 1 else None

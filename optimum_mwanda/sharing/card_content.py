@@ -1,4 +1,4 @@
-"""What a model card says: the values of a sparsity record and of an evaluation, put into the template."""
+"""The content of a model card: fills the template with the values of a sparsity record and an evaluation."""
 
 import dataclasses
 import math
@@ -30,17 +30,17 @@ _PIPELINES = {
 
 @dataclasses.dataclass(frozen=True)
 class PrunedModelCard:
-    """What the template of the card is filled with.
+    """The values for the template of the card.
 
     Attributes:
         record: The sparsity record.
         settings: The settings in the record.
         repo_id: Repository of the pruned model; None if it has none.
         base_model: Repository of the dense model; None if it has none.
-        license: `license`, `license_name` and `license_link` of the dense model, as far as they are known.
-        comparison: The dense and this pruned model, evaluated; None if they were not.
+        license: `license`, `license_name` and `license_link` of the dense model, as far as known.
+        comparison: Evaluation of the dense and this pruned model; None if there is none.
         harness: The same two models in lm-evaluation-harness; None if they were not run.
-        plot: File name of the picture of the sparsity beside the card; None for a table in its place.
+        plot: File name of the sparsity picture beside the card; None for a table instead.
         degradation_plot: File name of the picture of what every language loses; None for no picture.
         compressed: Whether the weights are stored compressed.
         auto_class: Name of the class of transformers that loads the model.
@@ -65,11 +65,11 @@ class PrunedModelCard:
 
     @property
     def base_location(self) -> str:
-        """What to load the dense model from."""
+        """Where to load the dense model from."""
         return self.base_model or f"path/to/{self.record.model or 'model'}"
 
     def metadata(self) -> ModelCardData:
-        """The YAML block: no string in it is taken from the record unchecked."""
+        """The YAML block; every string that it takes from the record is checked."""
         languages = list(self.record.languages)
         for evaluation in (self.comparison, self.harness):
             languages += evaluation.languages if evaluation else ()
@@ -143,7 +143,7 @@ class PrunedModelCard:
         )
 
     def _evaluation(self) -> dict[str, Any]:
-        """The part of the template's values that an evaluation fills."""
+        """The template's values that come from an evaluation."""
         found = self.comparison
         if found is None:
             return {"perplexity": None}

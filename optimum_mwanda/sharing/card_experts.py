@@ -1,4 +1,4 @@
-"""What a model card says of experts that calibration hardly reached."""
+"""What a model card says about experts that calibration barely reached."""
 
 from ..configuration import MWandaConfig
 from ..record.parts import RecordedExperts
@@ -6,7 +6,7 @@ from .card_text import Markdown, code_span
 
 _POLICIES = {
     "magnitude": "were pruned by magnitude alone",
-    "shared": "were pruned by the statistics of all experts of their layer, or by magnitude where these say nothing",
+    "shared": "were pruned by the pooled statistics of all experts in their layer, or by magnitude if there were none",
     "skip": "were left dense",
     "error": "were refused",
 }
@@ -35,6 +35,6 @@ def describe_experts(found: RecordedExperts | None, settings: MWandaConfig) -> M
     if found.unreached:
         missed = ", ".join(f"{code_span(language)} ({count})" for language, count in found.unreached.items())
         sentences.append(
-            f"Of the {found.count} experts, some got no token of a language, in brackets how many: {missed}."
+            f"Some of the {found.count} experts got no token of a language; their number in brackets: {missed}."
         )
     return Markdown("\n".join(sentences)) if sentences else None

@@ -1,4 +1,4 @@
-"""What a model card says of the scores of lm-evaluation-harness."""
+"""What a model card says about the scores of lm-evaluation-harness."""
 
 import math
 
@@ -9,13 +9,13 @@ from ..evaluation.harness.results import HarnessReport, HarnessScore
 from .card_text import Markdown, clean, table
 
 HARNESS_TASK_NAME = "Benchmarks, one language at a time (optimum-mwanda)"
-"""Task of these results in the metadata: those under this name are replaced at each update, others are kept."""
+"""Task of these results in the metadata: an update replaces results under this name and keeps others."""
 
 _OURS = ("**mean**", "**worst**", "–", "")
 
 
 def harness_table(comparison: HarnessComparison) -> Markdown:
-    """The scores of the dense and the pruned model, with names as inline code: they may come from anywhere."""
+    """The scores of the dense and the pruned model, with names as inline code, because they may come from anywhere."""
     header, rows = comparison.table()
     figures = [[*row[:3], *map(Markdown, row[3:])] for row in rows]
     for row in figures:
@@ -36,7 +36,7 @@ def _result(score: HarnessScore, version: str) -> EvalResult:
     return EvalResult(
         task_type="text-generation",
         task_name=HARNESS_TASK_NAME,
-        # The metadata joins results whose types are equal: local benchmarks must not share one.
+        # The metadata joins results of the same type, so local benchmarks must not share one.
         dataset_type=clean(score.dataset if is_repository else score.benchmark),
         dataset_name=clean(score.benchmark),
         dataset_config=clean(score.language) or None,

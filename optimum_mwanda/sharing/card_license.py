@@ -1,4 +1,4 @@
-"""The licence of a pruned model is that of its dense one: looked up on the cards that can be reached."""
+"""A pruned model has the licence of its dense one, which is looked up on the cards within reach."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from .card_text import clean
 
 
 def local_license(card: Path | None, base_model: str | None) -> dict[str, str]:
-    """The licence on a card that may lie in the folder of the dense model; nothing if it does not."""
+    """The licence on the card in the folder of the dense model; nothing without a card."""
     if card is None or not card.is_file():
         return {}
     try:
@@ -25,14 +25,14 @@ def hub_license(base_model: str | None) -> dict[str, str]:
     if base_model is None:
         return {}
     try:
-        # One request: a download would be tried for half a minute where there is no network.
+        # A single request: without a network, a download would be retried for half a minute.
         return _license(HfApi().model_info(base_model, timeout=10).card_data or {}, base_model)
     except (OSError, ValueError, yaml.YAMLError, HTTPError):
         return {}
 
 
 def _license(data: Any, base_model: str | None) -> dict[str, str]:
-    """What the metadata of a card says of the licence."""
+    """What the metadata of a card says about the licence."""
     if not isinstance(data.get("license"), str):
         return {}
     keys = ("license", "license_name", "license_link")

@@ -1,4 +1,4 @@
-"""Text of a model card: filling the template so that no string of a record can act as Markdown, HTML or Jinja."""
+"""Text of a model card: fills the template so that no string of a record can act as Markdown, HTML or Jinja."""
 
 import importlib.resources
 import json
@@ -17,7 +17,7 @@ MAX_CHARACTERS = 300
 
 
 class Markdown(str):
-    """Text that may be put into a card as it is."""
+    """Text that can be put into a card unchanged."""
 
 
 def clean(value: Any) -> str:
@@ -27,7 +27,7 @@ def clean(value: Any) -> str:
 
 
 def code_span(value: Any) -> Markdown:
-    """A string as inline code, in which Markdown and HTML mean nothing."""
+    """A string as inline code, where Markdown and HTML have no effect."""
     return Markdown(f"`{clean(value).replace('`', chr(39)) or '–'}`")
 
 
@@ -60,7 +60,7 @@ def percent(share: float) -> Markdown:
 def render(values: Mapping[str, Any]) -> str:
     """Fills the template of the card.
 
-    What the template prints becomes inline code, unless it is a number or `Markdown`.
+    Values that the template prints become inline code, unless they are numbers or `Markdown`.
     """
     environment = jinja2.Environment(
         autoescape=False,  # the output is Markdown; `_finalize` escapes
@@ -78,7 +78,7 @@ _UNSEEN = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
 
 
 def _template() -> str:
-    """The template: a wheel has it beside this module, a source tree in the folder `model_cards`."""
+    """The template: in a wheel it is beside this module, in a source tree in the folder `model_cards`."""
     packaged = importlib.resources.files(__package__).joinpath(TEMPLATE)
     source = Path(__file__).parents[2] / "model_cards" / TEMPLATE
     return (packaged if packaged.is_file() else source).read_text(encoding="utf-8")

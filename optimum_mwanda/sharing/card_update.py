@@ -1,4 +1,4 @@
-"""Putting a generated card into one that exists: its own section is replaced, its metadata merged, the rest kept."""
+"""Merging a generated card into an existing one: replaces our section, merges the metadata and keeps the rest."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from .names import CARD_NAME
 BEGIN = "<!-- optimum-mwanda:begin -->"
 END = "<!-- optimum-mwanda:end -->"
 TASK_NAME = "Language modelling, one language at a time (optimum-mwanda)"
-"""Task of our own evaluation results: those under this name are replaced at each update, others are kept."""
+"""Task of our own evaluation results: an update replaces results under this name and keeps others."""
 OUR_TASKS = (TASK_NAME, HARNESS_TASK_NAME)
 
 
@@ -19,8 +19,8 @@ def update_card(existing: str, new: ModelCard) -> ModelCard:
     """Merges a generated card into an existing one.
 
     The text between the two marker comments is replaced; without markers the section is appended. Languages and tags
-    are united, evaluation results of other origin are kept. Of the rest the new card decides the base model and its
-    relation, and the existing card everything else that it says.
+    of both are kept, and so are evaluation results from elsewhere. The new card decides the base model and its
+    relation; anything else that the existing card says stays.
 
     Args:
         existing: Content of the existing README.md.
@@ -53,7 +53,7 @@ def _replace_section(text: str, new: str) -> str:
 
 
 def _split(text: str) -> tuple[str, str, str] | None:
-    """Text before, with and after the markers, which stand on lines of their own; None if there are none."""
+    """Text before, within and after the markers, each on its own line; None if there are none."""
     lines = text.splitlines(keepends=True)
     begins, ends = ([i for i, line in enumerate(lines) if line.strip() == marker] for marker in (BEGIN, END))
     if not begins and not ends:
@@ -61,7 +61,7 @@ def _split(text: str) -> tuple[str, str, str] | None:
     if len(begins) != 1 or len(ends) != 1 or begins[0] > ends[0]:
         raise ValueError(
             f"{CARD_NAME} holds {len(begins)} lines {BEGIN!r} and {len(ends)} lines {END!r}: leave one of each, in "
-            "this order, around the section that optimum-mwanda may replace, or remove them all to have it appended."
+            "this order, around the section that optimum-mwanda may replace, or remove all to have it appended."
         )
     first, last = begins[0], ends[0]
     section, rest = "".join(lines[first : last + 1]), "".join(lines[last + 1 :])

@@ -1,4 +1,4 @@
-"""Writing a pruned model with all that belongs to it."""
+"""Writing a pruned model with everything that belongs to it."""
 
 from pathlib import Path
 
@@ -31,11 +31,11 @@ def save_folder(
 
     Args:
         model: The pruned model.
-        folder: Where to write; made if need be.
+        folder: Folder to write to; created if it does not exist.
         tokenizer: Saved with the model if given.
         report: Becomes `evaluation.json`.
         harness: Becomes `harness.json`.
-        card: What the card says. None: there is none yet.
+        card: Content of the card. None: write no card yet.
         compressed: Whether to store the zeros compressed.
         max_shard_size: Most bytes per weight file.
     """
@@ -54,7 +54,7 @@ def save_folder(
 def write_evaluations(
     folder: Path, report: PerplexityComparison | None = None, harness: HarnessComparison | None = None
 ) -> None:
-    """Writes what was measured, as far as it is given, where `card` and `compress` find it again."""
+    """Writes the evaluations that are given, where `card` and `compress` find them again."""
     for name, evaluation in ((EVALUATION_NAME, report), (HARNESS_NAME, harness)):
         if evaluation is not None:
             write_text(folder / name, to_json(evaluation.to_dict()))

@@ -46,24 +46,24 @@ def push_to_hub(
     commit_message: str | None = None,
     commit_description: str | None = None,
 ) -> CommitInfo:
-    """Pushes a pruned model with its card in one commit: the repository has all of it or none.
+    """Pushes a pruned model with its card in one commit: the repository gets all of it or nothing.
 
-    Everything is saved into a temporary folder first. A card in the repository keeps all but its own section. Of an
-    earlier push, weight files that this one does not replace are deleted, because they could be loaded in its place,
-    and, where the card is one of ours, so are evaluations and pictures, which are about other weights.
+    Everything is saved into a temporary folder first. In a card that is already in the repository, only our section is
+    replaced. Weight files of an earlier push that this one does not replace are deleted, because they could be loaded
+    instead. If the card is ours, old evaluations and pictures are deleted too, because they are about other weights.
 
     Args:
         model: The pruned model.
-        repo_id: Repository, which is made if need be.
+        repo_id: Repository; created if it does not exist.
         tokenizer: Tokenizer to push with it.
         report: The dense model and this one, evaluated on the same text; goes into the card and `evaluation.json`.
         harness: The same two models in lm-evaluation-harness; goes into the card and `harness.json`.
         base_model: Repository of the dense model, for the card. None: what the record says.
-        compressed: Whether to store the zeros compressed; such a model needs optimum-mwanda to be loaded.
+        compressed: Whether to store the zeros compressed; loading then needs optimum-mwanda.
         max_shard_size: Most bytes per weight file.
         private: Whether a new repository is private. None: the namespace's default.
         token: Token with write access. None or True: the one of `hf auth login` or `HF_TOKEN`.
-        revision: Branch to commit to, which is made if need be.
+        revision: Branch to commit to; created if it does not exist.
         create_pr: Whether to open a pull request with the commit.
         commit_message: First line of the commit.
         commit_description: Rest of the commit message.
@@ -74,9 +74,9 @@ def push_to_hub(
     Raises:
         ValueError: If the model has no sparsity record or a malformed one, or the repository's card is damaged.
         LocalTokenNotFoundError: If there is no token.
-        HfHubHTTPError: If the Hub refuses. Nothing was committed then: push again.
+        HfHubHTTPError: If the Hub refuses. Nothing is committed then: push again.
     """
-    content = describe(model, report, base_model, harness)  # a bad record must show before anything is uploaded
+    content = describe(model, report, base_model, harness)  # a bad record must fail before anything is uploaded
     api = HfApi(token=_checked_token(token))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name, "model")

@@ -32,9 +32,9 @@ _KNOWN = frozenset((*_SHORT.values(), *_LONG_ONLY.split()))
 
 
 def hub_language(code: str) -> str | None:
-    """The ISO 639-1 code of a language, or its ISO 639-3 code where it has no shorter one.
+    """The ISO 639-1 code of a language, or its ISO 639-3 code if it has no shorter one.
 
-    Script, region and variant are dropped, because the Hub takes none: `zh-Hant` is `zh`, `eng_Latn` is `en`.
+    Script, region and variant are dropped, because the Hub does not take them: `zh-Hant` is `zh`, `eng_Latn` is `en`.
 
     Args:
         code: Any string that a dataset uses for a language.

@@ -1,4 +1,4 @@
-"""Model cards of pruned models: what was done, what it costs in every language, and what it does not give."""
+"""Model cards of pruned models: what was done, what it costs in every language, and what it does not offer."""
 
 import dataclasses
 import importlib.util
@@ -41,8 +41,8 @@ def create_card(
 ) -> ModelCard:
     """Writes the card of a pruned model.
 
-    The licence is that of the dense model: the first that is found on the card of `base_model` as it is passed, in the
-    folder that the model was loaded from, or on the card of the model that the record names. Without one the card names
+    The licence is that of the dense model. It is looked up on the card of `base_model` if that is given, then in the
+    folder that the model was loaded from, then on the card of the model in the record. If there is none, the card names
     none.
 
     Args:
@@ -52,12 +52,11 @@ def create_card(
         report: The dense model and this pruned model, evaluated on the same text.
         harness: The same two models in lm-evaluation-harness.
         base_model: Repository of the dense model. None: what the record says, if that has the form of a repository.
-        plot: File name of a picture of the sparsity beside the card, as `save_card` makes it. None: a table in its
-            place.
-        degradation_plot: File name of a picture of what every language loses, as `save_card` makes it of a `report`.
+        plot: File name of a sparsity picture beside the card, as `save_card` makes it. None: a table instead.
+        degradation_plot: File name of a picture of what every language loses, as `save_card` makes it from a `report`.
             None: no picture.
         compressed: Whether the weights are stored compressed.
-        existing: Content of a card to update. Only its own section is replaced, and its metadata merged.
+        existing: Content of a card to update. Only our section is replaced, and the metadata is merged.
 
     Returns:
         The card: `print` it, or `save` it.
@@ -85,11 +84,11 @@ def save_card(
     """Writes the card of a pruned model into a folder, with its pictures if matplotlib is installed.
 
     The pictures show the sparsity of every block and, with a `report`, what every language loses.
-    A README.md that is there already is updated, as `create_card` does it.
+    An existing README.md is updated, as by `create_card`.
 
     Args:
         model_or_record: As for `create_card`.
-        folder: Where to write; made if need be.
+        folder: Folder to write to; created if it does not exist.
         repo_id: As for `create_card`.
         report: As for `create_card`.
         harness: As for `create_card`.
@@ -132,7 +131,7 @@ def describe(
         base_model = record.model if "/" in record.model and REPO_ID.fullmatch(record.model) else None
         license = local_license(card, base_model) or hub_license(base_model)
     elif not REPO_ID.fullmatch(base_model):
-        raise ValueError(f"base_model={base_model!r} is no repository id: give 'namespace/name', or leave it out.")
+        raise ValueError(f"base_model={base_model!r} is not a repository id: give 'namespace/name', or leave it out.")
     else:
         license = hub_license(base_model) or local_license(card, base_model)
     return PrunedModelCard(
@@ -147,7 +146,7 @@ def describe(
 
 
 def write_card(content: PrunedModelCard, folder: str | os.PathLike[str]) -> Path:
-    """Writes a card and its pictures into a folder, or updates the card that is there."""
+    """Writes a card and its pictures into a folder, or updates the card in it."""
     path = Path(folder, CARD_NAME)
     path.parent.mkdir(parents=True, exist_ok=True)
     existing = path.read_bytes().decode("utf-8-sig") if path.is_file() else None
@@ -177,7 +176,7 @@ def _record(model_or_record: Source) -> SparsityRecord:
 
 
 def _card_beside(model_or_record: Source) -> Path | None:
-    """Where the card of the dense model may lie: in the folder that the model was loaded from."""
+    """Where the card of the dense model may be: in the folder that the model was loaded from."""
     if isinstance(model_or_record, (SparsityRecord, Mapping)):
         return None
     name = model_or_record if isinstance(model_or_record, (str, os.PathLike)) else model_or_record.name_or_path
@@ -185,7 +184,7 @@ def _card_beside(model_or_record: Source) -> Path | None:
 
 
 def _architecture(model_or_record: Source) -> str:
-    """Name of the model's class; nothing where only the record is known."""
+    """Name of the model's class; empty if only the record is known."""
     if isinstance(model_or_record, PreTrainedModel):
         return type(model_or_record).__name__
     if isinstance(model_or_record, (SparsityRecord, Mapping)):
@@ -205,7 +204,7 @@ def _settings(record: SparsityRecord) -> MWandaConfig:
 
 
 def _of_one_model(report: PerplexityComparison, record: SparsityRecord) -> PerplexityComparison:
-    """The report under the name `pruned`, with the calibrated languages of the record where it names none."""
+    """The report under the name `pruned`, with the calibrated languages from the record if it names none."""
     if len(report.pruned) != 1:
         raise ValueError(
             f"The report compares {len(report.pruned)} pruned models ({', '.join(report.pruned) or 'none'}): give one "

@@ -1,4 +1,4 @@
-"""What the files in the folder of a pruned model are called, and what a repository may be called."""
+"""Names of the files in the folder of a pruned model, and legal names of a repository."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""A walk of a model in memory that sees what each block reads while its predecessors are pruned."""
+"""A walk through a model in memory that sees what each block reads while its predecessors are pruned."""
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from functools import partial
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 
 class BlockByBlock(Walk):
-    """Takes one block after the other, and calls it again over all batches to see what enters its weights.
+    """Takes one block after the other, and calls it again over all batches to see the inputs of its weights.
 
-    With `calibration="sequential"` a block sees what its pruned predecessors give. With Gram matrices so do the weights
-    inside it: those that read the same input (query, key and value; the output projection; ...) are a step of their
-    own. With `"dense"` everything sees what the unpruned model gives. Memory is needed for the hidden states of all
+    With `calibration="sequential"` a block sees the outputs of its pruned predecessors. With Gram matrices, so do the
+    weights inside it: those that read the same input (query, key and value; the output projection; ...) form a step.
+    With `"dense"` everything sees the outputs of the unpruned model. Memory is needed for the hidden states of all
     batches and the Gram matrices of one step.
 
     Args:
@@ -38,7 +38,7 @@ class BlockByBlock(Walk):
         language_weights: Language to its weight, in the order of the chunks.
         config: Settings.
         store: Makes a place for the hidden states of a stack.
-        reduce: Adds up sums over the processes that share the calibration; None if there is one.
+        reduce: Adds up sums over the processes that share the calibration; None for a single process.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class BlockByBlock(Walk):
         return BlockCalls(self._model, stack, self._batches, self._store())
 
     def _steps(self) -> Iterator[Step]:
-        # In a dense walk later stacks read what the unpruned ones before them give.
+        # In a dense walk, later stacks read the outputs of the unpruned stacks before them.
         recorded = [self._record(stack) for stack in self._stacks] if self._is_dense else []
         for stack in self._stacks:
             calls = recorded.pop(0) if self._is_dense else self._record(stack)
@@ -81,7 +81,7 @@ class BlockByBlock(Walk):
         order = RunningOrder(weights, lambda: next(iter(calls.outputs(name, block))))
         groups = order.groups()
         if self._is_dense:
-            # Looking moves on to the next block, before this one is pruned.
+            # Looking also moves on to the next block, before this one is pruned.
             yield self._step(groups, lambda: calls.advancing(name, block))
             return
         for step in [[group] for group in groups] if self._needs_grams else [groups]:

@@ -1,4 +1,4 @@
-"""Running a model, or a part of it, for what enters its weights."""
+"""Running a model, or a part of it, to see the inputs of its weights."""
 
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 
 
 class Collector(AbstractContextManager[Any], Protocol):
-    """Sums up what enters some weights, while it is open."""
+    """Sums up the inputs of some weights while it is open."""
 
     def start(self, language: str) -> None:
-        """Counts what follows for one language."""
+        """Counts everything from here on for one language."""
 
 
 def run_watched(runs: Generator[Any, None, None], languages: Iterable[str], *collectors: Collector) -> None:
-    """Runs one batch after the other while collectors look on.
+    """Runs one batch after the other while collectors watch.
 
     Args:
         runs: Runs a batch each time it is asked for another item.
-        languages: Language of every batch, those of one language together.
-        *collectors: What looks on; opened here.
+        languages: Language of every batch; batches of one language come together.
+        *collectors: Collectors that watch; opened here.
     """
     with ExitStack() as stack:
         stack.enter_context(closing(runs))
@@ -40,7 +40,7 @@ def run_watched(runs: Generator[Any, None, None], languages: Iterable[str], *col
             for collector in collectors:
                 collector.start(language)
             next(runs)
-        next(runs, None)  # what comes after the last batch
+        next(runs, None)  # runs what comes after the last batch
 
 
 def calibrate(
@@ -66,7 +66,7 @@ def calibrate(
 
     Raises:
         FloatingPointError: If activations are NaN or infinite.
-        ValueError: If no token of a language reaches a weight that is not an expert's.
+        ValueError: If no token of a language reaches a weight outside the experts.
     """
     size = config.batch_size
     collector = StatisticsCollector(weights, list(chunks.chunks), activities)
@@ -76,7 +76,7 @@ def calibrate(
         batches = progress_bar(chunks.batches(size), total=total, description="Calibrating", show=progress)
 
         def runs() -> Generator[None, None, None]:
-            with closing(batches):  # so that the bar ends before what is said of an error
+            with closing(batches):  # so that the bar ends before an error is shown
                 for _, inputs in batches:
                     run_blocks(model, blocks, inputs)
                     yield

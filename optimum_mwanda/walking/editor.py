@@ -1,4 +1,4 @@
-"""Changing weights in a way that can be taken back."""
+"""Changing weights in a way that can be undone."""
 
 import logging
 from collections.abc import Callable
@@ -14,14 +14,13 @@ logger = logging.getLogger(__name__)
 
 
 class PartiallyPrunedError(RuntimeError):
-    """Pruning ended early on a model that could not be put back; the message says which weights are pruned."""
+    """Pruning ended early on a model that could not be restored; the message says which weights are pruned."""
 
 
 class WeightEditor:
-    """Changes weights inside a `with` block, and puts them all back if the block fails or is interrupted.
+    """Changes weights inside a `with` block, and restores them all if the block fails or is interrupted.
 
-    What is needed for that is kept on the CPU: of a weight that was masked, one bit per
-    entry and the removed values.
+    What this needs is kept on the CPU: for a masked weight, one bit per entry and the removed values.
 
     Args:
         reversible: Whether to keep what was removed. Without it a failure raises `PartiallyPrunedError`.
@@ -37,7 +36,7 @@ class WeightEditor:
 
         Args:
             weight: The weight to change.
-            pruned: Boolean, shape `(out, in)`, True where a weight goes.
+            pruned: Boolean, shape `(out, in)`, True where an entry is removed.
         """
         if self._reversible:
             self._undo.append(partial(_put_back, weight, pack_bits(pruned).cpu(), weight.matrix[pruned].cpu()))
@@ -45,7 +44,7 @@ class WeightEditor:
         weight.matrix.masked_fill_(pruned, 0)
 
     def replace(self, weight: PrunableWeight, values: Tensor) -> None:
-        """Gives a weight other values; to take that back, all of the old ones are kept.
+        """Gives a weight new values; all old ones are kept, so that this can be undone.
 
         Args:
             weight: The weight to change.
@@ -67,7 +66,7 @@ class WeightEditor:
         if not self._reversible:
             raise PartiallyPrunedError(
                 f"Pruning stopped ({type(error).__name__}: {error}) and nothing was kept to undo it: "
-                f"{len(self._edited)} weights are pruned already, the last of them, {self._edited[-1].name!r}, perhaps "
+                f"{len(self._edited)} weights are already pruned, the last one, {self._edited[-1].name!r}, perhaps "
                 "only in part; the rest is dense. Load the model again."
             ) from error
         for undo in reversed(self._undo):

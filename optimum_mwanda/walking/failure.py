@@ -1,4 +1,4 @@
-"""What made a pruning fail, without what it left behind."""
+"""Why a pruning failed, without the state that it left behind."""
 
 import contextlib
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from .editor import PartiallyPrunedError
 
 @contextlib.contextmanager
 def bare_failures() -> Iterator[None]:
-    """Inside the block a pruning fails with its reason alone, for callers who restore the model or throw it away."""
+    """Inside the block, a failed pruning raises only its cause, for callers who restore the model or throw it away."""
     try:
         yield
     except PartiallyPrunedError as error:

@@ -19,22 +19,23 @@ _PLAIN = (bool, int, float, str, bytes, slice, torch.dtype, torch.device, torch.
 def record_calls(
     model: nn.Module, blocks: Mapping[str, nn.Module], batches: Iterable[Mapping[str, Tensor]], hidden: HiddenStates
 ) -> Calls:
-    """Records the arguments of every block of a stack, hidden states apart.
+    """Records the arguments of every block of a stack, except hidden states.
 
-    What a model passes to its blocks (position embeddings, masks, layer-wise options) hardly ever depends on what they
-    compute. So the blocks run for the first batch only, and are then replaced by stand-ins that pass the hidden states
-    on: if these are called with the same arguments, they serve for all other batches. Where blocks hand more than
-    hidden states to each other, as in T5, whose first block hands on its position bias, they run for every batch.
+    The arguments that a model passes to its blocks (position embeddings, masks, layer-wise options) hardly ever depend
+    on what the blocks compute. So the blocks run only for the first batch; then stand-ins that pass the hidden states
+    on replace them. If the stand-ins are called with the same arguments, they serve for all other batches. If blocks
+    give each other more than hidden states, as in T5, where the first one shares its position bias, the blocks run for
+    every batch.
 
     Args:
         model: The model.
-        blocks: Blocks to record, in the order in which they run. What comes before them in the model is run.
+        blocks: Blocks to record, in the order in which they run. The parts of the model before them are run too.
         batches: Keyword arguments of the model, batch by batch.
         hidden: Takes the hidden states that enter the first block.
 
     Returns:
-        Name of a block to the arguments of its calls, one per batch; a model hands the same objects to many blocks, and
-        they are kept once.
+        Name of a block to the arguments of its calls, one per batch; objects that the model passes to many blocks are
+        kept once.
     """
     calls: Calls = {name: [] for name in blocks}
     counts: dict[str, int | None] = {}
@@ -60,12 +61,12 @@ def _agrees(
     calls: Calls,
     counts: dict[str, int | None],
 ) -> bool:
-    """Whether stand-ins are called with what the blocks themselves are called with."""
+    """Whether stand-ins are called with the same arguments as the blocks themselves."""
     found: Calls = {name: [] for name in blocks}
     try:
         with _standing_in(blocks, counts), _recording(blocks, found, None):
             run_blocks(model, blocks, batch)
-    except Exception:  # a model that computes with what a block gives besides hidden states finds None there
+    except Exception:  # a model that uses a block's further outputs finds None there
         return False
     return _same(calls, found)
 
@@ -77,7 +78,7 @@ def _recording(blocks: Mapping[str, nn.Module], calls: Calls, hidden: HiddenStat
     for name, block in blocks.items():
 
         def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = name) -> None:
-            # Hidden states come first, or by name; the call keeps the rest.
+            # Hidden states come first or by name; the call keeps the other arguments.
             rest = {key: value for key, value in kwargs.items() if key != "hidden_states"}
             if name == first and hidden is not None:
                 hidden.append(_hidden_states(args, kwargs))
@@ -93,7 +94,7 @@ def _recording(blocks: Mapping[str, nn.Module], calls: Calls, hidden: HiddenStat
 
 @contextmanager
 def _noting(blocks: Mapping[str, nn.Module], counts: dict[str, int | None]) -> Iterator[None]:
-    """Notes in what form blocks give hidden states: how many values they give, or None for hidden states alone."""
+    """Notes the form of each block's output: how many values, or None for hidden states alone."""
 
     def note(_: nn.Module, __: Any, output: Any, name: str) -> None:
         counts[name] = None if torch.is_tensor(output) else len(output)
@@ -108,13 +109,13 @@ def _noting(blocks: Mapping[str, nn.Module], counts: dict[str, int | None]) -> I
 
 @contextmanager
 def _standing_in(blocks: Mapping[str, nn.Module], counts: Mapping[str, int | None]) -> Iterator[None]:
-    """Lets blocks pass hidden states on in the form in which they give them; hooks are called as ever."""
+    """Lets blocks pass hidden states on, in the form of their usual output; hooks are called as usual."""
 
     def pass_on(*args: Any, count: int | None, **kwargs: Any) -> Any:
         states = _hidden_states(args, kwargs)
         return states if count is None else (states, *[None] * (count - 1))
 
-    own = {name: vars(block).get("forward") for name, block in blocks.items()}  # that of an instance, if it has one
+    own = {name: vars(block).get("forward") for name, block in blocks.items()}  # an instance's own, if it has one
     try:
         for name, block in blocks.items():
             block.forward = partial(pass_on, count=counts[name])
@@ -132,7 +133,7 @@ def _hidden_states(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Whether two arguments are equal; of what is not known to be plain only the same object is."""
+    """Whether two arguments are equal; values of unknown types are equal only if they are the same object."""
     if one is other:
         return True
     if torch.is_tensor(one):

@@ -1,4 +1,4 @@
-"""Calling the blocks of a stack again as the model has called them, without the rest of the model."""
+"""Calling the blocks of a stack again as the model called them, without the rest of the model."""
 
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import suppress
@@ -19,14 +19,14 @@ class _Reached(Exception):
 class BlockCalls:
     """The calls of every block of a stack over a list of batches.
 
-    The arguments of a block are kept as they are: whatever a model passes to its blocks (position embeddings, masks,
-    layer-wise options, what blocks hand to later ones) is passed again, and none of it is named here.
+    The arguments of a block are kept unchanged: whatever a model passes to its blocks (position embeddings, masks,
+    layer-wise options, outputs of earlier blocks) is passed again, without knowing its name.
 
     Args:
         model: The model.
         blocks: Blocks to record, in the order in which they run.
         batches: Keyword arguments of the model, batch by batch.
-        hidden: Where the hidden states are kept. None: where the blocks leave them.
+        hidden: Store for the hidden states. None: they stay where the blocks leave them.
 
     Attributes:
         hidden: Hidden states that enter the next block.
@@ -43,9 +43,9 @@ class BlockCalls:
         self._calls = record_calls(model, blocks, batches, self.hidden)
 
     def run_to(self, name: str, block: nn.Module, module: nn.Module | None) -> Generator[int, None, None]:
-        """Runs one block over every batch, no further than to the call of a module in it, and yields batch numbers.
+        """Runs one block over every batch, up to the call of a module in it, and yields batch numbers.
 
-        Hooks that the module has already are called before it ends. Without a module the block runs to its end.
+        Hooks that the module already has are still called. Without a module, the block runs to its end.
         """
 
         def stop(*_: Any) -> None:
@@ -62,14 +62,14 @@ class BlockCalls:
                 handle.remove()
 
     def outputs(self, name: str, block: nn.Module) -> Iterable[tuple[int, Tensor]]:
-        """Runs one block over every batch and yields `(batch number, its output hidden states)`."""
+        """Runs one block over every batch and yields `(batch number, output hidden states)`."""
         for index, (args, kwargs) in enumerate(self._calls[name]):
             with interruptible():
                 output = block(self.hidden[index], *args, **kwargs)
             yield index, output if torch.is_tensor(output) else output[0]
 
     def advance(self, name: str, block: nn.Module) -> None:
-        """Replaces the hidden states by the block's outputs and forgets the block's calls; the last one has no heir."""
+        """Replaces the hidden states by the block's outputs and forgets its calls; the last block need not run."""
         if len(self._calls) > 1:
             for _ in self.advancing(name, block):
                 pass
@@ -77,7 +77,7 @@ class BlockCalls:
             del self._calls[name]
 
     def advancing(self, name: str, block: nn.Module) -> Generator[int, None, None]:
-        """Does what `advance` does, batch by batch, and yields batch numbers; to be read to its end."""
+        """Does the same as `advance`, batch by batch, and yields batch numbers; must be read to its end."""
         for index, output in self.outputs(name, block):
             self.hidden[index] = output
             yield index

@@ -14,23 +14,23 @@ _ALIGNMENT = 64
 
 
 class HiddenStates(abc.ABC):
-    """Hidden states, one tensor `(batch, sequence, hidden)` per batch, read and replaced by the number of the batch."""
+    """Hidden states, one tensor `(batch, sequence, hidden)` per batch, read and replaced by batch number."""
 
     @abc.abstractmethod
     def append(self, states: Tensor) -> None:
-        """Keeps those of one more batch."""
+        """Keeps the hidden states of one more batch."""
 
     @abc.abstractmethod
     def __getitem__(self, batch: int) -> Tensor:
-        """Those of a batch, on the device from which they came."""
+        """The hidden states of a batch, on the device that they came from."""
 
     @abc.abstractmethod
     def __setitem__(self, batch: int, states: Tensor) -> None:
-        """Replaces those of a batch."""
+        """Replaces the hidden states of a batch."""
 
 
 class OnDevice(HiddenStates):
-    """Leaves them where the blocks do."""
+    """Leaves hidden states on the device of the blocks."""
 
     def __init__(self) -> None:
         self._states: list[Tensor] = []
@@ -46,7 +46,7 @@ class OnDevice(HiddenStates):
 
 
 class InMemory(HiddenStates):
-    """Keeps them in the memory of the machine, which a model on a GPU leaves free."""
+    """Keeps hidden states in the machine's memory, which a model on a GPU leaves free."""
 
     def __init__(self) -> None:
         self._states: list[tuple[Tensor, torch.device]] = []
@@ -63,12 +63,12 @@ class InMemory(HiddenStates):
 
 
 class OnDisk(HiddenStates):
-    """Keeps them in a memory-mapped file, which the system holds in memory as far as there is room.
+    """Keeps hidden states in a memory-mapped file, which the system holds in memory as far as there is room.
 
-    The file has no name and is gone with the process, however that ends.
+    The file has no name and disappears with the process, however that ends.
 
     Args:
-        folder: Where the file lies.
+        folder: Folder for the file.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -100,20 +100,20 @@ class OnDisk(HiddenStates):
 
 
 def check_activations(place: str | os.PathLike[str]) -> None:
-    """Checks where hidden states are to be kept.
+    """Checks where hidden states should be kept.
 
     Raises:
-        ValueError: If it is neither `"device"` nor `"cpu"` nor a folder.
+        ValueError: If the place is neither `"device"` nor `"cpu"` nor a folder.
     """
     if place not in ("device", "cpu") and not Path(place).is_dir():
         raise ValueError(
-            f"activations={os.fspath(place)!r} is not allowed: give 'device', 'cpu', or a folder that exists, for a "
-            "memory-mapped file in it."
+            f"activations={os.fspath(place)!r} is not allowed: give 'device', 'cpu', or an existing folder for a "
+            "memory-mapped file."
         )
 
 
 def make_store(place: str | os.PathLike[str]) -> HiddenStates:
-    """A place for hidden states: `"device"`, `"cpu"`, or a folder."""
+    """Makes the store for a place: `"device"`, `"cpu"`, or a folder."""
     if place == "device":
         return OnDevice()
     return InMemory() if place == "cpu" else OnDisk(Path(place))

@@ -1,4 +1,4 @@
-"""The one way through a model: steps of weights that are looked at and edited together."""
+"""The way through a model, in steps of weights that are looked at and edited together."""
 
 import abc
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,11 +15,11 @@ from .editor import WeightEditor
 
 
 class Seen(NamedTuple):
-    """What enters the weights of a step, summed over all calibration batches.
+    """Inputs of the weights of a step, summed over all calibration batches.
 
     Attributes:
         entries: Name of a weight to its statistics.
-        grams: Name of a weight to the pooled Gram matrix of its input, shape `(in, in)`; empty where none are needed.
+        grams: Name of a weight to the pooled Gram matrix of its input, shape `(in, in)`; empty if none are needed.
     """
 
     entries: Mapping[str, WeightStatistics]
@@ -27,7 +27,7 @@ class Seen(NamedTuple):
 
 
 class _Edit(NamedTuple):
-    """What is to become of one weight: new values, or the packed mask of the entries to be zeroed."""
+    """A change to one weight: new values, or the packed mask of the entries to set to zero."""
 
     weight: PrunableWeight
     packed: Tensor | None
@@ -46,7 +46,7 @@ class Step:
 
     Args:
         weights: The weights.
-        look: Runs what has to be run to see what enters them; to be called once, before anything is written.
+        look: Runs whatever is needed to see their inputs; call it once, before anything is written.
     """
 
     def __init__(self, weights: Sequence[PrunableWeight], look: Callable[[], Seen]) -> None:
@@ -55,12 +55,12 @@ class Step:
         self._edits: list[_Edit] = []
 
     def write(self, weight: PrunableWeight, pruned: Tensor, values: Tensor | None) -> None:
-        """Notes what is to become of a weight; the model changes when the walk leaves the step.
+        """Notes a change to a weight; the model changes when the walk leaves the step.
 
         Args:
             weight: One of the weights.
             pruned: Boolean mask, shape `(out, in)`, True where pruned.
-            values: New values of the same shape, zero where pruned; None if those that stay keep theirs.
+            values: New values of the same shape, zero where pruned; None if the remaining entries keep their values.
         """
         packed = pack_bits(pruned).cpu() if values is None else None
         self._edits.append(_Edit(weight, packed, values))
@@ -69,7 +69,7 @@ class Step:
         """Makes the edits.
 
         Returns:
-            Name of what holds an edited weight, `PrunableWeight.stored`, to the number of zeros in it.
+            Name of the tensor that holds an edited weight, `PrunableWeight.stored`, to the number of zeros in it.
         """
         holders = {edit.weight.stored: edit.weight for edit in self._edits}
         while self._edits:
@@ -86,8 +86,8 @@ class Walk(abc.ABC):
 
     Attributes:
         weights: The same.
-        zeros: Name of what holds an edited weight, `PrunableWeight.stored`, to the number of zeros in it, once the step
-            has been left.
+        zeros: Name of the tensor that holds an edited weight, `PrunableWeight.stored`, to the number of zeros in it;
+            filled as the walk leaves each step.
     """
 
     def __init__(self, weights: Weights) -> None:
@@ -95,10 +95,10 @@ class Walk(abc.ABC):
         self.zeros: dict[str, int] = {}
 
     def steps(self, editor: WeightEditor | None = None) -> Iterator[Step]:
-        """Yields one step after the other; what was written in a step is committed when the next one is asked for.
+        """Yields one step after the other; the changes of a step are committed when the next step is asked for.
 
         Args:
-            editor: Changes the weights; None if they are only looked at.
+            editor: Changes the weights; None to only look at them.
         """
         for step in self._steps():
             yield step
@@ -107,15 +107,15 @@ class Walk(abc.ABC):
 
     @abc.abstractmethod
     def _steps(self) -> Iterator[Step]:
-        """The steps; what belongs to leaving a step comes after its `yield`, when its edits have been committed."""
+        """Yields the steps; code after a `yield` runs when the edits of that step have been committed."""
 
 
 class AllAtOnce(Walk):
-    """A single step that holds every weight, with statistics that are known already.
+    """A single step that holds every weight, with statistics that are already known.
 
     Args:
         weights: Module path of a block to its weights.
-        statistics: What is known of their inputs; None if nothing is.
+        statistics: Statistics of their inputs; None if there are none.
     """
 
     def __init__(self, weights: Weights, statistics: CalibrationStatistics | None) -> None:
@@ -127,7 +127,7 @@ class AllAtOnce(Walk):
 
 
 def check_resident(weights: Sequence[PrunableWeight]) -> None:
-    """Checks that the values of all weights are in memory, as the walks of this package need them.
+    """Checks that the values of all weights are in memory, as the walks in this package require.
 
     Raises:
         ValueError: If some are offloaded.

@@ -192,7 +192,7 @@ def test_truncated_file_is_refused(tmp_path: Path, kept: int) -> None:
         ({FORMAT: "no JSON"}, ""),
         ({FORMAT: "[]"}, ""),
         ({FORMAT: "{}"}, "version"),
-        ({FORMAT: json.dumps({"version": 99})}, "format version 99, this library reads 1"),
+        ({FORMAT: json.dumps({"version": 99})}, "format version is 99, this library reads 1"),
         ({FORMAT: json.dumps({"version": 1, "coverage": [{"code": "en"}], "fingerprints": [], "model": ""})}, ""),
     ],
 )

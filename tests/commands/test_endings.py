@@ -228,7 +228,7 @@ def test_target_inside_a_file_is_refused_before_the_work(cli: Cli, tmp_path: Pat
     (tmp_path / "texts").write_text("a file")
     run = cli("calibrate", tmp_path / "no-model", tmp_path / place, "--dataset", "no.jsonl")
     assert run.code == 2
-    assert "is no folder" in run.error
+    assert "is not a folder" in run.error
 
 
 class TestPush:

@@ -103,8 +103,8 @@ def test_same_as_prune_at_that_sparsity(
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["--protect", "sw"], 2, "'sw' is no language with a factor"),
-        (["--protect", "=2"], 2, "'=2' is no language with a factor"),
+        (["--protect", "sw"], 2, "'sw' is not a language with a factor"),
+        (["--protect", "=2"], 2, "'=2' is not a language with a factor"),
         (["--protect", "sw=0"], 2, "protect['sw']=0.0"),
         (["--protect", "yo=2"], 3, "'yo'"),
         (["--bounds", "0.9", "0.1"], 2, "the lower sparsity first"),

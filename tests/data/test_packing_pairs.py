@@ -196,7 +196,7 @@ def test_language_without_a_whole_pair_is_left_out_or_refused(
 ) -> None:
     rows = [*pairs((2, 2)), *pairs((2, 0), language="yo")]
     assert list(pack(rows, pair_model).chunks) == ["sw"]
-    assert "they have no row in which neither source nor target is empty ('yo')" in caplog.text
+    assert "they have no row with both a source and a target ('yo')" in caplog.text
     with pytest.raises(ValueError, match=r"asked for have no row .* \('yo'\)"):
         pack(rows, pair_model, languages=["sw", "yo"])
 

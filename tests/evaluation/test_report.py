@@ -141,7 +141,7 @@ def test_pruned_models_are_compared_with_each_other() -> None:
     assert change.languages["sw"].value == pytest.approx(3.1 - 4.0)
     assert change.summary["unseen"].value == pytest.approx(0.1 - 0.6)
     assert comparison.change("a", against="a").summary["mean"].value == 0
-    with pytest.raises(ValueError, match="metric='ppl' is none of log_perplexity, bits_per_byte"):
+    with pytest.raises(ValueError, match="metric='ppl' is not allowed: give log_perplexity or bits_per_byte"):
         comparison.change("a", metric="ppl")  # type: ignore[arg-type]
 
 

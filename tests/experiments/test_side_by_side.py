@@ -76,7 +76,7 @@ def test_record_that_cannot_be_read_is_refused_unless_the_languages_are_given(re
 
 
 def test_model_without_text_is_refused(reports: list[PerplexityReport]) -> None:
-    with pytest.raises(ValueError, match="'pruned' is a model, and there is no text to evaluate it on: pass dataset="):
+    with pytest.raises(ValueError, match="'pruned' is a model, but there is no text to evaluate it on: pass dataset="):
         compare(reports[0], make_model())
 
 

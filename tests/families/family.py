@@ -1,4 +1,4 @@
-"""What the family matrix holds of one model family, and how a tiny random model of it is made."""
+"""One model family in the family matrix, and how to make a tiny random model of it."""
 
 import dataclasses
 import itertools
@@ -52,7 +52,7 @@ class Blocks:
     Attributes:
         paths: Module paths of the blocks, with `{a,b}` and `{0-3}` for alternatives.
         pruned: Paths of the matrices inside a block, separated by spaces, written the same way.
-        kind: What tells these blocks from the others of the model; empty where all are alike.
+        kind: How these blocks differ from the others in the model; empty if all are alike.
     """
 
     paths: str
@@ -70,13 +70,13 @@ class Family:
     """One row of the matrix.
 
     Attributes:
-        name: Name in the matrix: the model type, and what is special where a type has several rows.
+        name: Name in the matrix: the model type and, if a type has several rows, what is special about this one.
         blocks: Written by hand from the modelling code: every block of the tiny model and what is pruned in it.
-        config: Settings of the tiny model beside `SIZES`.
+        config: Settings of the tiny model besides `SIZES`.
         kind: Kind of model.
-        known_as: Models that users know, where the model type does not say so.
-        note: What a user ought to know: which features the row tests, what stays dense, and why.
-        since: Oldest transformers on which the row was seen to hold; older ones have no such family, or another layout.
+        known_as: Well-known models of this family, if the model type does not name them.
+        note: What a user should know: which features the row tests, what stays dense, and why.
+        since: Oldest transformers for which the row holds; older versions lack the family or have another layout.
     """
 
     name: str
@@ -110,7 +110,7 @@ class Family:
         return CLASSES[self.kind].from_config(AutoConfig.for_model(self.model_type, **config)).eval()
 
     def rows(self) -> list[dict[str, Any]]:
-        """Tokenised rows of two languages; those of an encoder-decoder have a target."""
+        """Tokenised rows of two languages; for an encoder-decoder they have a target."""
         rows = make_rows("en sw", rows=3, length=LENGTH)
         if self.kind == "encoder-decoder":
             targets = make_rows("en sw", rows=3, length=LENGTH, seed=1)
@@ -128,7 +128,7 @@ class Family:
 
 
 def expand(pattern: str) -> Iterator[str]:
-    """All that a pattern stands for: `a.{b,c}` is `a.b` and `a.c`, `{0-2}` is `0`, `1` and `2`.
+    """Everything that a pattern stands for: `a.{b,c}` is `a.b` and `a.c`, `{0-2}` is `0`, `1` and `2`.
 
     `{,x}y` is `y` and `xy`; braces do not nest.
     """

@@ -37,7 +37,7 @@ _REMOVED = "Removed in transformers 5."
 
 REASONS: dict[str, Reason] = {
     "xlm": _refused(
-        "Attention and feed-forward layers are kept in lists of their own: there is no list of blocks.",
+        "Attention and feed-forward layers are kept in separate lists: there is no list of blocks.",
         _NO_BLOCKS,
         "xlm",
         {"emb_dim": 32, "n_layers": 2, "n_heads": 4},
@@ -51,8 +51,8 @@ REASONS: dict[str, Reason] = {
         kind="encoder",
     ),
     "fsmt": _refused(
-        "Its layers are not marked as blocks: name the lists with `blocks`, `model.encoder.layers` and "
-        "`model.decoder.layers`.",
+        "Its layers are not marked as blocks: name their lists `model.encoder.layers` and `model.decoder.layers` with "
+        "`blocks`.",
         _NO_BLOCKS,
         "fsmt",
         {

@@ -18,14 +18,14 @@ TITLES: dict[Kind, str] = {
 HEAD = """\
 # Model families
 
-Each family below is tested with a tiny random model that has the family's own features: its blocks, run one by one,
-give what the model gives, to the bit; exactly the matrices named here are pruned; the sparsity is the one asked for, in
-dense and in sequential calibration; the pruned model saves, loads and generates.
+Each family below is tested with a tiny random model that has the family's own features: run one by one, its blocks give
+the model's output, bit for bit; exactly the matrices named here are pruned; the sparsity is as requested, in dense and
+in sequential calibration; the pruned model saves, loads and generates.
 
-Other families of transformers work if their layers follow its conventions; custom code works if you name the list of
-blocks with `blocks`. What is pruned is the matrices inside the blocks. Embeddings, heads, norms, convolutions and
-whatever routes tokens to experts stay dense. In the third column `*` stands for the number of an expert; the fourth
-names every other parameter of a block with two dimensions or more.
+Other families in transformers work if their layers follow its conventions; custom code works if you name the list of
+blocks with `blocks`. The matrices inside the blocks are pruned. Embeddings, heads, norms, convolutions and routers of
+experts stay dense. In the third column, `*` stands for the number of an expert; the fourth column names every other
+parameter of a block with two or more dimensions.
 
 Written by `python -m tests.families.table > docs/models.md`.
 """
@@ -51,17 +51,17 @@ def _row(family: Family) -> list[str]:
 
 
 def _describe(kind: Blocks) -> str:
-    """Paths as they were written, with `*` for any expert."""
+    """Paths as written in the matrix, with `*` for any expert."""
     paths = _code(re.sub(r"\{\d+-\d+\}", "*", kind.pruned).split())
     return f"{kind.kind}: {paths}" if kind.kind else paths
 
 
 def _dense(family: Family, model: nn.Module) -> list[str]:
-    """Paths inside the blocks of parameters with several dimensions that are not pruned, biases left out."""
+    """Paths, inside the blocks, of parameters with several dimensions that are not pruned, except biases."""
     blocks = {path: kind for kind in family.blocks for path in expand(kind.paths)}
     found: dict[str, None] = {}
     for path, kind in blocks.items():
-        # An expert's matrix has its number before the last name, and the parameter holds them all.
+        # The path of an expert's matrix has a number before the last name; the parameter holds all experts.
         pruned = {re.sub(r"\.\d+\.(\w+)$", r".\1", name) for name in kind.expanded} | set(kind.expanded)
         block = model.get_submodule(path)
         for name, parameter in block.named_parameters():

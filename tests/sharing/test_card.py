@@ -207,7 +207,7 @@ def test_local_base_model_is_named_in_the_text_and_not_in_the_metadata() -> None
     assert card.data.base_model is None
     assert "This is `base` with 50.0 %" in card.text
     assert create_card(make_record(), base_model="acme/base").data.base_model == "acme/base"
-    with pytest.raises(ValueError, match="is no repository id"):
+    with pytest.raises(ValueError, match="is not a repository id"):
         create_card(make_record(), base_model="no such](thing)")
     assert create_card(make_record() | {"model": "--overwrite/x"}).data.base_model is None
 
@@ -283,7 +283,7 @@ def test_only_mwanda_is_called_a_reconstruction_of_the_paper() -> None:
 
 
 def test_changed_values_of_weights_that_stay_are_told() -> None:
-    words = "have other values than in the dense model"
+    words = "their values differ from the dense model"
     assert words not in create_card(make_record(criterion="wanda")).text
     assert words in create_card(make_record(criterion="wanda", reconstruction="obs")).text
     assert words in create_card(make_record(criterion="sparsegpt")).text

@@ -58,5 +58,5 @@ def test_places_are_named_by_what_they_are(tmp_path: Path) -> None:
 
 
 def test_a_place_that_is_none_is_refused_at_once(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"activations='.*missing' is not allowed: give 'device', 'cpu', or a folder"):
+    with pytest.raises(ValueError, match=r"'.*missing' is not allowed: give 'device', 'cpu', or an existing folder"):
         MWandaPruner(activations=tmp_path / "missing")

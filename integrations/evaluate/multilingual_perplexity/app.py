@@ -1,4 +1,4 @@
-"""The Space of the metric: a form with a model, texts and their languages."""
+"""The Space of the metric: a form for a model, texts and their languages."""
 
 import evaluate
 import gradio

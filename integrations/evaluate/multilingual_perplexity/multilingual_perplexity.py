@@ -10,7 +10,7 @@ from optimum_mwanda import evaluate_languages
 _DESCRIPTION = """
 How well a causal language model predicts text, per language: negative log-likelihood per token, perplexity per token
 and bits per byte. Perplexities compare models that share a tokenizer; bits per byte compare languages and tokenizers.
-The texts of a language are scored as one, joined in an order that does not depend on that in which they are given.
+The texts of a language are joined and scored as one; the order in which they are given does not matter.
 """
 
 _KWARGS_DESCRIPTION = """
@@ -18,7 +18,7 @@ Args:
     predictions (list of str): Texts to score.
     references (list of str): Language of each text.
     model_id (str): Name or path of a causal language model that comes with its tokenizer.
-    sequence_length (int, optional): Tokens per window. Default: 512, or the model's positions where those are fewer.
+    sequence_length (int, optional): Tokens per window. Default: 512, or fewer if the model has fewer positions.
     batch_size (int): Windows per forward pass. Default: 8.
     revision (str, optional): Revision of the model. Default: the main branch.
     device (str, optional): Where to run the model. Default: "cuda" if there is one, else "cpu".

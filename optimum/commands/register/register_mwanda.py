@@ -1,7 +1,7 @@
 """Tells `optimum-cli` that there is a command `mwanda`.
 
-Every call of `optimum-cli` imports this module, whatever the command is, with nothing to catch an error. So it imports
-nothing of its own, and the subcommands are declared only when the command line says `mwanda`.
+Every call of `optimum-cli` imports this module, whatever the command, and nothing catches its errors. So it imports
+nothing of ours, and declares the subcommands only when the command line says `mwanda`.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ try:
 
         def __init__(self, subparsers: Any, *args: Any, **kwargs: Any) -> None:
             is_declared = kwargs.get("from_defaults_factory", False)
-            # Of two copies on the import path, a checkout and a wheel, optimum-cli registers the first one twice.
+            # With two copies on the import path, a checkout and a wheel, optimum-cli registers the first one twice.
             if not is_declared and self.COMMAND.name in (getattr(subparsers, "choices", None) or ()):
                 return
             super().__init__(subparsers, *args, **kwargs)
@@ -35,5 +35,5 @@ try:
             return self.parser.parse_known_args(*args, **kwargs)
 
     REGISTER_COMMANDS = [MWandaCommand]
-except Exception:  # another optimum-cli than this was written for: it must go on to work without this command
+except Exception:  # an optimum-cli that this was not written for must still work, without this command
     REGISTER_COMMANDS = []

@@ -18,7 +18,7 @@ class HarnessComparison:
         pruned: Name to report of each pruned model, in the order of the columns.
 
     Raises:
-        ValueError: If the reports do not cover the same scores on as many documents.
+        ValueError: If the reports do not cover the same scores on the same number of documents.
     """
 
     dense: HarnessReport
@@ -38,15 +38,15 @@ class HarnessComparison:
 
     @property
     def languages(self) -> tuple[str, ...]:
-        """All languages that a score is about, sorted."""
+        """All languages with a score, sorted."""
         return self.dense.languages
 
     def change(self, name: str, key: Key) -> float:
-        """The score of a pruned model less that of the dense one."""
+        """The score of a pruned model minus that of the dense one."""
         return self.pruned[name].by_key()[key].value - self.dense.by_key()[key].value
 
     def worst(self, name: str, keys: Iterable[Key]) -> Key:
-        """Of some scores of one metric the one that suffers most."""
+        """The score that suffers most, among some of one metric."""
         dense = self.dense.by_key()
         return min(keys, key=lambda key: self.change(name, key) * (-1 if dense[key].higher_is_better is False else 1))
 
@@ -70,7 +70,7 @@ class HarnessComparison:
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Header and rows: every score with its standard error, dense and pruned, and the change.
 
-        Scores of one benchmark and metric stand together. Where they are of several languages, a row `mean` follows, in
+        Scores of one benchmark and metric stand together. If they cover several languages, a row `mean` follows, in
         which every language counts equally, and a row `worst`, which names the language that suffers most.
         """
         header = ["benchmark", "metric", "language", "documents", "dense"]
@@ -104,7 +104,7 @@ class HarnessComparison:
 
 
 def _mean(report: HarnessReport, keys: Sequence[Key]) -> tuple[float, float | None]:
-    """Mean of independent scores, all counted equally, and its standard error if each has one."""
+    """Mean of independent scores with equal weights, and its standard error if each has one."""
     scores = [report.by_key()[key] for key in keys]
     errors = [score.stderr for score in scores if score.stderr is not None]
     error = math.hypot(*errors) / len(scores) if len(errors) == len(scores) else None

@@ -18,12 +18,12 @@ class HarnessScore:
 
     Attributes:
         benchmark: The task without its language: `xcopa`.
-        language: Code, as the task gives it; empty where a task is not about one language.
+        language: Code, as the task gives it; empty if the task is not about one language.
         metric: Name in the harness: `acc`; with its filter, if it has one: `exact_match (strict)`.
-        value: The figure, in the harness's unit: accuracies are shares in [0, 1].
-        stderr: Its standard error; None where the harness gives none.
+        value: The figure, in the harness's unit: accuracies lie in [0, 1].
+        stderr: Its standard error; None if the harness gives none.
         samples: Documents that were evaluated.
-        higher_is_better: None where the harness does not say.
+        higher_is_better: None if the harness does not say.
         dataset: Repository or builder of `datasets` that the task reads.
         split: Its split.
     """
@@ -40,16 +40,16 @@ class HarnessScore:
 
     @property
     def key(self) -> Key:
-        """What names a score among those of a model: benchmark, metric and language."""
+        """What identifies a score of a model: benchmark, metric and language."""
         return self.benchmark, self.metric, self.language
 
 
 @dataclasses.dataclass(frozen=True)
 class HarnessReport:
-    """What the harness measured of one model.
+    """What the harness measured on one model.
 
     Attributes:
-        scores: Those of the tasks; groups are left out, as means over languages follow from them.
+        scores: Scores of the tasks; groups are left out, because means over languages follow from the tasks.
         model: Name or path of the model.
         version: Version of the harness.
     """
@@ -63,7 +63,7 @@ class HarnessReport:
         """Reads what `lm_eval.simple_evaluate` returns, or the content of a results file.
 
         Raises:
-            ValueError: If it is no such thing.
+            ValueError: If it is neither.
         """
         try:
             scores = [score for task in results["configs"] for score in _task_scores(task, results)]
@@ -71,21 +71,21 @@ class HarnessReport:
             model = str(results.get("model_name") or results["config"]["model"])
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(
-                f"These are no results of lm-evaluation-harness ({error!r}): give the results_*.json that `lm-eval run "
-                "--output_path` writes, or what lm_eval.simple_evaluate returns."
+                f"These are not results of lm-evaluation-harness ({error!r}): give the results_*.json that `lm-eval "
+                "run --output_path` writes, or what lm_eval.simple_evaluate returns."
             ) from error
         return cls(tuple(scores), model, version)
 
     @classmethod
     def from_files(cls, *paths: str | os.PathLike[str]) -> "HarnessReport":
-        """Reads results files of one model, or folders with such files; of a score measured twice the later counts.
+        """Reads results files of one model, or folders of them; if a score was measured twice, the later one counts.
 
         Args:
-            *paths: Files, or folders that `lm-eval run --output_path` was given.
+            *paths: Files, or folders given to `lm-eval run --output_path`.
 
         Raises:
             FileNotFoundError: If there is no results file.
-            ValueError: If a file holds no results, or results of different models.
+            ValueError: If a file does not hold results, or the results are of different models.
         """
         files = [
             file for path in map(Path, paths) for file in (path.rglob("results_*.json") if path.is_dir() else [path])
@@ -103,13 +103,13 @@ class HarnessReport:
         reports = [report for _, report in sorted(dated, key=lambda pair: pair[0])]
         models = sorted({report.model for report in reports})
         if len(models) > 1:
-            raise ValueError(f"The results are of several models ({', '.join(models)}): give those of one.")
+            raise ValueError(f"The results are of several models ({', '.join(models)}): give those of one model.")
         scores = {score.key: score for report in reports for score in report.scores}
         return cls(tuple(scores.values()), models[0], reports[-1].version)
 
     @property
     def languages(self) -> tuple[str, ...]:
-        """All languages that a score is about, sorted."""
+        """All languages with a score, sorted."""
         return tuple(sorted({score.language for score in self.scores} - {""}))
 
     def by_key(self) -> dict[Key, HarnessScore]:
@@ -153,7 +153,7 @@ def _task_scores(task: str, results: Mapping[str, Any]) -> list[HarnessScore]:
 
 
 def _benchmark_and_language(task: str, config: Mapping[str, Any]) -> tuple[str, str]:
-    """Our own tasks say it in their metadata; those of the harness end in the name of a configuration or a split."""
+    """Our own tasks say so in their metadata; the harness's names end in a configuration or a split."""
     metadata = config.get("metadata") or {}
     if "benchmark" in metadata and "language" in metadata:
         return str(metadata["benchmark"]), str(metadata["language"])

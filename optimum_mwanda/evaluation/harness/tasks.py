@@ -1,7 +1,7 @@
 """Tasks for lm-evaluation-harness, made from a dataset with a language column or from local files of known benchmarks.
 
-Each function writes a folder of its own into one that goes to `lm-eval run --include_path`. The task files name the
-data by absolute path: make them again after moving the folder.
+Each function writes its own folder into the folder that `lm-eval run --include_path` takes. The task files refer to
+their data by absolute path: make them again after moving the folder.
 """
 
 import csv
@@ -22,7 +22,7 @@ from .xwinograd import with_blank
 GROUP = "mwanda_bits_per_byte"
 DOCUMENTS_PER_LANGUAGE = 100
 
-# Codes of data sets that are no ISO 639 codes.
+# Codes in data sets that are not ISO 639 codes.
 ISO_CODES = {"jp": "ja"}
 
 
@@ -38,21 +38,21 @@ def write_language_tasks(
     characters_per_document: int | None = None,
     seed: int = 0,
 ) -> list[str]:
-    """Writes one task per language that measures bits per byte and byte perplexity, and a group of them.
+    """Writes one task per language that measures bits per byte and byte perplexity, and a group of these tasks.
 
-    Every row is a document of its own, read in disjoint windows of the model's length. The group gives the mean over
+    Every row is its own document, read in disjoint windows of the model's length. The group gives the mean over
     languages, in which every language counts equally.
 
     Args:
         dataset: `datasets.Dataset` or `IterableDataset`, a dict of language to texts, or a list of rows.
         output: Folder for `--include_path`. The tasks and their documents go into `<output>/<group>`.
-        group: Name of the group, and first part of the names of the tasks.
+        group: Name of the group, with which the names of its tasks begin.
         languages: Languages to take; None for all.
         language_column: Column that names the language.
         text_column: Column with the text.
         documents_per_language: Most documents per language; empty ones are left out.
         characters_per_document: Where to cut documents; None to keep them whole.
-        seed: Seed of the choice of documents, where there are more than needed.
+        seed: Seed for choosing documents if there are more than needed.
 
     Returns:
         Name of the group, then those of its tasks, languages in sorted order.
@@ -101,8 +101,8 @@ def write_xcopa_tasks(
     Args:
         source: Folder with one file `<split>.<language>.jsonl` per language, as the XCOPA repository has them.
         output: Folder for `--include_path`. The tasks go into `<output>/<group>`.
-        group: Name of the group, and first part of the names of the tasks.
-        split: First part of the names of the files.
+        group: Name of the group, with which the names of its tasks begin.
+        split: First part of the file names.
 
     Returns:
         Name of the group, then those of its tasks, languages in sorted order.
@@ -125,12 +125,12 @@ def write_xwinograd_tasks(
 ) -> list[str]:
     """Writes the harness's own XWinograd tasks over a local file, to run without a network.
 
-    The sentences are given as the harness wants them: the pronoun replaced by `_`, and its two candidates.
+    The sentences have the form that the harness expects: with `_` for the pronoun, and its two candidates.
 
     Args:
         source: Folder with the file `dataset.tsv` of Tikhonov and Ryabinin (2021).
         output: Folder for `--include_path`. The tasks and their data go into `<output>/<group>`.
-        group: Name of the group, and first part of the names of the tasks.
+        group: Name of the group, with which the names of its tasks begin.
 
     Returns:
         Name of the group, then those of its tasks, languages in sorted order.
@@ -139,7 +139,7 @@ def write_xwinograd_tasks(
         FileExistsError: If `<output>/<group>` holds something.
         FileNotFoundError: If there is no such file.
         ImportError: If lm-eval is not installed.
-        ValueError: If a row is not as in that file, or the harness has no task for a language.
+        ValueError: If a row does not have the form of that file, or the harness has no task for a language.
     """
     rows: dict[str, list[Mapping[str, Any]]] = {}
     with Path(source, "dataset.tsv").open(encoding="utf-8", newline="") as file:
@@ -153,7 +153,7 @@ def write_xwinograd_tasks(
 
 
 class _Documents:
-    """Gathers texts until a language has enough of them."""
+    """Gathers the texts of a language until it has enough."""
 
     def __init__(self, text_column: str, max_documents: int, characters: int | None) -> None:
         self.text_column = text_column
@@ -182,7 +182,7 @@ def _harness_task(folder: str, name: str) -> str:
         raise ImportError("The tasks of lm-evaluation-harness are needed: pip install 'lm-eval[hf]'.")
     path = Path(found.origin).parent / "tasks" / folder / name
     if not path.is_file():
-        raise ValueError(f"The installed lm-eval has no task file {folder}/{name}: there is no such language in it.")
+        raise ValueError(f"The installed lm-eval has no task file {folder}/{name}: leave this language out.")
     return str(path)
 
 
@@ -193,14 +193,14 @@ def _write_group(
     metrics: Iterable[str],
     data: Mapping[str, Path | Sequence[Mapping[str, Any]]],
 ) -> list[str]:
-    """Writes a group of tasks, one per language, over files or over rows that become files beside them.
+    """Writes a group of tasks, one per language, over files, or over rows that are written to files beside them.
 
     Args:
         output: Folder for `--include_path`.
         group: Name of the group and of its folder.
-        tasks: Language to what is special about its task.
+        tasks: Language to the special entries of its task.
         metrics: What the group averages over its tasks.
-        data: Language to its JSON lines file, or to the rows of one.
+        data: Language to its JSON lines file, or to rows for one.
 
     Returns:
         Name of the group, then those of its tasks.
@@ -210,7 +210,10 @@ def _write_group(
         raise FileExistsError(f"{folder} is not empty: delete it, or name another output or group.")
     names = {language: f"{group}_{re.sub(r'[^0-9A-Za-z-]', '_', language)}" for language in tasks}
     if len(set(names.values())) < len(names):
-        raise ValueError(f"Languages differ only in signs that a task's name cannot have: {', '.join(names)}.")
+        raise ValueError(
+            f"Some of these languages differ only in characters that a task's name cannot have: {', '.join(names)}. "
+            "Rename them."
+        )
     folder.mkdir(parents=True, exist_ok=True)
     for language, special in sorted(tasks.items()):
         file = data[language]

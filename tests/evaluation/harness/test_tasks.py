@@ -63,7 +63,7 @@ def test_labels_of_a_dataset_become_language_codes(tmp_path: Path) -> None:
     [
         ({"sw": ["  ", ""]}, {}, "no text in 'sw'"),
         ([], {}, "There is no text"),
-        ({"a b": ["x"], "a_b": ["y"]}, {}, "differ only in signs"),
+        ({"a b": ["x"], "a_b": ["y"]}, {}, "differ only in characters"),
         (TEXTS, {"documents_per_language": 0}, "documents_per_language=0 must be at least 1"),
         (TEXTS, {"characters_per_document": 0}, "characters_per_document=0 must be at least 1"),
         (TEXTS, {"languages": ["xx"]}, "'xx' was asked for"),
