@@ -1,7 +1,7 @@
 """The results of a comparison as Markdown."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ...evaluation.bootstrap import Estimate
 from ...utils import markdown_table
@@ -93,6 +93,40 @@ def condition_table(sections: Sequence[Section]) -> str:
         rows.append(row)
     header = [f"{section.condition}, {figure}" for section in sections for figure in ("mean", "worst")]
     return markdown_table(["method", *header], rows)
+
+
+def model_tables(models: Mapping[str, Sequence[Section]], baseline: str = BASELINE) -> str:
+    """What holds on which model: a part per calibration and point, a column per model, methods below each other.
+
+    Cells are the increase of the log-perplexity relative to that of the baseline on the same model, in percent: the
+    mean over languages with its interval, and in parentheses the increase of the language that suffers most.
+
+    Args:
+        models: Name of a model to what was measured on it.
+        baseline: Method that the others are compared with; models on which it was not measured have empty cells.
+    """
+    at = {name: {(each.condition, each.point): each for each in sections} for name, sections in models.items()}
+    parts = [f"Increase of the log-perplexity relative to that of `{baseline}`, in percent, mean (worst language):"]
+    for condition, point in dict.fromkeys(place for places in at.values() for place in places):
+        sections = {name: places.get((condition, point)) for name, places in at.items()}
+        methods = dict.fromkeys(method for each in sections.values() if each is not None for method in each.seeds)
+        rows = [
+            [method, *(_relative(section, method, baseline) for section in sections.values())]
+            for method in methods
+            if method != baseline
+        ]
+        parts += [f"### {point}, calibration: {condition}", markdown_table(["method", *sections], rows)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _relative(section: Section | None, method: str, baseline: str) -> str:
+    if section is None or method not in section.seeds or baseline not in section.seeds:
+        return ""
+    comparison = section.on_shared_seeds(method, baseline).compare([method, baseline])
+    before = comparison.change(baseline).summary
+    change = comparison.change(method, against=baseline).summary
+    worst = change["worst"]._replace(low=None, high=None)
+    return f"{_percent(change['mean'], before['mean'])} ({_percent(worst, before['worst'])})"
 
 
 def shown_methods(sections: Sequence[Section], baseline: str = BASELINE, show: Sequence[str] = ()) -> list[str]:

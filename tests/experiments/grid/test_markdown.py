@@ -5,7 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from optimum_mwanda.experiments.grid.markdown import cost_table, difference_table, shown_methods, to_markdown
+from optimum_mwanda.experiments.grid.markdown import (
+    cost_table,
+    difference_table,
+    model_tables,
+    shown_methods,
+    to_markdown,
+)
 from optimum_mwanda.experiments.grid.pictures import make_curves, plot_sections, write_reports
 from optimum_mwanda.experiments.grid.summary import Section, make_sections
 
@@ -40,6 +46,18 @@ def test_differences_are_percent_of_the_increase_of_the_baseline() -> None:
     interval = "-50.0 [-50.0, -50.0]"
     assert cells(table, "ria") == ["ria", interval, interval, interval, interval]
     assert cells(table, "magnitude")[1] == "+33.3 [+33.3, +33.3]"
+    assert "| wanda" not in table
+
+
+def test_models_stand_beside_each_other() -> None:
+    small = sections()
+    at = {"condition": "multilingual", "sparsity": 0.5}
+    large = make_sections(make_results(make_run("wanda", 0.2, 0.2, 0.4, **at), make_run("ria", 0.3, 0.3, 0.6, **at)))
+    table = model_tables({"small": small, "large": large})
+    assert "### 50 %, calibration: multilingual" in table
+    first = table.split("### ")[1]
+    assert cells(first, "ria") == ["ria", "-50.0 [-50.0, -50.0] (-50.0)", "+50.0 [+50.0, +50.0] (+50.0)"]
+    assert cells(first, "magnitude")[1:] == ["+33.3 [+33.3, +33.3] (+33.3)", ""]
     assert "| wanda" not in table
 
 
