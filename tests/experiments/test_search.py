@@ -323,7 +323,7 @@ class TestChoice:
     def test_says_so_if_the_highest_bound_is_within_the_limit(self) -> None:
         search = make_search((0.5, None, 0.01), (0.9, None, 0.05))
         assert search.chosen is search.trials[1]
-        assert search.verdict.endswith("the highest sparsity of the bounds: a higher one may do as well.")
+        assert search.verdict.endswith("the highest sparsity of the bounds: a higher one may also be feasible.")
 
     def test_says_so_if_nothing_is_within_the_limit(self) -> None:
         search = make_search((0.5, None, 0.3), (0.1, None, 0.2))
