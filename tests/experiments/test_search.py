@@ -365,7 +365,7 @@ class TestSpace:
             ({}, {"strengths": (-0.1,)}, "allocation_strength=-0.1"),
             ({"allocation": "uniform"}, {"strengths": (0.1,)}, "no effect with allocation='uniform'"),
             ({}, {"protect": {"sw": 0}}, r"protect\['sw'\]=0"),
-            ({"criterion": "magnitude", "allocation": "uniform"}, {"protect": {"sw": 2}}, "look at no language"),
+            ({"criterion": "magnitude", "allocation": "uniform"}, {"protect": {"sw": 2}}, "do not use languages"),
         ],
     )
     def test_what_cannot_be_searched_is_refused(
