@@ -1,4 +1,4 @@
-"""Doing something right after a module was imported, without importing it."""
+"""Doing something right after a module is imported, without importing it."""
 
 import importlib.abc
 import importlib.machinery
@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 
 def after_import(name: str, action: Callable[[], None]) -> None:
-    """Calls `action` once the module `name` has been imported: at once if that has happened, later or never otherwise.
+    """Calls `action` once the module `name` has been imported: now if it already is, otherwise later or never.
 
     Args:
         name: Full name of a module on the import path.
@@ -40,7 +40,7 @@ class _Watch(importlib.abc.MetaPathFinder):
 
         def execute_and_act(module: types.ModuleType) -> None:
             execute(module)
-            # Only now: an import that fails may be tried again.
+            # Only now, because a failed import may be tried again.
             if self in sys.meta_path:
                 sys.meta_path.remove(self)
                 self._action()
@@ -60,7 +60,7 @@ def _register() -> None:
 
         register()
     except (ImportError, AttributeError) as error:
-        # Whoever imports transformers may want neither: pruning in memory does not depend on it.
+        # Whoever imports transformers may need neither, and pruning in memory does not depend on it.
         warnings.warn(
             "optimum-mwanda cannot prune on load or read compressed checkpoints with this version of transformers: "
             f"{error}",

@@ -1,7 +1,7 @@
-"""What `from_pretrained` of transformers does with a pruning configuration and with a compressed checkpoint.
+"""How `from_pretrained` of transformers handles a pruning configuration and a compressed checkpoint.
 
-Both come as a `quantization_config`, the one door that transformers leaves open for others. Neither leaves a trace: the
-model that comes out is an ordinary dense one.
+Both come as a `quantization_config`, the extension point that transformers offers. Neither leaves a trace: the loaded
+model is an ordinary dense one.
 """
 
 import dataclasses
@@ -44,37 +44,37 @@ _RESOLVER = "get_checkpoint_shard_files"
 
 
 class _WhileLoading(HfQuantizer):
-    """A guest of `from_pretrained` that is gone when it returns.
+    """Works inside `from_pretrained` and is gone when that returns.
 
     A model with a quantizer refuses `.half()` and skips DeepSpeed's ZeRO-3 initialisation, and other tools refuse its
-    config; so neither the model nor its config is marked at any time.
+    config, so neither the model nor its config is ever marked.
     """
 
     def __init__(self, quantization_config: Any, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
-        # The weights that arrive are plain ones. It also makes transformers load one weight at a time.
+        # The weights arrive as plain ones. False also makes transformers load one weight at a time.
         self.pre_quantized = False
 
     def update_attn_implementation(self, config: "PreTrainedConfig") -> "PreTrainedConfig":
-        """Takes itself out of the model config; of all hooks this is the first to see it."""
+        """Removes itself from the model config; this hook is the first to see the config."""
         if hasattr(config, "quantization_config"):
             del config.quantization_config
         return config
 
     def update_tp_plan(self, config: "PreTrainedConfig") -> "PreTrainedConfig":
-        """The first hook of transformers 5.0, which did not have the other one."""
+        """The first hook in transformers 5.0, which lacks the other one."""
         return self.update_attn_implementation(config)
 
     def preprocess_model(self, model: "PreTrainedModel", dtype: Any = None, **kwargs: Any) -> None:
-        """Leaves the empty model as it is."""
+        """Leaves the empty model unchanged."""
 
     def postprocess_model(self, model: "PreTrainedModel", **kwargs: Any) -> "PreTrainedModel":
-        """Takes itself off the loaded model."""
+        """Removes itself from the loaded model."""
         del model.hf_quantizer
         return model
 
     def is_serializable(self) -> bool:
-        """Nothing is attached that could be in the way."""
+        """Nothing is attached that could prevent saving."""
         return True
 
     @property
@@ -98,7 +98,7 @@ class PruneOnLoad(_WhileLoading):
         if getattr(config, "dataset", None) is None and config.needs_statistics:
             raise ValueError(
                 f"criterion={config.criterion!r} with allocation={config.allocation!r} needs calibration data: pass "
-                "quantization_config=MWandaConfig(dataset=..., tokenizer=...), or settings that need none "
+                "quantization_config=MWandaConfig(dataset=..., tokenizer=...), or settings without data "
                 "(criterion='magnitude', allocation='uniform')."
             )
 
@@ -121,7 +121,7 @@ class CompressedConfig(QuantizationConfigMixin):
     Args:
         format: Version of the layout.
         sharded: Whether the weights are in several files.
-        tensors: Number of tensors in all files, a coded one counting once; None if it is not known.
+        tensors: Number of tensors in all files; a coded one counts once. None if unknown.
     """
 
     def __init__(self, format: int = FORMAT, sharded: bool = False, tensors: int | None = None, **_: Any) -> None:
@@ -145,7 +145,7 @@ class CompressedLoader(_WhileLoading):
         return super().update_attn_implementation(config)
 
     def preprocess_model(self, model: "PreTrainedModel", dtype: Any = None, **kwargs: Any) -> None:
-        """Forgets the name again, which other checkpoints of this model do not share, and looks into the files.
+        """Removes that name again, which other checkpoints of this model do not share, and checks the files.
 
         Raises:
             ValueError: If a file cannot be read, or tensors are missing.
@@ -153,7 +153,7 @@ class CompressedLoader(_WhileLoading):
         if hasattr(model.config, "transformers_weights"):
             del model.config.transformers_weights
         stored = _names_in(kwargs.get("checkpoint_files") or ())
-        # transformers fills what is missing with random numbers, as it must for a new head.
+        # transformers fills missing weights with random numbers, as it must for a new head.
         check_count(self.quantization_config.tensors, stored, lambda: _without_tensor(model, stored))
 
 
@@ -161,7 +161,7 @@ def _names_in(files: Iterable[str]) -> set[str]:
     """Names of the tensors in the files of a compressed checkpoint, from their headers."""
     names: set[str] = set()
     for path in files:
-        # A model class may add files of its own to those of the checkpoint.
+        # A model class may add its own files to those of the checkpoint.
         if path.endswith(COMPRESSED_WEIGHTS_FILE.removeprefix("model")):
             with opened(Path(path)) as file:
                 names.update(file.keys())
@@ -181,11 +181,11 @@ def _without_tensor(model: "PreTrainedModel", stored: set[str]) -> list[str]:
 
 
 def _room(model: "PreTrainedModel", exact: bool) -> Callable[[str], int]:
-    """Gives the number of weights that the model has room for under one name of its checkpoint.
+    """Gives the number of weights that the model has room for under a name in its checkpoint.
 
     Args:
         model: The model.
-        exact: Whether a tensor must not be larger than the model's own of that name.
+        exact: Whether a tensor must not be larger than the model's own tensor of that name.
     """
     sizes: dict[str, int] = {name: tensor.numel() for name, tensor in model.state_dict().items()}
     prefix = f"{model.base_model_prefix}."
@@ -193,21 +193,21 @@ def _room(model: "PreTrainedModel", exact: bool) -> Callable[[str], int]:
 
     def room(name: str) -> int:
         own = (sizes.get(key) for key in (name, prefix + name, name.removeprefix(prefix)))
-        # Experts become parts of a larger weight, fused ones are split: the whole model bounds those.
+        # Experts become parts of a larger weight, and fused weights are split: the size of the model bounds these.
         return next((size for size in own if exact and size is not None), everything)
 
     return room
 
 
 def _decode_first(load: Callable[..., Any]) -> Callable[..., Any]:
-    """Wraps the function through which every checkpoint of transformers goes into a model."""
+    """Wraps the function that loads every checkpoint of transformers into a model."""
 
     @functools.wraps(load)
     def load_decoded(model: "PreTrainedModel", state_dict: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         if any(name.endswith((CODE, FORM)) for name in state_dict):
             resized = getattr(kwargs.get("load_config"), "ignore_mismatched_sizes", False)
             state_dict = decoded_view(state_dict, _room(model, exact=not resized))
-            # What is offloaded to disk stays in the file of the checkpoint, unless the index does not know it.
+            # Weights offloaded to disk stay in the file of the checkpoint, unless the index does not list them.
             offloaded = kwargs.get("disk_offload_index") or {}
             for name, entry in list(offloaded.items()):
                 if isinstance(state_dict.get(entry.get("weight_name")), CodedTensor):
@@ -218,7 +218,7 @@ def _decode_first(load: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _check_index_first(resolve: Callable[..., Any]) -> Callable[..., Any]:
-    """Wraps the function that finds, or downloads, the files which an index names: it takes any name and any type."""
+    """Wraps the function that finds or downloads the files in an index, because it accepts any name and type."""
 
     @functools.wraps(resolve)
     def resolve_checked(name_or_path: Any, index_filename: Any, *args: Any, **kwargs: Any) -> Any:
@@ -233,7 +233,7 @@ def register() -> None:
     """Registers the above with transformers, once."""
     if COMPRESSED in AUTO_QUANTIZATION_CONFIG_MAPPING:
         return
-    # First, as transformers promises nothing about it: where it is missing, nothing shall be registered.
+    # First, because transformers does not promise these functions: without them, nothing must be registered.
     load, resolve = getattr(modeling_utils, _LOADER), getattr(modeling_utils, _RESOLVER)
     setattr(modeling_utils, _LOADER, _decode_first(load))
     setattr(modeling_utils, _RESOLVER, _check_index_first(resolve))

@@ -1,4 +1,4 @@
-"""Which class of transformers loads a model with what it was pruned for."""
+"""Which class of transformers loads a model with the head that it was pruned for."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from transformers.models.auto.modeling_auto import (
 CAUSAL = "AutoModelForCausalLM"
 SEQ_TO_SEQ = "AutoModelForSeq2SeqLM"
 
-# An encoder-decoder is among the masked language models, too, and stands here for what it was made for.
+# Encoder-decoders are among the masked language models too, so they come first.
 _CLASSES = {
     CAUSAL: MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     SEQ_TO_SEQ: MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
@@ -26,14 +26,14 @@ def auto_class(architecture: str, is_encoder_decoder: bool = False) -> str:
 
     Args:
         architecture: Name of the model's class.
-        is_encoder_decoder: What its config says of it. This decides where the architecture has no head that is known:
-            the checkpoint of an encoder-decoder may name the model without its head.
+        is_encoder_decoder: What its config says. This decides if the architecture has no known head, because the
+            checkpoint of an encoder-decoder may name the model without its head.
     """
     unknown = SEQ_TO_SEQ if is_encoder_decoder else CAUSAL
     return next((name for name, known in _CLASSES.items() if architecture in known.values()), unknown)
 
 
 def is_masked(config: Any) -> bool:
-    """Whether models of a config see both sides of a token, as those that fill gaps do, whatever head they have."""
+    """Whether models with this config see both sides of a token, as models that fill gaps do, with any head."""
     is_encoder = not config.is_encoder_decoder and not getattr(config, "is_decoder", False)
     return is_encoder and config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES

@@ -14,30 +14,30 @@ from .interrupts import deferred_interrupts, interruptible
 def find_blocks(model: nn.Module, path: str | Sequence[str] | None = None) -> dict[str, nn.Module]:
     """Finds the blocks of a model: of its decoder, its encoder, or both.
 
-    They are the members of every `nn.ModuleList` that holds nothing but transformers' `GradientCheckpointingLayer`. Of
-    a model that reads text and other things (its config has a text config) only the text stack counts.
+    They are the members of every `nn.ModuleList` that holds only transformers' `GradientCheckpointingLayer`. If a model
+    reads text and other things (its config has a text config), only the text stack counts.
 
     Args:
         model: Any transformers model.
-        path: Module path of the list, or of several in the order in which they run, where the rule does not find them.
+        path: Module path of the list, or of several in the order in which they run, if the rule does not find them.
 
     Returns:
         Module path to block, in the order in which they run.
 
     Raises:
-        ValueError: If `path` is no list of modules, or none is found without it.
+        ValueError: If `path` is not a list of modules, or none is found without it.
     """
     return {name: block for stack in find_stacks(model, path) for name, block in stack.items()}
 
 
 def find_stacks(model: nn.Module, path: str | Sequence[str] | None = None) -> list[dict[str, nn.Module]]:
-    """Finds the blocks of a model as `find_blocks` does, list by list: an encoder apart from its decoder."""
+    """Finds the blocks of a model as `find_blocks` does, but list by list: an encoder apart from its decoder."""
     lists = {name: m for name, m in model.named_modules() if isinstance(m, (nn.ModuleList, nn.Sequential)) and len(m)}
     if path is not None:
         found = [path] if isinstance(path, str) else list(path)
         for name in found:
             if name not in lists:
-                raise ValueError(f"blocks={name!r} is no list of modules of this model. {_candidates(lists)}")
+                raise ValueError(f"blocks={name!r} is not a list of modules in this model. {_candidates(lists)}")
     else:
         text = _text_modules(model)
         found = []
@@ -51,7 +51,7 @@ def find_stacks(model: nn.Module, path: str | Sequence[str] | None = None) -> li
 
 
 def _text_modules(model: nn.Module) -> Callable[[str], bool]:
-    """Tells whether a module path lies in the part of a model that reads text."""
+    """Tells whether a module path is in the part of a model that reads text."""
     config: Any = getattr(model, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     if text is config:
@@ -68,7 +68,7 @@ def _candidates(lists: Mapping[str, nn.Module]) -> str:
 
 
 def input_device(model: nn.Module) -> torch.device:
-    """Device of the input embeddings, to which token ids have to go."""
+    """Device of the input embeddings, where token ids must go."""
     return model.get_input_embeddings().weight.device  # type: ignore[operator, no-any-return]
 
 
@@ -105,7 +105,7 @@ def run_blocks(model: nn.Module, blocks: Mapping[str, nn.Module], inputs: Mappin
 def inference_mode(model: nn.Module) -> Iterator[None]:
     """Evaluates without dropout and gradients, and leaves every module's training flag as it was.
 
-    Interrupts are let through in forward passes only, so that what was set up for them is always taken down again.
+    Interrupts are let through only in forward passes, so that whatever is set up around them is always removed again.
     """
     flags = [(module, module.training) for module in model.modules()]
     with deferred_interrupts():

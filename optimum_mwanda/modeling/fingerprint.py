@@ -10,10 +10,10 @@ VALUES = 16
 
 
 def model_fingerprint(model: nn.Module) -> str:
-    """SHA-256 over the name, shape and dtype of every parameter and 16 of its values, evenly spaced.
+    """SHA-256 over the name, shape and dtype of every parameter and 16 evenly spaced values of it.
 
-    It takes next to no time and tells models apart that were trained differently; it is no proof against forgery. It
-    does not depend on where the values lie: those that accelerate has offloaded are read from there.
+    It takes almost no time and tells apart models that were trained differently; it does not protect against forgery.
+    It does not depend on where the values are: values that accelerate has offloaded are read from there.
     """
     digest = hashlib.sha256()
     for name, parameter in _parameters(model):
@@ -26,7 +26,7 @@ def model_fingerprint(model: nn.Module) -> str:
 
 
 def _parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter once, in the order of the model; tied ones, which are apart once they are offloaded, as well."""
+    """Every parameter once, in the order of the model; also tied parameters, which offloading separates."""
     tied = getattr(model, "all_tied_weights_keys", None) or {}
     seen: set[int] = set()
     for path, module in model.named_modules():

@@ -1,4 +1,4 @@
-"""Fused experts: where a mixture-of-experts layer keeps the matrices of its experts, and what enters each of them."""
+"""Fused experts: where a mixture-of-experts layer keeps the matrices of its experts, and the inputs of each matrix."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ class ExpertsLayout:
         parameters: Parameter path to whether its matrices are stored as `(in, out)`.
         count: Number of experts.
         inputs: From the module and the arguments of its forward pass to `(expert, parameter path, X)`; `X`, of shape
-            `(tokens, in)`, is what enters that matrix. Experts without tokens may be left out.
+            `(tokens, in)`, is the input of that matrix. Experts without tokens may be left out.
     """
 
     parameters: dict[str, bool]
@@ -30,7 +30,7 @@ def find_experts(module: nn.Module) -> ExpertsLayout | None:
     """Recognises a module that holds fused experts.
 
     Returns:
-        Its layout, or None if it is no such module.
+        Its layout, or None if it does not hold fused experts.
     """
     for rule in _LAYOUTS:
         layout = rule(module)
@@ -49,7 +49,7 @@ def _dispatched(module: Any) -> ExpertsLayout | None:
 
 
 def _first(module: Any) -> str:
-    """Experts without a gate have an up projection alone."""
+    """Experts without a gate have only an up projection."""
     return "gate_up_proj" if hasattr(module, "gate_up_proj") else "up_proj"
 
 
@@ -66,7 +66,7 @@ def _dispatched_inputs(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any
 
 
 def _llama4(module: Any) -> ExpertsLayout | None:
-    """Llama 4 gives every token to every expert, scaled by a router score that is 0 where it is not routed."""
+    """Llama 4 gives every token to every expert, scaled by a router score that is 0 if it is not routed there."""
     if type(module).__name__ != "Llama4TextExperts":
         return None
     return ExpertsLayout({"gate_up_proj": True, "down_proj": True}, len(module.down_proj), _llama4_inputs)
@@ -95,7 +95,7 @@ def _sorted_inputs(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 
 
 def _dbrx(module: Any) -> ExpertsLayout | None:
-    """DBRX stacks the matrices of its experts to 2-D ones and keeps them in a child, which it hands slices of them."""
+    """DBRX stacks the matrices of its experts into 2-D ones and keeps them in a child, to which it passes slices."""
     if type(module).__name__ != "DbrxExperts":
         return None
     return ExpertsLayout({"mlp.w1": False, "mlp.v1": False, "mlp.w2": True}, module.num_experts, _dbrx_inputs)

@@ -1,4 +1,4 @@
-"""Seeing what enters each weight while a model runs."""
+"""Seeing the inputs of each weight while a model runs."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,10 +14,10 @@ See = Callable[[str, Tensor], None]
 
 @contextmanager
 def watch_inputs(weights: Sequence[PrunableWeight], see: See) -> Iterator[None]:
-    """Calls `see(name, X)` with what enters each weight, `X` of shape `(..., in)`, for as long as it is open.
+    """Calls `see(name, X)` with the input of each weight, `X` of shape `(..., in)`, as long as it is open.
 
-    The model's own forward pass goes on untouched, that of fused experts too: what enters them is worked out from the
-    tokens that were routed to them.
+    The model's own forward pass is not changed, not even for fused experts: their inputs are computed from the tokens
+    that were routed to them.
     """
     handles = []
     experts: dict[nn.Module, dict[tuple[int, str], str]] = {}
@@ -54,7 +54,7 @@ def _experts_hook(names: dict[tuple[int, str], str], see: See) -> Any:
 
 
 class RunningOrder:
-    """In which order the weights of a block read what, seen by running it once.
+    """Which inputs the weights of a block read, and in which order, found by running it once.
 
     Args:
         weights: Weights of one block.
@@ -64,7 +64,7 @@ class RunningOrder:
     def __init__(self, weights: Sequence[PrunableWeight], run: Callable[[], Any]) -> None:
         self._weights = {weight.name: weight for weight in weights}
         self._seen: dict[str, tuple[Any, ...]] = {}
-        kept = []  # as long as a tensor is held its id is no other's
+        kept = []  # while a tensor is held, no other has its id
 
         def see(name: str, x: Tensor) -> None:
             kept.append(x)
@@ -74,10 +74,9 @@ class RunningOrder:
             run()
 
     def groups(self) -> list[list[PrunableWeight]]:
-        """Groups of weights that read the same tensor, in the order in which they do.
+        """Groups of weights that read the same tensor, in the order in which they read it.
 
-        The matrices that the fused experts of a layer have in one parameter are a group; a weight that nothing enters
-        is one by itself.
+        The matrices of a layer's fused experts in one parameter form a group; a weight without input is a group of one.
         """
         groups: dict[tuple[Any, ...], list[PrunableWeight]] = {}
         for name in (*self._seen, *(name for name in self._weights if name not in self._seen)):
@@ -89,7 +88,7 @@ class RunningOrder:
         return list(groups.values())
 
     def last_module(self, weights: Sequence[PrunableWeight]) -> nn.Module | None:
-        """The module that is called last of those of some weights; None if one of them was not called at all."""
+        """The module of these weights that is called last; None if one of them was not called at all."""
         called = {self._weights[name].module: position for position, name in enumerate(self._seen)}
         modules = [weight.module for weight in weights]
         return None if any(m not in called for m in modules) else max(modules, key=lambda module: called[module])

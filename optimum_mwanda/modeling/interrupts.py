@@ -1,4 +1,4 @@
-"""Ctrl-C where it can do no harm, and only there."""
+"""Lets Ctrl-C act only where it can do no harm."""
 
 import signal
 import threading
@@ -10,7 +10,7 @@ _guard: "_Guard | None" = None
 
 
 class _Guard:
-    """Takes the place of Python's handler and keeps an interrupt until it may be raised."""
+    """Replaces Python's handler and keeps an interrupt until it may be raised."""
 
     def __init__(self) -> None:
         self.previous = signal.getsignal(signal.SIGINT)
@@ -26,10 +26,10 @@ class _Guard:
 
 @contextmanager
 def deferred_interrupts() -> Iterator[None]:
-    """Puts interrupts off until the end of the block, or until `interruptible` lets them through.
+    """Delays interrupts until the end of the block, or until `interruptible` lets them through.
 
-    So what tidies up inside the block is never interrupted itself, not even by somebody who presses twice. Only the
-    main thread is ever interrupted: in others, and inside another such block, this does nothing.
+    So cleanup inside the block is never interrupted, not even if somebody presses twice. Only the main thread is ever
+    interrupted: in other threads, and inside another such block, this does nothing.
     """
     global _guard
     ignored = signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None)
@@ -50,7 +50,7 @@ def deferred_interrupts() -> Iterator[None]:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Lets interrupts through, one that was put off included; without `deferred_interrupts` it does nothing."""
+    """Lets interrupts through, including a delayed one; without `deferred_interrupts` it does nothing."""
     guard = _guard
     if guard is None or threading.current_thread() is not threading.main_thread():
         yield
@@ -66,6 +66,6 @@ def interruptible() -> Iterator[None]:
 
 
 def check_interrupts() -> None:
-    """Raises an interrupt that was put off."""
+    """Raises a delayed interrupt."""
     with interruptible():
         pass

@@ -11,11 +11,11 @@ from transformers.pytorch_utils import Conv1D
 from ..utils import abridged
 from .fused_experts import find_experts
 
-# Module names, anywhere in a path, that choose experts: pruning them reroutes tokens and saves next to nothing.
+# Modules that choose experts, by name anywhere in a path: pruning them reroutes tokens and saves almost nothing.
 ROUTERS = ("router", "gate", "shared_expert_gate")
-# Subclasses of nn.Linear with a forward pass of their own that is nevertheless `x @ W.T + b`.
+# Subclasses of nn.Linear with their own forward pass that still computes `x @ W.T + b`.
 LINEAR_SUBCLASSES = ("FalconLinear",)
-# Linear layers, by path inside the block, whose weight is used without calling them: what enters cannot be seen.
+# Linear layers, by path inside the block, with a weight that is used without calling them: the input cannot be seen.
 UNCALLED = ("mamba.dt_proj", "mixer.dt_proj")
 
 
@@ -24,13 +24,13 @@ class PrunableWeight:
     """One matrix that can be pruned.
 
     Attributes:
-        name: Module path; for a fused expert the module path, the number of the expert and the name of its parameter.
+        name: Module path; for a fused expert, the module path, the number of the expert and the name of its parameter.
         block: Module path of its block.
-        module: Module whose call shows what enters the matrix.
+        module: Module that is called with the input of the matrix.
         parameter: Path of the parameter in the module.
         transposed: Whether the parameter holds the matrix as `(in, out)`.
         expert: Number of the expert, if the parameter holds the matrices of several.
-        experts: How many.
+        experts: Number of experts in the parameter.
     """
 
     name: str
@@ -43,7 +43,7 @@ class PrunableWeight:
 
     @property
     def holder(self) -> Tensor:
-        """The parameter that holds the weight, for a fused expert with those of the others, detached."""
+        """The parameter that holds the weight (for a fused expert, those of all experts), detached."""
         return self.module.get_parameter(self.parameter).detach()
 
     @property
@@ -56,7 +56,7 @@ class PrunableWeight:
 
     @property
     def stored(self) -> str:
-        """Name of what is stored: the module path, or for a fused expert the path of the parameter of all experts."""
+        """Name of the holder: the module path, or for a fused expert the path of the parameter of all experts."""
         if self.expert is None:
             return self.name
         path, _, parameter = self.name.rpartition(f".{self.expert}.")
@@ -133,7 +133,7 @@ def find_weights(
                 if _matches(name, include, exclude):
                     raise ValueError(
                         f"{name!r} ({type(module).__name__}) holds several matrices in one parameter "
-                        f"({', '.join(fused)}), in a layout that is not known. Leave it dense with "
+                        f"({', '.join(fused)}), in a layout that is not known. Leave the module dense with "
                         f"exclude=['*.{name.rpartition('.')[2]}']."
                     )
     for setting, patterns in (("include", include or ()), ("exclude", exclude)):
@@ -144,13 +144,14 @@ def find_weights(
                 )
     if not found:
         raise ValueError(
-            f"Nothing is left to prune of the model's weights: {abridged(map(repr, names)) or 'it has none'}."
+            f"No weights are left to prune. The model has: {abridged(map(repr, names)) or 'none that can be pruned'}. "
+            "Change include or exclude."
         )
     return found
 
 
 def check_finite(weight: PrunableWeight) -> None:
-    """Looks for NaN and infinite values.
+    """Checks for NaN and infinite values.
 
     Raises:
         FloatingPointError: If the weight holds any.
@@ -181,7 +182,7 @@ def _candidates(block_name: str, block: nn.Module) -> Iterator[PrunableWeight]:
 
 
 def _is_linear(module: nn.Module) -> bool:
-    """Layers that compute `x @ W.T + b` and nothing else; quantized ones count, to be refused and not passed over."""
+    """Layers that compute only `x @ W.T + b`; quantized ones count too, so that they are refused and not skipped."""
     if type(module) is Conv1D or type(module).__name__ in LINEAR_SUBCLASSES:
         return True
     if not isinstance(module, nn.Linear):
@@ -190,7 +191,7 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 def _unknown_experts(module: nn.Module) -> list[str]:
-    """Parameters of three dimensions that no rule explains; convolution kernels and scales are no matrices."""
+    """Parameters of three dimensions that no rule explains; convolution kernels and scales are not matrices."""
     if isinstance(module, (nn.Conv1d, nn.Conv2d)) or find_experts(module) is not None:
         return []
     parameters = module.named_parameters(recurse=False)

@@ -1,4 +1,4 @@
-"""Layerwise allocation: how much sparsity each block gets, as pure functions; equations as in `docs/method.md`."""
+"""Layerwise allocation: how much sparsity each block gets, as pure functions; equations are in `docs/method.md`."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,13 +11,13 @@ from ..utils import markdown_table, sum_dtype
 
 @dataclasses.dataclass(frozen=True)
 class BlockPlan:
-    """The part of a plan that concerns one block.
+    """The part of a plan for one block.
 
     Attributes:
         name: Module path of the block.
         parameters: Number of prunable weights.
         importance: `D_b`; None for the uniform allocation.
-        sparsity: Share of them to prune.
+        sparsity: Share of the prunable weights to prune.
     """
 
     name: str
@@ -28,7 +28,7 @@ class BlockPlan:
 
 @dataclasses.dataclass(frozen=True)
 class SparsityPlan:
-    """Sparsity per block, to be looked at (`print(plan)`) or changed before anything is pruned.
+    """Sparsity per block; look at it (`print(plan)`) or change it before anything is pruned.
 
     Attributes:
         target: Sparsity asked for.
@@ -48,14 +48,14 @@ class SparsityPlan:
     def __getitem__(self, block: str) -> float:
         sparsities = {b.name: b.sparsity for b in self.blocks}
         if block not in sparsities:
-            raise KeyError(f"{block!r} is no block of the plan, which has: {', '.join(sparsities)}.")
+            raise KeyError(f"{block!r} is not a block of the plan. It has: {', '.join(sparsities)}.")
         return sparsities[block]
 
     def replace(self, sparsities: Mapping[str, float]) -> "SparsityPlan":
         """A plan with other sparsities for some blocks; the others stay, so the mean may move.
 
         Raises:
-            KeyError: If a name is no block of the plan.
+            KeyError: If a name is not a block of the plan.
             ValueError: If a sparsity lies outside [0, 1].
         """
         for name, sparsity in sparsities.items():
@@ -81,10 +81,10 @@ def allocate(
     strength: float,
     bounds: tuple[float, float] = (0.0, 1.0),
 ) -> list[float]:
-    """Maps block importances to block sparsities whose parameter-weighted mean is exactly the target.
+    """Maps block importances to block sparsities with a parameter-weighted mean of exactly the target.
 
-    `s_b = S − 2λ·(D_b − min D) / (max D − min D)`, shifted by a constant (as OWL's official code, arXiv 2310.05175,
-    does for equal blocks); what a block at a bound cannot take is spread evenly over the free ones.
+    `s_b = S − 2λ·(D_b − min D) / (max D − min D)`, shifted by a constant (as in OWL's official code, arXiv 2310.05175,
+    for equal blocks); whatever a block at a bound cannot take is spread evenly over the free ones.
 
     Args:
         importance: `D`, one per block; higher keeps more.
@@ -109,14 +109,14 @@ def allocate_ratios(
     spread: float,
     bounds: tuple[float, float] = (0.0, 1.0),
 ) -> list[float]:
-    """Maps block importances to block sparsities the way of AlphaPruning (arXiv 2410.10912, eq. 3, official code).
+    """Maps block importances to block sparsities as AlphaPruning does (arXiv 2410.10912, eq. 3, official code).
 
     `s_b = c·(1 + ε − 2ε·(D_b − min D) / (max D − min D))`, so that the sparsities of the most and the least important
-    block are in the ratio `(1 − ε) : (1 + ε)` whatever the target; `c` meets the target. In `allocate` it is the range
-    that is fixed.
+    block are in the ratio `(1 − ε) : (1 + ε)` for any target; `c` meets the target. In `allocate`, the range is fixed
+    instead.
 
     Args:
-        importance: `D`, one per block; higher keeps more. In the paper minus the mean exponent of the block's weights.
+        importance: `D`, one per block; higher keeps more. In the paper, minus the mean exponent of the block's weights.
         parameters: `P`, prunable weights per block.
         target: `S`.
         spread: `ε`, in [0, 1].
@@ -141,7 +141,7 @@ def _relative(scores: Tensor) -> Tensor:
 def _shift_to_target(start: Tensor, sizes: Tensor, target: float, bounds: tuple[float, float]) -> Tensor:
     """Finds the constant `c` for which `clip(start + c, bounds)` has the weighted mean `target`.
 
-    The mean is a rising, piecewise linear function of `c` whose bends are known: find the piece, then solve it.
+    The mean is a rising, piecewise linear function of `c` with known bends: find the piece, then solve it.
     """
     low, high = bounds
     bends, _ = torch.cat([low - start, high - start]).sort()
@@ -175,16 +175,16 @@ def outlier_share(scores: Iterable[Tensor], multiplier: float) -> float:
 
 
 def median_score(scores: Iterable[Tensor]) -> float:
-    """DLP's measure of how *un*important a block is, the median of its scores (arXiv 2505.23807, official code).
+    """DLP's measure of how *un*important a block is: the median of its scores (arXiv 2505.23807, official code).
 
-    DLP's importance `1 − median_b / Σ median` becomes a sparsity by the mapping of `allocate`, with λ = 0.15 in the
-    paper; there only order and spacing matter, so that minus the median is the same importance.
+    `allocate` maps DLP's importance `1 − median_b / Σ median` to a sparsity, with λ = 0.15 in the paper. Only order and
+    spacing matter there, so minus the median serves as the same importance.
 
     Args:
         scores: `A = |W|·n` of every matrix of one block, float32.
 
     Returns:
-        The median over all entries of the block, the lower one of two middle entries.
+        The median over all entries of the block; of two middle entries, the lower one.
     """
     return torch.cat([a.flatten() for a in scores]).median().item()
 

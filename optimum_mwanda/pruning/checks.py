@@ -1,4 +1,4 @@
-"""Whether statistics, plans and settings fit a model, asked before anything is done with them."""
+"""Checks that statistics, plans and settings fit a model, before they are used."""
 
 import logging
 
@@ -23,7 +23,7 @@ def check_pattern(weights: Weights, config: MWandaConfig) -> None:
         if weight.in_features % run:
             raise ValueError(
                 f"pattern={config.pattern!r} does not divide the {weight.in_features} inputs of {weight.name!r}: leave "
-                "it out with exclude, or choose another pattern."
+                "this weight out with exclude, or choose another pattern."
             )
 
 
@@ -42,7 +42,7 @@ def check_statistics(
         The statistics of the languages that the settings ask for.
 
     Raises:
-        ValueError: If statistics are needed and missing, lack a matrix, a language or a kind of activity, or a matrix
+        ValueError: If statistics are needed but missing, lack a matrix, a language or a kind of activity, or a matrix
             has another width.
     """
     if statistics is None:
@@ -57,12 +57,12 @@ def check_statistics(
         if entry is None or entry.square_sum.shape[1] != weight.in_features:
             raise ValueError(
                 f"The statistics hold nothing that fits {weight.name!r} with {weight.in_features} inputs: they were "
-                f"taken on another model ({statistics.model or 'unnamed'}) or on other weights."
+                f"taken on another model ({statistics.model or 'unnamed'}) or on other weights. Calibrate this model."
             )
     if statistics.model_fingerprint not in ("", fingerprint):
         logger.warning(
-            "The statistics were taken on %s with other values or another dtype than this model has now. That is as "
-            "it should be only if it is the same model in another dtype, or pruned again on purpose.",
+            "The statistics were taken on %s with other values or another dtype than this model has now. This is fine "
+            "only if it is the same model in another dtype, or if you prune it again on purpose.",
             statistics.model or "a model",
         )
     if config.activity is not None and config.activity not in statistics.activities:
@@ -85,6 +85,6 @@ def check_plan(plan: SparsityPlan, weights: Weights, config: MWandaConfig) -> Sp
     if config.kept_of is not None and any(plan[name] != config.target_sparsity for name in weights):
         raise ValueError(
             f"The plan gives blocks another sparsity than pattern={config.pattern!r}, which fixes it at "
-            f"{config.target_sparsity:g}: leave the plan out, or use pattern='unstructured'."
+            f"{config.target_sparsity:g}: leave out the plan, or use pattern='unstructured'."
         )
     return plan

@@ -1,4 +1,4 @@
-"""Scores: which weights matter least, as pure functions. Symbols and equations are those of `docs/method.md`."""
+"""Scores that tell which weights matter least, as pure functions. Symbols and equations are in `docs/method.md`."""
 
 from collections.abc import Callable
 
@@ -16,7 +16,7 @@ def pooled_norm(mean_square: Tensor, language_weights: Tensor) -> Tensor:
         language_weights: `w`, shape `(languages,)`, float64, summing to 1.
 
     Returns:
-        Shape `(in,)`. With `w_l` proportional to the token counts it is Wanda's norm (arXiv 2306.11695, eq. 1) up to a
+        Shape `(in,)`. With `w_l` proportional to the token counts, it is Wanda's norm (arXiv 2306.11695, eq. 1) up to a
         constant.
     """
     return (language_weights[:, None] * mean_square).sum(0).sqrt()
@@ -97,6 +97,6 @@ def ria_scores(weight: Tensor, factor: Tensor) -> Tensor:
 
 
 def _sum(magnitude: Tensor, dim: int) -> Tensor:
-    """Sum in float64 where the device has it, rounded to float32; 1 for a sum of zero."""
+    """Sum in float64 if the device has it, rounded to float32; 1 for a sum of zero."""
     total = magnitude.sum(dim, keepdim=True, dtype=sum_dtype(magnitude.device)).float()
     return torch.where(total == 0, 1.0, total)

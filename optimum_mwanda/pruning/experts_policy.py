@@ -1,4 +1,4 @@
-"""What becomes of experts that calibration hardly reached."""
+"""What happens to experts that calibration barely reached."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from ..modeling.weights import PrunableWeight, Weights
 
 logger = logging.getLogger(__name__)
 
-# Matrices of an expert that read its inner channels, which mean something else in every expert.
+# Matrices that read the inner channels of an expert, which have another meaning in every expert.
 INNER = ("down_proj", "w2", "wo", "output_linear")
 
 
@@ -23,13 +23,13 @@ def expert_coverage(statistics: CalibrationStatistics, config: MWandaConfig) -> 
 
 
 def leave_out_experts(weights: Weights, statistics: CalibrationStatistics, config: MWandaConfig) -> Weights:
-    """Decides whether experts that fewer than `config.min_expert_tokens` tokens reached are pruned at all.
+    """Decides whether to prune experts that fewer than `config.min_expert_tokens` tokens reached.
 
     Args:
         weights: Module path of a block to its weights.
         statistics: Calibration of the model.
-        config: Its `experts_policy`: `"skip"` leaves these experts out, with the others `settle` says what their
-            matrices are pruned with.
+        config: Its `experts_policy`: `"skip"` leaves these experts out; for the others, `settle` decides which
+            statistics to prune their matrices with.
 
     Returns:
         Weights to prune.
@@ -43,15 +43,17 @@ def leave_out_experts(weights: Weights, statistics: CalibrationStatistics, confi
         return weights
     if config.experts_policy == "error":
         raise ValueError(
-            f"Calibration does not reach every expert, and experts_policy='error' refuses that. {coverage}\nCalibrate "
+            f"Calibration does not reach every expert, and experts_policy='error' forbids that. {coverage}\nCalibrate "
             "on more text, lower min_expert_tokens, or choose another experts_policy."
         )
-    logger.warning("Experts that calibration hardly reached: experts_policy=%r. %s", config.experts_policy, coverage)
+    logger.warning("Calibration barely reached some experts: experts_policy=%r. %s", config.experts_policy, coverage)
     if config.experts_policy == "skip":
         kept = {block: [w for w in found if w.expert_name not in lacking] for block, found in weights.items()}
         weights = {block: found for block, found in kept.items() if found}
         if not weights:
-            raise ValueError("experts_policy='skip' leaves nothing to prune: calibrate on more text.")
+            raise ValueError(
+                "experts_policy='skip' leaves nothing to prune: calibrate on more text, or choose another policy."
+            )
     return weights
 
 
@@ -61,21 +63,20 @@ def settle(
     grams: Mapping[str, Tensor],
     config: MWandaConfig,
 ) -> tuple[dict[str, WeightStatistics], dict[str, Tensor]]:
-    """Gives the matrices of experts that lack tokens the statistics to be pruned with.
+    """Decides with which statistics to prune the matrices of experts that lack tokens.
 
-    With `"shared"` these are the sums over all experts of the layer, for the matrices that read the layer's input; the
-    inner channels of an expert are its own, so that its other matrices are pruned by magnitude, as are all with
-    `"magnitude"`.
+    With `"shared"`, matrices that read the layer's input get the sums over all experts of the layer. The inner channels
+    of an expert are its own, so its other matrices are pruned by magnitude. With `"magnitude"`, all matrices are.
 
     Args:
-        weights: Weights, with all experts of every layer among them.
+        weights: Weights, including all experts of every layer.
         entries: Name to statistics.
-        grams: Name to Gram matrix, where there are any.
+        grams: Name to Gram matrix, if there are any.
         config: Its `experts_policy` and `min_expert_tokens`.
 
     Returns:
-        Name to statistics, where matrices to be pruned by magnitude have none, and name to Gram matrix, where no matrix
-        of an expert that lacks tokens has one.
+        Name to statistics, without matrices to prune by magnitude, and name to Gram matrix, without matrices of experts
+        that lack tokens.
     """
     lacking = _lacking(weights, entries, config)
     settled = {}
@@ -91,7 +92,7 @@ def settle(
 
 
 def _place(weight: PrunableWeight) -> tuple[str, str] | None:
-    """The experts of one layer and the role in them: what the same matrix of every expert shares."""
+    """The experts of one layer and the role in them, which the same matrix of every expert shares."""
     if weight.expert_name is None:
         return None
     return weight.expert_name.rpartition(".")[0], weight.name[len(weight.expert_name) :]
@@ -100,7 +101,7 @@ def _place(weight: PrunableWeight) -> tuple[str, str] | None:
 def _lacking(
     weights: Sequence[PrunableWeight], entries: Mapping[str, WeightStatistics], config: MWandaConfig
 ) -> set[str]:
-    """The experts among some weights that fewer than `config.min_expert_tokens` tokens reached."""
+    """The experts of some weights that fewer than `config.min_expert_tokens` tokens reached."""
     return {
         weight.expert_name
         for weight in weights

@@ -1,4 +1,4 @@
-"""How important a block is, by each allocation: where the pure functions meet statistics and settings."""
+"""How important a block is to each allocation: applies the pure functions to statistics and settings."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -48,7 +48,7 @@ def alpha(weights: Sequence[PrunableWeight], *_: Any) -> float:
 def cwl(
     weights: Sequence[PrunableWeight], statistics: CalibrationStatistics, _: Tensor, config: MWandaConfig
 ) -> float | None:
-    """CWL: how alike languages use the channels, or how differently; None where fewer than two reached the block."""
+    """CWL: how alike, or how differently, languages use the channels; None if fewer than two reached the block."""
     profiles = [statistics.weights[w.name].mean_square[statistics.weights[w.name].tokens > 0] for w in weights]
     correlations = [cross_lingual_correlation(profile) for profile in profiles if len(profile) > 1]
     if not correlations:

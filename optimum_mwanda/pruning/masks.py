@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def prune_lowest(scores: Tensor, count: int) -> Tensor:
-    """Marks the `count` lowest scores of every row; of equal scores the one further left goes first.
+    """Marks the `count` lowest scores of every row; among equal scores, the leftmost goes first.
 
     Args:
         scores: Shape `(rows, columns)`, without NaN.

@@ -13,7 +13,7 @@ from .scoring import weigh_languages
 def block_importance(
     weights: Sequence[PrunableWeight], statistics: CalibrationStatistics | None, config: MWandaConfig
 ) -> float | None:
-    """How important one block is; all that an allocation has to know of its weights.
+    """How important one block is; this is all that an allocation needs to know about its weights.
 
     Args:
         weights: The weights of the block.
@@ -21,12 +21,12 @@ def block_importance(
         config: The settings.
 
     Returns:
-        Higher for a block that is to keep more; None for the uniform allocation, and if calibration did not reach the
+        Higher for a block that should keep more; None for the uniform allocation, and if calibration did not reach the
         block.
 
     Raises:
-        FloatingPointError: If an allocation meets NaN or infinite weights.
-        ValueError: If CWL is asked for with fewer than two languages, or a weight has no spectrum to go by.
+        FloatingPointError: If weights are NaN or infinite.
+        ValueError: If an allocation that compares languages has fewer than two, or a weight has no usable spectrum.
     """
     allocation = ALLOCATIONS[str(config.allocation)]
     if allocation.importance is None:
@@ -49,7 +49,7 @@ def share_out(sizes: Mapping[str, int], importance: Sequence[float | None], conf
 
     Args:
         sizes: Module path of a block to the number of its prunable weights.
-        importance: What `block_importance` gives for each; a block without one is taken for average.
+        importance: Result of `block_importance` for each; a block without one counts as average.
         config: The settings.
     """
     target, rule = config.target_sparsity, str(config.allocation)

@@ -1,8 +1,8 @@
-"""Reconstruction: new values for the weights that survive, as pure functions; equations as in `docs/method.md`.
+"""Reconstruction: new values for the remaining weights, as pure functions; equations are in `docs/method.md`.
 
-Every function works on one matrix `W`, `(out, in)`, and the Gram matrix `G = Xᵀ X`, `(in, in)`, of what enters it. The
-error of a layer is `‖(W − W') Xᵀ‖² = tr((W − W') G (W − W')ᵀ)`. Everything is computed in the type of the Gram matrix
-and on its device; float64 is best where the device has it. A mask is True where a weight is pruned.
+Every function works on one matrix `W`, `(out, in)`, and the Gram matrix `G = Xᵀ X`, `(in, in)`, of its input. The error
+of a layer is `‖(W − W') Xᵀ‖² = tr((W − W') G (W − W')ᵀ)`. Everything is computed in the type of the Gram matrix and on
+its device; float64 is best if the device has it. A mask is True where a weight is pruned.
 """
 
 from collections.abc import Callable
@@ -26,23 +26,23 @@ def reconstruct(
     iterations: int = 100,
     tolerance: float = 1e-5,
 ) -> Tensor:
-    """Updates the surviving weights to the least squares of the layer error: the OBS solve for a given mask.
+    """Updates the remaining weights to minimise the layer error: the OBS solve for a given mask.
 
     Each row solves `(G + δI)_SS w_S = (B + δW)_S` on its support `S`, with `B = W G` and `δ = λ · median(diag G)`:
-    damping pulls towards the dense weights, most of all where the calibrated languages say little. A channel that is
+    damping pulls towards the dense weights, most strongly where the calibrated languages say little. A channel that is
     never active is not damped and keeps its weights. All rows are solved at once by conjugate gradients,
-    preconditioned with the diagonal, at one matrix product per iteration. What is solved for is `W' − W`, as a
+    preconditioned with the diagonal, with one matrix product per iteration. The unknown is `W' − W`, because a
     difference of outputs would drown in the rounding of the largest channel.
 
-    The solution lowers the layer error without damping too, as the masked weights are the nearest to the dense ones
-    that the mask allows. A row in which the values as they are stored do not, or by no more than rounding may pretend,
-    keeps its masked weights.
+    The solution lowers the layer error without damping too, because no weights that the mask allows are nearer to the
+    dense ones than the masked weights. A row keeps its masked weights if its stored values do not lower the error, or
+    by no more than rounding could explain.
 
     Args:
         weight: `W`, shape `(out, in)`.
         pruned: Mask, shape `(out, in)`.
         gram: `G`, shape `(in, in)`, positive semi-definite.
-        start: Where to start, shape `(out, in)`, as given by `admm`; None: at the masked weights.
+        start: Values to start from, shape `(out, in)`, as given by `admm`; None: the masked weights.
         damping: `λ`.
         iterations: Most iterations.
         tolerance: A row is done once its squared preconditioned residual has fallen by this factor.
@@ -93,8 +93,8 @@ def _conjugate_gradients(gram: Tensor, offset: Tensor, pruned: Tensor, iteration
 def _lowers_error(change: Tensor, lost: Tensor, gram: Tensor) -> Tensor:
     """Whether `(c + l) G (c + l)ᵀ < l G lᵀ` for the change `c` and the loss `l` of each row, whatever the rounding.
 
-    The difference is `c G (c + 2l)ᵀ`, and as `|G_jk| ≤ √(G_jj G_kk)` its terms add up to no more than the product
-    below. Of that, rounding was measured at half an epsilon at most, from 64 to 12,288 channels.
+    The difference is `c G (c + 2l)ᵀ`. As `|G_jk| ≤ √(G_jj G_kk)`, the product below bounds the sum of its terms. The
+    measured rounding was at most half an epsilon of this product, from 64 to 12,288 channels.
 
     Returns:
         Boolean, shape `(out, 1)`; False where a change is not finite.
@@ -117,16 +117,16 @@ def admm(
     """Chooses a mask together with the weights, by the alternating direction method of multipliers of ALPS.
 
     Minimises the layer error over sparse weights by splitting `W' = D` (arXiv 2406.07831): `W'` fits the outputs, `D`
-    is sparse, and a penalty `ρ` that grows as the mask calms down brings them together until it stands still. Channels
-    are first scaled to a unit diagonal of `G`, so that what `select` compares is Wanda's score of the weights as they
-    are by then. Follow it with `reconstruct`.
+    is sparse, and a penalty `ρ` that grows as the mask settles brings them together until the mask stops changing.
+    Channels are first scaled to a unit diagonal of `G`, so that `select` compares Wanda's scores of the current
+    weights. Follow it with `reconstruct`.
 
     Args:
         weight: `W`, shape `(out, in)`.
         gram: `G`, shape `(in, in)`, positive semi-definite.
         select: Gives the mask for scores of shape `(out, in)`; the number pruned must not depend on the scores.
         damping: `λ`, as for `reconstruct`.
-        iterations: Most iterations, each of two matrix products; it usually ends after 30 to 60.
+        iterations: Most iterations, with two matrix products each; it usually ends after 30 to 60.
 
     Returns:
         `D`, shape `(out, in)`, zero where pruned, and the mask.
@@ -175,15 +175,14 @@ def sparsegpt(
     """SparseGPT (arXiv 2301.00774, algorithm 1): masks and updates from left to right in one sweep over the columns.
 
     With the upper Cholesky factor `U` of `(G + δI)⁻¹`, weight `j` of a row scores `w_j² / U_jj²`, and pruning it moves
-    the columns right of it by `−w_j / U_jj · U_j`. What is moved further right than a block is put off to its end.
+    the columns right of it by `−w_j / U_jj · U_j`. Columns right of the block are updated at the end of the block.
 
     Args:
         weight: `W`, shape `(out, in)`.
         gram: `G`, shape `(in, in)`.
-        select: Gives the mask for scores of shape `(out, columns)`, the first of which is the given column of `W`.
-        every: Columns for which `select` is asked at once, when the sweep reaches them: M for an N:M pattern. None:
-            those of a block.
-        block_size: Columns of a block, lowered to a multiple of `every`.
+        select: Gives the mask for scores of shape `(out, columns)` that begin at the given column of `W`.
+        every: Number of columns to select at once when the sweep reaches them: M for an N:M pattern. None: a block.
+        block_size: Columns per block, lowered to a multiple of `every`.
         damping: `λ` in `δ = λ · mean(diag G)`; raised tenfold up to three times while `G + δI` is not
             positive definite.
 
@@ -191,7 +190,7 @@ def sparsegpt(
         `W'`, shape and type of `W`, exactly zero where pruned, and the mask.
 
     Raises:
-        FloatingPointError: If the Gram matrix is not finite, or not positive definite whatever the damping.
+        FloatingPointError: If the Gram matrix is not finite, or not positive definite with any of the dampings.
     """
     _check_finite(gram, weight)
     upper = _inverse_factor(gram, damping)

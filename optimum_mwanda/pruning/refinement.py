@@ -1,4 +1,4 @@
-"""Mask refinement: which weights go is improved by swaps on the layer's error; no weight changes its value."""
+"""Mask refinement: swaps improve the choice of weights by the layer's error; no weight changes its value."""
 
 import torch
 from torch import Tensor
@@ -16,30 +16,29 @@ def refine_mask(
     rounds: int = 1000,
     tolerance: float = 1e-6,
 ) -> Tensor:
-    """Swaps kept for pruned weights of the same row as long as that lowers the layer's error.
+    """Swaps kept and pruned weights of the same row as long as this lowers the layer's error.
 
     The error of row `i` is `‖x·d‖² = dᵀGd` summed over tokens `x`, where `d` holds the pruned weights of the row and
-    zeros elsewhere. With `h = Gd`, giving weight `j` back and pruning `k` instead changes it by
+    zeros elsewhere. With `h = Gd`, restoring weight `j` and pruning `k` instead changes it by
 
         w_j² G_jj − 2 w_j h_j + w_k² G_kk + 2 w_k h_k − 2 w_j w_k G_jk.
 
-    In every round every row makes its best swap, the best found among the `candidates` weights to give back and the
-    `candidates` to prune that are best without the last term; with as many candidates as columns the result is one
-    that no single swap improves (as in SparseSwaps, arXiv 2512.10922). Deterministic, and the number of pruned weights
-    of a row stays as it is.
+    In every round, every row makes its best swap. It is searched among the `candidates` weights to restore and the
+    `candidates` weights to prune that are best without the last term; with as many candidates as columns, no single
+    swap can improve the result (as in SparseSwaps, arXiv 2512.10922). The result is deterministic, and the number of
+    pruned weights per row does not change.
 
     Args:
         weight: `W`, shape `(out, in)`.
         pruned: Boolean, shape `(out, in)`, True where pruned.
-        gram: `G`, symmetric and positive semidefinite, shape `(in, in)`; its dtype and device are computed in.
+        gram: `G`, symmetric and positive semidefinite, shape `(in, in)`; computed in its dtype and on its device.
         run: M of an N:M pattern: swaps stay within runs of M consecutive inputs. None: anywhere in the row.
         candidates: Weights to try on either side of a swap, without `run`.
         rounds: Most swaps per row.
-        tolerance: Least gain of a swap, as a share of `Σ_j w_j² G_jj` of its row; it keeps rounding from undoing what
-            was gained.
+        tolerance: Least gain of a swap, as a share of `Σ_j w_j² G_jj` of its row, so that rounding cannot undo gains.
 
     Returns:
-        Boolean, shape `(out, in)`: a mask whose error is nowhere higher.
+        Boolean, shape `(out, in)`: a mask with no higher error in any row.
     """
     matrix, result = weight.to(gram), pruned.to(gram.device)
     tried = min(candidates, matrix.shape[1])
@@ -51,17 +50,17 @@ def refine_mask(
 
 
 def shrink_gram(gram: Tensor, shrinkage: float, ridge: float) -> Tensor:
-    """Trusts a Gram matrix less than the text that it comes from would have it.
+    """Regularises a Gram matrix, so that it trusts the calibration text less.
 
-    A mask that is refined on `G` itself overfits to the calibrated languages: correlations that they do not share with
-    others, and channels that they do not use, decide what goes. So correlations are weakened and every channel carries
-    at least some energy: `G' = (1 − γ)·G + γ·diag(G) + δ·median(diag G)·I`. With `γ = 1, δ = 0` the best mask is that
-    of Wanda per row, and as `δ` grows it becomes that of magnitude.
+    A mask refined on `G` itself overfits to the calibrated languages: correlations that they do not share with other
+    languages, and channels that they do not use, decide which weights go. So correlations are weakened, and every
+    channel gets at least some energy: `G' = (1 − γ)·G + γ·diag(G) + δ·median(diag G)·I`. With `γ = 1, δ = 0` the best
+    mask is that of Wanda per row; as `δ` grows, it becomes that of magnitude.
 
     Args:
         gram: `G`, shape `(in, in)`.
         shrinkage: `γ`, in [0, 1].
-        ridge: `δ`, a multiple of the median over the channels that are ever active.
+        ridge: `δ`, a multiple of the median over all channels that are ever active.
 
     Returns:
         `G'`, shape `(in, in)`, positive semidefinite if `gram` is.
@@ -75,8 +74,8 @@ def shrink_gram(gram: Tensor, shrinkage: float, ridge: float) -> Tensor:
 def median_energy(gram: Tensor) -> Tensor:
     """Median of the diagonal of a Gram matrix over the channels that are ever active, 0 if none is; a scalar.
 
-    The median, as the mean may be that of a few channels of huge activations; of active channels, as it would be 0
-    where most are dead.
+    It is the median because a few channels with huge activations may dominate the mean, and only over active channels
+    because it would be 0 if most are dead.
     """
     diagonal = gram.diagonal()
     active = diagonal[diagonal > 0]
@@ -118,7 +117,7 @@ def _best_swap(weight: Tensor, restore: Tensor, remove: Tensor, gram: Tensor, tr
 
 
 def _best_swap_in_run(weight: Tensor, restore: Tensor, remove: Tensor, gram: Tensor, run: int) -> tuple[Tensor, ...]:
-    """As `_best_swap`, of all swaps within runs of consecutive columns."""
+    """As `_best_swap`, but among all swaps within runs of consecutive columns."""
     columns = torch.arange(weight.shape[1], device=weight.device).view(-1, run)
     within = gram[columns[:, :, None], columns[:, None]]
     parts, give, take = (x.view(len(weight), -1, run) for x in (weight, restore, remove))

@@ -1,4 +1,4 @@
-"""From settings and statistics to scores and masks: where the pure functions meet `MWandaConfig`."""
+"""From settings and statistics to scores and masks: applies the pure functions as `MWandaConfig` says."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from .selection import select
 
 
 def magnitude(weight: Tensor, *_: Any) -> Tensor:
-    """The score `magnitude`: no data."""
+    """The score `magnitude`, without data."""
     return weight.float().abs()
 
 
@@ -50,7 +50,7 @@ def weigh_languages(config: MWandaConfig, tokens: dict[str, int]) -> Tensor:
         Shape `(languages,)`, float64, in the order of `tokens`.
 
     Raises:
-        ValueError: If a language is weighted that was not calibrated on, or all weights are 0.
+        ValueError: If a weight names a language that was not calibrated on, or all weights are 0.
     """
     rule = config.language_weights
     counts = torch.tensor(list(tokens.values()), dtype=torch.float64)
@@ -68,7 +68,7 @@ def weigh_languages(config: MWandaConfig, tokens: dict[str, int]) -> Tensor:
             )
         weights = torch.tensor([explicit.get(language, 1.0) for language in tokens], dtype=torch.float64)
     if not weights.sum() > 0:
-        raise ValueError("language_weights gives every calibrated language the weight 0.")
+        raise ValueError("language_weights gives every calibrated language the weight 0: give one a weight above 0.")
     return weights / weights.sum()
 
 
@@ -79,11 +79,11 @@ def compute_mask(
     sparsity: float,
     config: MWandaConfig,
 ) -> Tensor:
-    """Marks the entries of one weight that are to go.
+    """Marks the entries of one weight to prune.
 
     Args:
         weight: The weight.
-        entry: Its statistics; without them what the criterion falls back to decides.
+        entry: Its statistics; without them, the fallback of the criterion decides.
         language_weights: Weight of every language.
         sparsity: Share to prune.
         config: The settings.
@@ -102,7 +102,7 @@ def compute_mask(
 
 
 def reached(language_weights: Tensor, entry: WeightStatistics) -> Tensor:
-    """The language weights that count for a matrix: those of languages whose tokens reached it, summing to 1."""
+    """The language weights for a matrix: only languages with tokens that reached it count; they sum to 1."""
     present = entry.tokens > 0
     if present.all():
         return language_weights

@@ -1,4 +1,4 @@
-"""From scores to the entries that go, as the pattern and the group of the settings ask."""
+"""From scores to the entries to prune, by the pattern and the group in the settings."""
 
 from torch import Tensor
 
@@ -7,18 +7,18 @@ from .masks import n_of_m_mask, prune_lowest, unstructured_mask
 
 
 def select(scores: Tensor, sparsity: float, config: MWandaConfig) -> Tensor:
-    """Marks the lowest scores as the pattern and the group of the settings ask; boolean, True where pruned."""
+    """Marks the lowest scores by the pattern and the group in the settings; boolean, True where pruned."""
     if config.kept_of is not None:
         return n_of_m_mask(scores, *config.kept_of)
     return unstructured_mask(scores, sparsity, config.group)
 
 
 def select_part(scores: Tensor, first: int, sparsity: float, config: MWandaConfig) -> Tensor:
-    """As `select`, where scores come part by part: the counts of the parts add up to that of the whole.
+    """As `select`, but for scores that come part by part: the counts of the parts add up to that of the whole.
 
     Args:
         scores: Shape `(out, columns)`.
-        first: Number of their first column in the matrix; the parts before it end there.
+        first: Number of their first column in the matrix, where the part before ends.
         sparsity: Share to prune.
         config: Its `pattern` and `group`.
 

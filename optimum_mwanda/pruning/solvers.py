@@ -1,4 +1,4 @@
-"""Criteria that choose the mask and the new values together: where the solvers meet `MWandaConfig`."""
+"""Criteria that choose the mask and the new values together: applies the solvers as `MWandaConfig` says."""
 
 from functools import partial
 

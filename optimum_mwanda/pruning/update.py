@@ -1,4 +1,4 @@
-"""From the settings to the mask of one weight, and to the new values of what stays."""
+"""From the settings to the mask of one weight and the new values of its remaining entries."""
 
 from torch import Tensor
 
@@ -19,23 +19,24 @@ def mask_and_values(
     sparsity: float,
     config: MWandaConfig,
 ) -> tuple[Tensor, Tensor | None]:
-    """Decides which entries of one weight go, and what becomes of the others.
+    """Decides which entries of one weight to prune, and the values of the others.
 
     Args:
         weight: The weight.
         entry: Its statistics, if there are any.
         gram: Pooled Gram matrix of its input, shape `(in, in)`; without it no value is changed, and a solver
-            leaves the choice to what it falls back to.
+            leaves the choice to its fallback.
         language_weights: Weight of every language.
         sparsity: Share to prune.
         config: The settings.
 
     Returns:
-        Boolean mask of shape `(out, in)`, True where pruned, and the new values or None if those that stay keep theirs.
+        Boolean mask of shape `(out, in)`, True where pruned, and the new values, or None if the remaining entries keep
+        their values.
 
     Raises:
-        FloatingPointError: If the weight or the Gram matrix holds NaN or infinite values, or the latter is not positive
-            definite whatever the damping.
+        FloatingPointError: If the weight or the Gram matrix holds NaN or infinite values, or the Gram matrix is not
+            positive definite with any of the dampings.
     """
     if gram is None:
         return compute_mask(weight, entry, language_weights, sparsity, config), None

@@ -40,20 +40,20 @@ def build_record(
     """Describes a pruning that has just been done.
 
     Args:
-        model: The pruned model, with the record of its last pruning, if any, still in its config.
+        model: The pruned model; its config still holds the record of the previous pruning, if there was one.
         config: Settings of this pruning.
-        weights: Module path of a block to the weights that were pruned; of these, only shapes are looked at.
-        zeros: `PrunableWeight.stored` of each of these weights to the zeros that it holds after this pruning.
-        plan: Sparsity per block that was asked for.
-        statistics: Calibration, with all the experts that it knows; its languages and fingerprints are read, and the
-            tokens of the experts.
+        weights: Module path of a block to the weights that were pruned; only their shapes are used.
+        zeros: `PrunableWeight.stored` of each of these weights to its zeros after this pruning.
+        plan: Requested sparsity per block.
+        statistics: Calibration, with all experts that it covers; gives languages, fingerprints and the tokens of the
+            experts.
         fingerprint: `model_fingerprint` of the model before this pruning.
 
     Returns:
-        The record; its `to_dict()` is to be set as `model.config.mwanda_config`.
+        The record; set its `to_dict()` as `model.config.mwanda_config`.
 
     Raises:
-        ValueError: If the record would exceed the bounds that are set for reading it.
+        ValueError: If the record would be too large to be read again.
     """
     sizes = {block: sum(weight.numel for weight in found) for block, found in weights.items()}
     counts = {block: name_matrices(found, zeros) for block, found in weights.items()}
@@ -84,7 +84,7 @@ def _share(matrices: list[RecordedMatrix]) -> float:
 
 
 def _matrices(counts: dict[str, list[RecordedMatrix]]) -> dict[str, Any]:
-    """Counts by path inside the block: the names and shapes that all blocks share are written once."""
+    """Counts by path inside the block; names and shapes that all blocks share are written once."""
     columns: dict[str, dict[str, RecordedMatrix]] = {}
     for block, found in counts.items():
         for matrix in found:
@@ -101,7 +101,7 @@ def _matrices(counts: dict[str, list[RecordedMatrix]]) -> dict[str, Any]:
 
 
 def _calibration(config: MWandaConfig, statistics: CalibrationStatistics | None) -> dict[str, Any]:
-    """The languages, data and experts that shaped the masks; none where the settings do not look at them."""
+    """The languages, data and experts that shaped the masks; none if the settings do not use them."""
     if statistics is None or not config.needs_statistics:
         return {"languages": {}, "dataset_fingerprints": []}
     weights = weigh_languages(config, statistics.tokens).tolist()
@@ -129,7 +129,7 @@ def _experts(config: MWandaConfig, coverage: ExpertCoverage) -> dict[str, Any]:
 
 
 def _portable_name(name: str) -> str:
-    """A repository id as it is, and the last part of a local path: folders of one machine concern nobody else."""
+    """A repository id unchanged, but only the last part of a local path: the folders of a machine are private."""
     is_path = os.path.isabs(name) or name.startswith((".", "~")) or "\\" in name or name.count("/") > 1
     if not is_path and not os.path.isdir(name):
         return name
@@ -137,7 +137,7 @@ def _portable_name(name: str) -> str:
 
 
 def _history(previous: Any) -> list[dict[str, Any]]:
-    """The earlier prunings of a model, the last one included."""
+    """The earlier prunings of a model, including the last one."""
     if previous is None:
         return []
     try:

@@ -1,4 +1,4 @@
-"""The blocks and matrices of a sparsity record: their counts, which its sparsities have to follow from."""
+"""The blocks and matrices of a sparsity record: their counts, from which its sparsities must follow."""
 
 import math
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ def read_counts(document: dict[str, Any]) -> tuple[tuple[RecordedBlock, ...], tu
         document: The record, with its `achieved_sparsity` checked.
 
     Returns:
-        The blocks; and the matrices block by block, sorted by path, as saved configs are.
+        The blocks; and the matrices block by block, sorted by path as in saved configs.
 
     Raises:
         ValueError: If a part is not legal, or the parts do not agree.
@@ -50,7 +50,7 @@ def _read_names(names: Any) -> list[str]:
 
 
 def _read_column(path: str, entry: Any, blocks: int) -> Column:
-    """One entry of `matrices`: its shape is written once, or once per block where it differs."""
+    """One entry of `matrices`: its shape is written once, or once per block if the blocks differ."""
     require(is_name(path) and isinstance(entry, dict), f"matrices[{path!r}]", entry, "an object under a path")
     shape, zeros = entry.get("shape"), entry.get("zeros")
     shapes = [shape] * blocks if _is_shape(shape) else shape

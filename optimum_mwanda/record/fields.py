@@ -26,7 +26,7 @@ def is_share(value: Any) -> bool:
 
 
 def is_name(value: Any) -> bool:
-    """Whether a value is a string to be shown as it is, in terminals and tables."""
+    """Whether a value is a string that can be shown unchanged in terminals and tables."""
     return isinstance(value, str) and value.isprintable()
 
 
@@ -82,14 +82,14 @@ def require(condition: bool, where: str, value: Any, allowed: str) -> None:
     """Refuses a record.
 
     Raises:
-        ValueError: If the condition does not hold; it says where, what is there, and what is allowed.
+        ValueError: If the condition does not hold; it says where, what was found, and what is allowed.
     """
     if not condition:
         raise ValueError(f"The sparsity record is not valid: {where} is {reprlib.repr(value)}, but must be {allowed}.")
 
 
 def read_pruning(document: dict[str, Any], where: str) -> dict[str, Any]:
-    """Checks what a record and each entry of its history say of a pruning.
+    """Checks what a record, or an entry of its history, says about a pruning.
 
     Args:
         document: The record, or the entry.
@@ -104,7 +104,7 @@ def read_pruning(document: dict[str, Any], where: str) -> dict[str, Any]:
     schema = document.get("schema")
     if type(schema) is int and schema > SCHEMA:
         raise ValueError(
-            f"The sparsity record has the schema {schema}, and this optimum-mwanda {__version__} reads up to {SCHEMA}: "
+            f"The sparsity record has the schema {schema}, but this optimum-mwanda {__version__} reads up to {SCHEMA}: "
             "upgrade optimum-mwanda."
         )
     require(type(schema) is int and schema >= 1, f"{where}schema", schema, f"a whole number from 1 to {SCHEMA}")
@@ -117,7 +117,7 @@ def read_experts(experts: Any, languages: Collection[str]) -> RecordedExperts | 
     """Checks `experts`, which only records of mixtures of experts have.
 
     Args:
-        experts: What the record holds there.
+        experts: This entry of the record.
         languages: Languages of the record.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The matrices of a checkpoint or of a loaded model: their shapes, and the zeros in them."""
+"""The matrices of a checkpoint or a loaded model: their shapes, and the zeros in them."""
 
 import dataclasses
 import functools
@@ -21,7 +21,7 @@ MAX_NAME = 1024
 
 @dataclasses.dataclass(frozen=True)
 class StoredMatrix:
-    """A parameter that may hold pruned matrices, in one part or in several, as each expert's on disk.
+    """A parameter that may hold pruned matrices, in one part or in several (on disk, often one per expert).
 
     Attributes:
         shapes: Shape of every part.
@@ -37,10 +37,10 @@ class StoredMatrix:
         return sum(map(math.prod, self.shapes))
 
     def fits(self, shape: tuple[int, ...]) -> bool:
-        """Whether it can be what a record describes.
+        """Whether it can be the matrix that a record describes.
 
         Args:
-            shape: `(out, in)` or `(experts, out, in)`; either may be stored transposed, and experts stacked or merged.
+            shape: `(out, in)` or `(experts, out, in)`; both may be stored transposed, and experts stacked or merged.
         """
         if len(shape) == 2 and len(self.shapes) == 1:
             return self.shapes[0] in (shape, shape[::-1])
@@ -48,7 +48,7 @@ class StoredMatrix:
 
 
 def count_matrices(weights: Iterable[PrunableWeight]) -> list[RecordedMatrix]:
-    """Counts the zeros of what holds some prunable weights of a model in memory, as `name_matrices` lists it.
+    """Counts the zeros of the parameters of some prunable weights in memory, listed as by `name_matrices`.
 
     Raises:
         ValueError: If a weight is offloaded.
@@ -59,10 +59,10 @@ def count_matrices(weights: Iterable[PrunableWeight]) -> list[RecordedMatrix]:
 
 
 def name_matrices(weights: Iterable[PrunableWeight], zeros: Mapping[str, int]) -> list[RecordedMatrix]:
-    """Lists what holds some prunable weights: the matrices of all experts of a parameter are one entry.
+    """Lists the parameters of some prunable weights; the matrices of all experts in a parameter are one entry.
 
     Args:
-        weights: Weights of a model, in any number per parameter.
+        weights: Weights of a model, any number per parameter.
         zeros: `PrunableWeight.stored` to the zeros in it.
 
     Returns:
@@ -70,7 +70,7 @@ def name_matrices(weights: Iterable[PrunableWeight], zeros: Mapping[str, int]) -
     """
     found: dict[str, RecordedMatrix] = {}
     for weight in weights:
-        # As for a module, whose path stands for its weight.
+        # Without `.weight`, as the path of a module stands for its weight.
         name = _matrix_name(weight.stored)
         if name not in found:
             shape = tuple(weight.matrix.shape)
@@ -82,7 +82,7 @@ def name_matrices(weights: Iterable[PrunableWeight], zeros: Mapping[str, int]) -
 def loaded_matrices(model: nn.Module) -> dict[str, StoredMatrix]:
     """Lists the parameters of a loaded model that have two or three dimensions.
 
-    Layers that wrap a linear one and show its weight as an attribute count as well.
+    Layers that wrap a linear layer and show its weight as an attribute count too.
 
     Returns:
         Parameter name without `.weight` to matrix.
@@ -100,7 +100,7 @@ def loaded_matrices(model: nn.Module) -> dict[str, StoredMatrix]:
 
 
 def _count_attribute(key: str, module: nn.Module, name: str) -> int:
-    """Asks the layer again, so that nothing that it computes when asked is kept."""
+    """Asks the layer again, so that a weight that it computes on demand is not kept."""
     return _count_loaded(key, getattr(module, name))
 
 
@@ -108,7 +108,7 @@ def _count_loaded(name: str, tensor: Tensor) -> int:
     if tensor.device.type == "meta":
         raise ValueError(
             f"{name!r} is offloaded (meta device): load the whole model into memory to count its zeros, or give the "
-            "folder in which it is saved."
+            "folder where it is saved."
         )
     return count_zeros(tensor.detach())
 
@@ -120,22 +120,22 @@ def read_matrices(folder: Path, recorded: Collection[str] = ()) -> dict[str, Sto
 
     Args:
         folder: Folder of the checkpoint.
-        recorded: Names in its record. A model of custom code has the names of its files, even if transformers would
-            give others to a model of that type: what is stored under one of these names is listed under it as well.
+        recorded: Names in its record. A model with custom code uses the names in its files, even if transformers
+            would rename them for a model of that type: tensors stored under a recorded name are also listed under it.
 
     Returns:
-        Parameter name, as a loaded model has it, without `.weight`, to matrix.
+        Parameter name as in a loaded model, without `.weight`, to matrix.
 
     Raises:
         FileNotFoundError: If the folder has no config, no safetensors weights, or lacks a shard.
-        ValueError: If a file cannot be read, or a matrix lies in two of them.
+        ValueError: If a file cannot be read, or a matrix is in two of them.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     paths: dict[str, Path] = {}
     for path in weight_files(folder, is_compressed(folder)):
         for key, shape in _shapes_in(path).items():
             if key in paths:
-                raise ValueError(f"{folder} holds {key!r} in two files: which one counts is not defined.")
+                raise ValueError(f"{folder} holds {key!r} in two files: delete the file that does not belong to it.")
             shapes[key], paths[key] = shape, path
     parts: dict[str, list[str]] = {}
     for key, parameter in parameter_names(read_config(folder), shapes).items():
@@ -163,7 +163,7 @@ def _shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _count_stored(paths: dict[str, Path]) -> int:
-    """Counts the zeros of some tensors, opening each of their files once: a header can name thousands of experts."""
+    """Counts the zeros of some tensors; opens each file once, because a header can name thousands of experts."""
     zeros = 0
     for path in dict.fromkeys(paths.values()):
         with opened(path) as file:

@@ -1,4 +1,4 @@
-"""What the sparsity record is made of. `docs/record.md` names every field."""
+"""The parts of the sparsity record. `docs/record.md` names every field."""
 
 import dataclasses
 import math
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class RecordedBlock:
-    """What the record says of one block.
+    """What the record says about one block.
 
     Attributes:
         name: Module path.
@@ -21,13 +21,13 @@ class RecordedBlock:
 
 @dataclasses.dataclass(frozen=True)
 class RecordedMatrix:
-    """What the record says of one matrix, or of the matrices of all experts in one parameter.
+    """What the record says about one matrix, or about the matrices of all experts in one parameter.
 
     Attributes:
-        name: Module path, or path of the parameter of all experts.
+        name: Module path, or path of the parameter that holds all experts.
         block: Module path of its block.
         shape: `(out, in)`, or `(experts, out, in)`.
-        zeros: Zeros that were counted after pruning.
+        zeros: Zeros counted after pruning.
     """
 
     name: str
@@ -37,7 +37,7 @@ class RecordedMatrix:
 
     @property
     def path(self) -> str:
-        """Path inside the block; empty where the block is the matrix."""
+        """Path inside the block; empty if the block is the matrix."""
         return self.name.removeprefix(self.block).removeprefix(".")
 
     @property
@@ -48,7 +48,7 @@ class RecordedMatrix:
 
 @dataclasses.dataclass(frozen=True)
 class RecordedLanguage:
-    """What the record says of one language of the calibration.
+    """What the record says about one calibration language.
 
     Attributes:
         tokens: Tokens that were read.
@@ -65,10 +65,10 @@ class RecordedExperts:
 
     Attributes:
         policy: `experts_policy` of the settings.
-        wanted: With fewer tokens than these an expert is lacking.
+        wanted: An expert with fewer tokens counts as lacking.
         count: Experts of the model, all layers together.
-        lacking: How many of them are lacking.
-        names: Module paths of the first of these.
+        lacking: Number of lacking experts.
+        names: Module paths of the first lacking experts.
         fewest: Fewest tokens of one language in one expert.
         unreached: Language to the number of experts that none of its tokens reached, if there are any.
     """
@@ -84,20 +84,20 @@ class RecordedExperts:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RecordedPruning:
-    """What a record says of its own pruning and, in its history, of each earlier one.
+    """What a record says about its own pruning and, in its history, about each earlier one.
 
     Attributes:
         schema: Version of the layout.
         library_version: `optimum-mwanda` that pruned the model.
-        settings: Settings of `MWandaConfig` as that version knew them.
+        settings: Settings of `MWandaConfig` in that version.
         pattern: `"unstructured"` or `"N:M"`.
         target_sparsity: Share of the prunable weights that was asked for.
         achieved_sparsity: Share of zeros in the pruned matrices.
-        languages: Language of the calibration to its tokens and its weight; empty where the masks depend on no data.
+        languages: Calibration language to its tokens and its weight; empty if the masks do not depend on data.
         dataset_fingerprints: SHA-256 of the calibration tokens; empty like `languages`.
         model: Name of the model that was pruned; empty if it had none.
         model_fingerprint: SHA-256 over the model before the pruning.
-        seed: Seed of the choice of calibration rows.
+        seed: Seed for choosing calibration rows.
         versions: `torch` and `transformers` to their versions.
     """
 

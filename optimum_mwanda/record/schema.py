@@ -1,4 +1,4 @@
-"""The sparsity record, parsed: it may come from anywhere. `docs/record.md` names every field."""
+"""Parsing the sparsity record, which may come from anywhere. `docs/record.md` names every field."""
 
 import copy
 import dataclasses
@@ -15,22 +15,22 @@ MAX_HISTORY = 8
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SparsityRecord(RecordedPruning):
-    """What a pruned model's config says about its pruning; `print` shows it in short.
+    """What a pruned model's config says about its pruning; `print` shows a summary.
 
-    `sparsity_record` reads it. The attributes of `RecordedPruning`, and:
+    `sparsity_record` reads it. It has the attributes of `RecordedPruning`, and:
 
     Attributes:
         blocks: Every pruned block.
         matrices: Every pruned matrix, block by block and sorted by path.
-        experts: How calibration reached the experts of a mixture; None for other models and where no data counted.
-        history: Earlier prunings of the same model, the oldest first.
+        experts: How calibration reached the experts of a mixture; None for other models and if no data was used.
+        history: Earlier prunings of the same model, oldest first.
     """
 
     blocks: tuple[RecordedBlock, ...]
     matrices: tuple[RecordedMatrix, ...] = dataclasses.field(repr=False)
     experts: RecordedExperts | None
     history: tuple[RecordedPruning, ...] = dataclasses.field(repr=False)
-    # Kept whole, as it may hold what only another version knows.
+    # Kept whole, because it may hold keys that only another version knows.
     _document: dict[str, Any] = dataclasses.field(repr=False)
 
     @classmethod
@@ -41,7 +41,7 @@ class SparsityRecord(RecordedPruning):
             value: What a config holds under `mwanda_config`.
 
         Returns:
-            The record, known to have every field of `docs/record.md`, of bounded size, and to agree with itself.
+            The record, which has every field of `docs/record.md`, has a bounded size and is consistent.
 
         Raises:
             ValueError: If the value is anything else.
@@ -55,11 +55,11 @@ class SparsityRecord(RecordedPruning):
         return cls(**fields, blocks=blocks, matrices=matrices, experts=experts, history=history, _document=document)
 
     def to_dict(self) -> dict[str, Any]:
-        """The record as JSON knows it, as it was parsed: a copy."""
+        """A copy of the record as plain JSON values, as it was parsed."""
         return copy.deepcopy(self._document)
 
     def next_history(self) -> list[dict[str, Any]]:
-        """The earlier prunings and this one, as the record of the next pruning holds them."""
+        """The earlier prunings and this one, as the history in the record of the next pruning."""
         document = self.to_dict()
         return [*document["history"], {field: document[field] for field in ("schema", *FIELDS)}][-MAX_HISTORY:]
 
@@ -93,6 +93,6 @@ def _read_history(history: Any) -> tuple[RecordedPruning, ...]:
 
 
 def _shown(value: Any) -> str:
-    """A value on one line: a record may come from anywhere, and a terminal obeys control characters."""
+    """A value on one line, without control characters for a terminal: a record may come from anywhere."""
     text = str(value)
     return text if text.isprintable() else ascii(text)

@@ -1,4 +1,4 @@
-"""Reading the sparsity record back, and comparing it with the zeros that are really there."""
+"""Reading the sparsity record and comparing it with the actual zeros."""
 
 import dataclasses
 import os
@@ -22,10 +22,10 @@ ModelOrPath = nn.Module | str | os.PathLike[str]
 
 @dataclasses.dataclass(frozen=True)
 class ChangedMatrix:
-    """A matrix whose zeros are not those of the record.
+    """A matrix with another number of zeros than in the record.
 
     Attributes:
-        name: Module path, or parameter of all experts of a layer, as the record has it.
+        name: Module path, or parameter of all experts of a layer, as in the record.
         recorded: Zeros after pruning.
         found: Zeros now.
     """
@@ -41,8 +41,8 @@ class SparsityVerification:
 
     Attributes:
         matrices: Number of matrices that the record names.
-        lost: Those with fewer zeros than recorded: masks that training did not keep, a merge, other weights.
-        gained: Those with more zeros: further pruning, or tiny weights that a cast to float16 rounded to zero.
+        lost: Those with fewer zeros than recorded: training did not keep the masks, a merge, or other weights.
+        gained: Those with more zeros: further pruning, or a cast to float16 that rounded tiny weights to zero.
         missing: Names that are not among the weights, or match several.
         reshaped: Names of weights with another shape.
     """
@@ -55,7 +55,7 @@ class SparsityVerification:
 
     @property
     def ok(self) -> bool:
-        """Whether every matrix is there with as many zeros as recorded."""
+        """Whether every matrix is present with as many zeros as recorded."""
         return not (self.lost or self.gained or self.missing or self.reshaped)
 
     def __str__(self) -> str:
@@ -74,19 +74,19 @@ class SparsityVerification:
 
 
 def sparsity_record(model_or_path: ModelOrPath, **hub_kwargs: Any) -> SparsityRecord | None:
-    """Reads the sparsity record of a model, without loading it where a path or repository id is given.
+    """Reads the sparsity record of a model; from a path or repository id, without loading the model.
 
     Args:
         model_or_path: Model, folder, or repository id.
         **hub_kwargs: Passed to huggingface_hub: `revision`, `token`, `cache_dir`, ...
 
     Returns:
-        The record, whose attributes are the fields of `docs/record.md`; None if there is none. `print` shows it in
-        short, and `to_dict()` gives it as it lies in the config.
+        The record, with the fields of `docs/record.md` as attributes; None if there is none. `print` shows a summary,
+        and `to_dict()` gives it as in the config.
 
     Raises:
-        FileNotFoundError: If a local path is no folder with a config.
-        ValueError: If the record, or the config that holds it, is not valid, or was written by a newer version.
+        FileNotFoundError: If a local path is not a folder with a config.
+        ValueError: If the record or its config is not valid, or the record was written by a newer version.
     """
     if isinstance(model_or_path, nn.Module):
         record = getattr(getattr(model_or_path, "config", None), RECORD_KEY, None)
@@ -99,12 +99,12 @@ def sparsity_map(model_or_path: ModelOrPath, **hub_kwargs: Any) -> dict[str, flo
     """Counts the zeros and gives the sparsity of every matrix.
 
     Args:
-        model_or_path: Model, folder, or repository id; weights of the latter two are read one by one.
+        model_or_path: Model, folder, or repository id; from a folder or repository, weights are read one by one.
         **hub_kwargs: Passed to huggingface_hub: `revision`, `token`, `cache_dir`, ...
 
     Returns:
-        Module path, or parameter of all experts of a layer, to share of zeros: of those that the sparsity record names
-        and that are there; of all that hold prunable weights in a model without record.
+        Module path, or parameter of all experts of a layer, to share of zeros. Covers the matrices in the sparsity
+        record that are present, or in a model without a record all prunable ones.
 
     Raises:
         FileNotFoundError: If a local path holds no config or no safetensors.
@@ -122,14 +122,14 @@ def sparsity_map(model_or_path: ModelOrPath, **hub_kwargs: Any) -> dict[str, flo
 
 
 def verify_sparsity(model_or_path: ModelOrPath, **hub_kwargs: Any) -> SparsityVerification:
-    """Counts the zeros of every matrix that the sparsity record names, and compares.
+    """Counts the zeros of every matrix in the sparsity record, and compares.
 
     Args:
-        model_or_path: Model, folder, or repository id; weights of the latter two are read one by one.
+        model_or_path: Model, folder, or repository id; from a folder or repository, weights are read one by one.
         **hub_kwargs: Passed to huggingface_hub: `revision`, `token`, `cache_dir`, ...
 
     Returns:
-        The matrices that differ; `ok` if none does.
+        The matrices that differ; `ok` is True if none do.
 
     Raises:
         FileNotFoundError: If a local path holds no config or no safetensors.
@@ -157,18 +157,18 @@ def verify_sparsity(model_or_path: ModelOrPath, **hub_kwargs: Any) -> SparsityVe
 
 
 def match_names(recorded: Sequence[RecordedMatrix], existing: Collection[str]) -> dict[str, str]:
-    """Finds recorded matrices among existing names, also where a wrapper added, removed or renamed a prefix.
+    """Finds recorded matrices among existing names, even if a wrapper added, removed or renamed a prefix.
 
-    An exact name wins; else the one name that shares the longest tail, which has to reach back to the list of blocks.
-    Of several it is the only one with every part of the recorded name: `language_model.model.layers.0.q` and not
-    `vision_tower.layers.0.q` is `model.language_model.layers.0.q`.
+    An exact name wins; otherwise the name that shares the longest tail, which must reach back to the list of blocks. If
+    several share it, the only one with every part of the recorded name wins: `model.language_model.layers.0.q` is
+    `language_model.model.layers.0.q` and not `vision_tower.layers.0.q`.
 
     Args:
         recorded: Matrices of the record.
-        existing: Names of the weights that are there.
+        existing: Names of the existing weights.
 
     Returns:
-        Recorded to existing name; those without an unambiguous match are left out.
+        Recorded to existing name; names without a unique match are left out.
     """
     exact = {matrix.name for matrix in recorded}.intersection(existing)
     tails: dict[str, list[str]] = {}

@@ -1,4 +1,4 @@
-"""The HTML report: tables that can be sorted and pictures, in one file that needs no network."""
+"""The HTML report: sortable tables and pictures in one file that needs no network."""
 
 import base64
 import dataclasses
@@ -57,7 +57,7 @@ class Picture:
 
 @dataclasses.dataclass
 class Section:
-    """A part of the page: a sentence, then tables and pictures in the order in which they are read."""
+    """A part of the page: a sentence, then tables and pictures in reading order."""
 
     title: str
     text: str
@@ -65,7 +65,7 @@ class Section:
 
     def draw(self, text: str, figure: "Figure") -> None:
         """Adds a picture."""
-        # As an image, not as elements of the page: its ids and styles cannot meet those of another.
+        # As an image, not as elements of the page, so that its ids and styles cannot clash with those of another.
         data = base64.b64encode(render(figure, "svg")).decode()
         self.parts.append(Picture(text, f"data:image/svg+xml;base64,{data}"))
 
@@ -83,7 +83,7 @@ def write_html_report(
 ) -> None:
     """Writes one HTML file that works offline, with sortable tables and the pictures of `plots`.
 
-    Without matplotlib it has no pictures, and says so. Equal arguments give equal bytes.
+    Without matplotlib, the page has no pictures and says so. Equal arguments give equal bytes.
 
     Args:
         path: File to write.
@@ -92,7 +92,7 @@ def write_html_report(
         statistics: Result of the calibration, to show how languages compare inside the model.
         blocks: Block to the names of its matrices, for the statistics; None to tell them by name.
         curves: Name of a criterion to its points, to show what each sparsity costs.
-        harness: Scores of lm-evaluation-harness, to show what became of every benchmark.
+        harness: Scores of lm-evaluation-harness, to show how every benchmark changed.
         title: Heading; None to name the model.
     """
     comparison = PerplexityComparison(results, {}) if isinstance(results, PerplexityReport) else results
@@ -119,7 +119,7 @@ def _results(comparison: PerplexityComparison, draw: bool) -> Section:
         return section
     section.text += (
         " A factor above 1, or an increase above 0 %, is what pruning costs; in brackets is the "
-        f"{100 * comparison.confidence:g} % confidence interval, where there was enough text for one."
+        f"{100 * comparison.confidence:g} % confidence interval, if there was enough text for one."
     )
     changes = {
         metric: {name: comparison.change(name, metric=metric) for name in comparison.pruned} for metric in METRICS
@@ -133,14 +133,14 @@ def _results(comparison: PerplexityComparison, draw: bool) -> Section:
 
 def _benchmarks(harness: HarnessComparison) -> Section:
     name = f"lm-evaluation-harness {harness.dense.version}".strip()
-    text = f"Scores of {name}, with ± their standard errors where it gives any."
+    text = f"Scores of {name}, with ± their standard errors if it gives any."
     if harness.pruned:
-        text += " A change is the score of the pruned model less that of the dense one."
+        text += " A change is the score of the pruned model minus that of the dense one."
     return Section("Benchmarks", text, [*harness_tables(harness)])
 
 
 def _curves(curves: Mapping[str, Sequence[CurvePoint]], draw: bool) -> Section:
-    section = Section("Sparsity", "What each sparsity costs, on the mean over languages and in the worst one.")
+    section = Section("Sparsity", "What each sparsity costs, in the mean over languages and in the worst one.")
     if draw:
         section.draw("Increase of the log-perplexity at every sparsity", sparsity_curves_figure(curves))
     section.parts.append(curve_table(curves))
@@ -199,7 +199,7 @@ def _render(title: str, facts: Sequence[tuple[str, str]], sections: Sequence[Sec
         keep_trailing_newline=True,
     )
     script = _asset("report.js")
-    # The page may run this script alone and load nothing: names in a record or a dataset are not to be trusted.
+    # The page may run only this script and load nothing, because names in a record or dataset are not trusted.
     digest = base64.b64encode(hashlib.sha256(f"\n{script}\n".encode()).digest()).decode()
     return environment.from_string(_asset("report.html.jinja")).render(
         title=title,

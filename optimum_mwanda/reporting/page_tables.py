@@ -1,4 +1,4 @@
-"""The tables of the HTML report: what is shown in each cell, and the number by which it is sorted."""
+"""The tables of the HTML report: what each cell shows, and the number by which it is sorted."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ class Cell:
 
     Attributes:
         text: What is shown.
-        key: The number that it is sorted by, `""` if that is not known; None to sort by the text.
+        key: The number to sort by, `""` if unknown; None to sort by the text.
     """
 
     text: str
@@ -72,11 +72,11 @@ def score_table(report: PerplexityReport) -> Table:
         ]
         for language, score in report.scores.items()
     ]
-    return Table("Every language. After ± is the standard error, where there was enough text for one.", columns, rows)
+    return Table("Every language. After ± is the standard error, if there was enough text for one.", columns, rows)
 
 
 def language_table(comparison: PerplexityComparison, changes: Changes) -> Table:
-    """Scores of the dense model and, for every pruned one, what became of them."""
+    """Scores of the dense model and, for every pruned one, how they changed."""
     columns = [Column("language", False)]
     if comparison.seen is not None:
         columns.append(Column("calibrated on", False))
@@ -122,7 +122,7 @@ def summary_table(metric: Metric, changes: Mapping[str, Change]) -> Table:
 
 
 def harness_tables(comparison: HarnessComparison) -> list[Table]:
-    """Every score of lm-evaluation-harness, and the means and worst cases where there are several languages."""
+    """Every score of lm-evaluation-harness, and the means and worst cases if there are several languages."""
     header, rows = comparison.table()
     summaries = {"**mean**": "mean", "**worst**": "worst"}
     scores = [row for row in rows if row[2] not in summaries]
@@ -144,7 +144,7 @@ def _harness_table(caption: str, header: Sequence[str], rows: Sequence[Sequence[
 def _leading_figure(text: str) -> Cell:
     try:
         value = float(text.partition(" ")[0])
-    except ValueError:  # the language that suffers most stands in such a column too
+    except ValueError:  # such a column also holds the language that suffers most
         value = math.nan
     return Cell(text, value if math.isfinite(value) else "")
 
@@ -216,22 +216,22 @@ def settings_table(record: SparsityRecord) -> Table:
 
 
 def number(value: float | None, digits: str) -> Cell:
-    """A figure, or an empty cell where it is not known."""
+    """A figure, or an empty cell if it is unknown."""
     return Cell("", "") if value is None or math.isnan(value) else Cell(format(value, digits), value)
 
 
 def measured(value: float | None, error: float | None, digits: int) -> Cell:
-    """A figure with its standard error, where they are known."""
+    """A figure with its standard error, if known."""
     return Cell(with_error(value, error, digits), "" if value is None else value)
 
 
 def factor(estimate: Estimate) -> Cell:
-    """Change of the log-perplexity as a factor of the perplexity, with its interval where that is known."""
+    """Change of the log-perplexity as a factor of the perplexity, with its interval if known."""
     return _changed(estimate, lambda value: f"{math.exp(min(value, 700.0)):.3f}")
 
 
 def percent(estimate: Estimate) -> Cell:
-    """Change of bits per byte in percent, with its interval where that is known."""
+    """Change of bits per byte in percent, with its interval if known."""
     return _changed(estimate, lambda value: f"{100 * value:.2f}")
 
 

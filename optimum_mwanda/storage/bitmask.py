@@ -1,8 +1,8 @@
-"""A sparse matrix as its non-zero values and the places where they stand.
+"""A sparse matrix as its non-zero values and their positions.
 
-Two codes say where: a bitmask with one bit per weight, and, for a matrix that keeps at most N of every M consecutive
-weights, the number of the chosen places among the `C(M, N)` possible ones, in `⌈log2 C(M, N)⌉` bits per group. Values
-are compared and moved by their bits, so that negative zeros and NaN payloads survive.
+There are two codes for positions: a bitmask with one bit per weight, and, for a matrix that keeps at most N of every M
+consecutive weights, the number of the choice among the `C(M, N)` possible ones, in `⌈log2 C(M, N)⌉` bits per group.
+Values are compared and moved by their bits, so that negative zeros and NaN payloads survive.
 """
 
 import dataclasses
@@ -19,11 +19,11 @@ RUNS = (2, 4, 8, 16)
 """The M of N:M groups; each divides `_CHUNK / 8`, so that a chunk's code ends on a byte."""
 
 _CHUNK = 1 << 22
-"""Weights that are coded at a time: masks and index tables of a whole matrix would need more memory than it."""
+"""Weights coded at a time: masks and index tables for a whole matrix would need more memory than the matrix."""
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _HEADER_BYTES = 300
-"""About what the two more entries of a coded tensor add to the header of a file."""
+"""Roughly what the two extra entries of a coded tensor add to the header of a file."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Form:
         return -(-self.code_bits // 8)
 
     def count(self, nonzeros: int) -> int:
-        """Number of values to store for a tensor with so many non-zeros; an N:M code fixes it."""
+        """Number of values to store for a tensor with this many non-zeros; an N:M code fixes it."""
         return self.numel // self.run * self.kept if self.run else nonzeros
 
     def to_list(self) -> list[int]:
@@ -77,14 +77,14 @@ class Form:
             numbers: `[N, M, *shape]`, untrusted.
 
         Raises:
-            ValueError: If the numbers describe no form.
+            ValueError: If the numbers do not describe a form.
         """
         kept, run, *shape = numbers if len(numbers) >= 2 else (0, 0)
         if not 1 <= len(shape) <= 8 or min(shape) < 1:
-            raise damaged(name, f"its form {list(numbers)} holds no shape")
+            raise damaged(name, f"its form {list(numbers)} does not hold a shape")
         form = cls(tuple(shape), kept, run)
         if (kept, run) != (0, 0) and not (run in RUNS and 0 < kept < run and shape[-1] % run == 0):
-            raise damaged(name, f"its form {list(numbers)} is no {kept}:{run} code of rows of {shape[-1]} weights")
+            raise damaged(name, f"its form {list(numbers)} is not a {kept}:{run} code for rows of {shape[-1]} weights")
         return form
 
 
@@ -100,7 +100,7 @@ def choose_form(tensor: Tensor) -> Form | None:
         tensor: Any tensor on the CPU.
 
     Returns:
-        The form, or None where storing the tensor as it is takes no more space.
+        The form, or None if storing the plain tensor takes no more space.
     """
     if not tensor.is_floating_point() or tensor.dim() < 2 or tensor.numel() == 0:
         return None
@@ -162,7 +162,7 @@ def check_lengths(name: str, form: Form, values: int, code: int) -> None:
 
 
 def decode(name: str, form: Form, values: Tensor, code: Tensor) -> Tensor:
-    """Inverse of `encode`, for data that nobody vouches for: everything is checked before the tensor is allocated.
+    """Inverse of `encode`, for untrusted data: everything is checked before the tensor is allocated.
 
     Args:
         name: Tensor that an error names.
@@ -181,14 +181,14 @@ def decode(name: str, form: Form, values: Tensor, code: Tensor) -> Tensor:
     check_lengths(name, form, len(values), len(code))
     spare = -form.code_bits % 8
     if spare and int(code[-1]) >> (8 - spare):
-        raise damaged(name, "its code goes on after its end")
+        raise damaged(name, "its code has bits after its end")
     if form.run:
         _check_ranks(name, form, code)
     else:
-        # How often each byte value occurs times the ones in it, which spares unpacking the code.
+        # The count of each byte value times the ones in it: this needs no unpacking of the code.
         ones = int(torch.bincount(code, minlength=256) @ _popcounts())
         if ones != len(values):
-            raise damaged(name, f"its code marks {ones} values and {len(values)} are stored")
+            raise damaged(name, f"its code marks {ones} values, but {len(values)} are stored")
     out = torch.zeros(form.numel, dtype=_BITS[values.element_size()])
     bits, used = _as_bits(values), 0
     for chunk in _chunks(form.numel):
@@ -204,12 +204,12 @@ def decode(name: str, form: Form, values: Tensor, code: Tensor) -> Tensor:
 
 
 def _as_bits(tensor: Tensor) -> Tensor:
-    """The tensor, flat, as integers of the same width."""
+    """The flattened tensor as integers of the same width."""
     return tensor.contiguous().view(-1).view(_BITS[tensor.element_size()])
 
 
 def _densest(bits: Tensor, run: int) -> int:
-    """The most non-zeros in any group of `run` weights; stops at a full group, which is mostly among the first."""
+    """The most non-zeros in any group of `run` weights; stops at a full group, which usually comes early."""
     most = 0
     for chunk in (slice(0, 1 << 12), *_chunks(bits.numel())):
         most = max(most, int((bits[chunk].view(-1, run) != 0).sum(1, dtype=torch.uint8).max()))
@@ -241,7 +241,7 @@ def _complete(mask: Tensor, kept: int) -> tuple[Tensor, Tensor]:
 
     Args:
         mask: Boolean, shape `(groups, run)`, at most `kept` True per group.
-        kept: Places that each group has to choose.
+        kept: Places that each group must choose.
 
     Returns:
         The mask with exactly `kept` True per group, and the number of each choice, int32, shape `(groups,)`.

@@ -1,7 +1,8 @@
-"""How coded tensors lie in a safetensors file, and a view of such a file as if it were dense.
+"""The layout of coded tensors in a safetensors file, and a view of such a file as if it were dense.
 
-A tensor `x` that gains is stored as its values, one-dimensional and under its own name, next to `x.mwanda_code` and
-`x.mwanda_form`. A reader that knows nothing of codes finds a wrong shape and fails, instead of leaving `x` out.
+A tensor `x` that becomes smaller is stored as its values, one-dimensional and under its own name, next to
+`x.mwanda_code` and `x.mwanda_form`. A reader that does not know codes finds a wrong shape and fails, instead of
+silently leaving `x` out.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -34,7 +35,7 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-"""Types of safetensors."""
+"""Data types of safetensors."""
 
 _MAX_DIMENSIONS = 8
 
@@ -48,11 +49,11 @@ def check_format(format: Any) -> None:
     """Checks the version of the layout.
 
     Raises:
-        ValueError: If it is another one.
+        ValueError: If it is another version.
     """
     if format != FORMAT:
         raise ValueError(
-            f"The checkpoint is compressed with layout {format!r}, and this optimum-mwanda reads layout {FORMAT}: "
+            f"The checkpoint is compressed with layout {format!r}, but this optimum-mwanda reads layout {FORMAT}: "
             "install a newer optimum-mwanda."
         )
 
@@ -61,9 +62,9 @@ def check_count(expected: Any, stored: Collection[str], missing: Callable[[], It
     """Checks that a checkpoint holds as many tensors as its config says.
 
     Args:
-        expected: The number in the config, which nobody vouches for; None if it says nothing.
-        stored: Names of the tensors that are there, a coded one counting once.
-        missing: Guesses which ones are missing; called only if some are.
+        expected: The number in the config, untrusted; None if the config does not say.
+        stored: Names of the stored tensors; a coded one counts once.
+        missing: Guesses which ones are missing; called only if the numbers differ.
 
     Raises:
         ValueError: If the numbers differ.
@@ -73,13 +74,13 @@ def check_count(expected: Any, stored: Collection[str], missing: Callable[[], It
     names = list(missing())
     hint = f" Nothing is stored for {abridged(map(repr, names))}." if names else ""
     raise ValueError(
-        f"The compressed checkpoint holds {len(stored)} tensors, and its config.json says {expected!r}: download or "
+        f"The compressed checkpoint holds {len(stored)} tensors, but its config.json says {expected!r}: download or "
         f"compress it again.{hint}"
     )
 
 
 def stored_parts(name: str, tensor: Tensor) -> dict[str, Tensor]:
-    """What is stored of a tensor: itself, or values, code and form where these take less space.
+    """What to store for a tensor: the tensor itself, or values, code and form if these take less space.
 
     Args:
         name: Its name.
@@ -93,15 +94,15 @@ def stored_parts(name: str, tensor: Tensor) -> dict[str, Tensor]:
 
 
 class CodedTensor:
-    """A coded tensor that is decoded when it is read, in the shape of a slice of an open safetensors file.
+    """A coded tensor that is decoded when it is read, with the interface of a slice of an open safetensors file.
 
     Args:
         name: Its name.
-        tensors: Name to tensor, or to slice of an open safetensors file, which nobody vouches for.
-        max_numel: Number of weights that it must not exceed; None for what its code can hold.
+        tensors: Name to tensor, or to slice of an open safetensors file; untrusted.
+        max_numel: Most weights that it may have; None for no limit besides its code.
 
     Raises:
-        ValueError: If values, code and form do not agree, as far as their types and shapes tell, or it is too large.
+        ValueError: If the types and shapes of values, code and form do not agree, or the tensor is too large.
     """
 
     def __init__(self, name: str, tensors: Mapping[str, Any], max_numel: int | None = None) -> None:
@@ -119,14 +120,14 @@ class CodedTensor:
             raise damaged(name, f"it holds {self._dtype} of shape {values} and {code_dtype} of shape {code}")
         check_lengths(name, self.form, values[0], code[0])
         if max_numel is not None and self.form.numel > max_numel:
-            raise damaged(name, f"it has shape {self.form.shape}, and the model has room for {max_numel} weights")
+            raise damaged(name, f"it has shape {self.form.shape}, but the model has room for {max_numel} weights")
 
     def get_shape(self) -> list[int]:
         """Shape of the decoded tensor."""
         return list(self.form.shape)
 
     def get_dtype(self) -> str:
-        """Type in the words of safetensors."""
+        """Data type, as safetensors names it."""
         return next(word for word, dtype in DTYPES.items() if dtype == self._dtype)
 
     def __getitem__(self, index: Any) -> Tensor:
@@ -139,7 +140,7 @@ class CodedTensor:
 
 
 def _header(tensor: Any) -> tuple[torch.dtype, tuple[int, ...]]:
-    """Type and shape of a tensor or of a slice, without reading its data; types without a code count as bool."""
+    """Type and shape of a tensor or slice, without reading its data; types that cannot be coded count as bool."""
     if torch.is_tensor(tensor):
         return tensor.dtype, tuple(tensor.shape)
     return DTYPES.get(tensor.get_dtype(), torch.bool), tuple(tensor.get_shape())
@@ -152,10 +153,10 @@ def decoded_view(
 
     Args:
         tensors: Name to tensor, or to slice of an open safetensors file.
-        max_numel: Gives the number of weights that a tensor must not exceed; None for what its code can hold.
+        max_numel: Gives the most weights that a tensor may have; None for no limit besides its code.
 
     Returns:
-        The same mapping without codes and forms. Nothing has been read but forms.
+        The same mapping without codes and forms. Only forms have been read.
 
     Raises:
         ValueError: If the parts of a tensor do not agree, or it is too large.

@@ -1,6 +1,6 @@
-"""Compressed checkpoints: folders whose sparse weights are stored by their non-zeros.
+"""Compressed checkpoints: folders that store sparse weights by their non-zeros.
 
-The files have names that transformers does not look for by itself: without this package a load fails.
+The files have names that transformers does not look for on its own, so without this package a load fails.
 """
 
 import fnmatch
@@ -50,13 +50,13 @@ def save_pretrained_compressed(
     tokenizer: "PreTrainedTokenizerBase | None" = None,
     max_shard_size: int | str = "50GB",
 ) -> None:
-    """Saves a pruned model by its non-zeros; `from_pretrained` reads it where this package has been imported.
+    """Saves a pruned model by its non-zeros; `from_pretrained` reads it once this package has been imported.
 
-    The dense checkpoint is written to disk on the way, beside `save_directory`.
+    On the way, the dense checkpoint is written to disk beside `save_directory`.
 
     Args:
         model: The model; it is not changed.
-        save_directory: Folder to make; it must not exist, or be empty. It appears when it is complete.
+        save_directory: Folder to create; it must not exist or must be empty. It appears when it is complete.
         tokenizer: Saved with the model if given.
         max_shard_size: Largest dense size of one file, as for `save_pretrained`.
 
@@ -77,12 +77,12 @@ def compress(path: str | os.PathLike[str], output: str | os.PathLike[str]) -> No
 
     Args:
         path: Folder with `config.json` and safetensors weights; other files are copied.
-        output: Folder to make; it must not exist, or be empty. It appears when it is complete.
+        output: Folder to create; it must not exist or must be empty. It appears when it is complete.
 
     Raises:
         FileExistsError: If `output` holds something.
-        FileNotFoundError: If `path` is no folder, or lacks config or safetensors weights.
-        ValueError: If the model is quantized or compressed already, a file cannot be read, or `output` lies in `path`.
+        FileNotFoundError: If `path` is not a folder, or lacks config or safetensors weights.
+        ValueError: If the model is already quantized or compressed, a file cannot be read, or `output` is in `path`.
     """
     source = _existing(path)
     _check_outside(source, output)
@@ -95,12 +95,12 @@ def decompress(path: str | os.PathLike[str], output: str | os.PathLike[str]) -> 
 
     Args:
         path: Folder of a compressed checkpoint.
-        output: Folder to make; it must not exist, or be empty. It appears when it is complete.
+        output: Folder to create; it must not exist or must be empty. It appears when it is complete.
 
     Raises:
         FileExistsError: If `output` holds something.
-        FileNotFoundError: If `path` is no folder, or lacks config or weights.
-        ValueError: If the checkpoint is not compressed, a file is damaged, a tensor is missing, or `output` lies in
+        FileNotFoundError: If `path` is not a folder, or lacks config or weights.
+        ValueError: If the checkpoint is not compressed, a file is damaged, a tensor is missing, or `output` is in
             `path`.
     """
     source = _existing(path)
@@ -108,7 +108,7 @@ def decompress(path: str | os.PathLike[str], output: str | os.PathLike[str]) -> 
     config = read_config(source)
     storage = config.pop("quantization_config", None)
     if not isinstance(storage, dict) or storage.get("quant_method") != COMPRESSED:
-        raise ValueError(f"{source} is not compressed: its config.json says nothing of {COMPRESSED!r}.")
+        raise ValueError(f"{source} is not compressed: its config.json does not name {COMPRESSED!r}.")
     check_format(storage.get("format"))
     with new_folder(output) as folder:
         _copy_others(source, folder)
@@ -121,7 +121,7 @@ def _compress(source: Path, folder: Path) -> None:
     config = read_config(source)
     if (storage := config.get("quantization_config")) is not None:
         method = storage.get("quant_method") if isinstance(storage, dict) else storage
-        raise ValueError(f"{source} is stored with {method!r} already: only dense checkpoints can be compressed.")
+        raise ValueError(f"{source} is already stored with {method!r}: only dense checkpoints can be compressed.")
     _copy_others(source, folder)
     sharded, names = _convert(source, folder, decompressing=False, parts=stored_parts)
     config["quantization_config"] = {
@@ -145,7 +145,7 @@ def _convert(
         parts: Gives what to store of one tensor.
 
     Returns:
-        Whether there are several files, and the names of all tensors that they hold now.
+        Whether there are several files, and the names of all tensors in them now.
     """
     dense, coded = (WEIGHTS_FILE, INDEX_FILE), (COMPRESSED_WEIGHTS_FILE, COMPRESSED_INDEX_FILE)
     old, new = (coded, dense) if decompressing else (dense, coded)
@@ -167,14 +167,14 @@ def _convert(
 def _convert_file(
     source: Path, target: Path, parts: Callable[[str, Tensor], Mapping[str, Tensor]]
 ) -> tuple[list[str], int]:
-    """Converts one file, and returns the names and the bytes of the tensors that it holds now."""
+    """Converts one file, and returns the names and the bytes of the tensors in it now."""
     names: list[str] = []
     with opened(source) as file, SafetensorsWriter(target, file.metadata() or {"format": "pt"}) as writer:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
         for name, tensor in slices.items():
             if tensor.get_dtype() not in DTYPES:
                 raise ValueError(
-                    f"{name!r} in {source} has type {tensor.get_dtype()}: only {', '.join(DTYPES)} can be."
+                    f"{name!r} in {source} has type {tensor.get_dtype()}: only {', '.join(DTYPES)} can be converted."
                 )
         for name, tensor in decoded_view(slices).items():
             for part, data in parts(name, tensor[...]).items():
@@ -186,7 +186,7 @@ def _convert_file(
 def _existing(path: str | os.PathLike[str]) -> Path:
     if not Path(path).is_dir():
         raise FileNotFoundError(
-            f"There is no folder {os.fspath(path)!r}. A repository is to be downloaded first: "
+            f"There is no folder {os.fspath(path)!r}. Download a repository first: "
             "huggingface_hub.snapshot_download(id) returns its folder."
         )
     return Path(path)
@@ -195,12 +195,12 @@ def _existing(path: str | os.PathLike[str]) -> Path:
 def _check_outside(source: Path, output: str | os.PathLike[str]) -> None:
     if source.resolve() in Path(output).resolve().parents:
         raise ValueError(
-            f"{os.fspath(output)!r} lies in {os.fspath(source)!r}, whose files are copied: name a folder outside it."
+            f"{os.fspath(output)!r} is in {os.fspath(source)!r}, whose files are copied: name a folder outside it."
         )
 
 
 def _copy_others(source: Path, folder: Path) -> None:
-    """Copies everything but weights; those in subfolders belong to other modules and are copied."""
+    """Copies everything except weights; weights in subfolders belong to other modules and are copied."""
 
     def ignored(directory: str, names: list[str]) -> list[str]:
         if Path(directory) != source:

@@ -1,5 +1,5 @@
-"""Names of stored tensors and of the parameters that transformers makes of them: many a mixture of experts is stored
-with one matrix per expert and loaded with one parameter for all.
+"""Names of stored tensors and of the parameters that transformers makes of them: many mixtures of experts are stored
+with one matrix per expert and loaded with one parameter for all experts.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -11,31 +11,31 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 
 def parameter_names(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, str]:
-    """Finds the parameter that each stored tensor becomes, or becomes a part of.
+    """Finds the parameter that each stored tensor becomes, entirely or in part.
 
-    transformers has a table of what it renames, merges and splits, by model type and class. No model is built for it.
+    transformers has a table of what it renames, merges and splits, by model type and class. No model is built for this.
 
     Args:
-        config: What `config.json` holds, untrusted: it only chooses among the rules of transformers.
+        config: Content of `config.json`, untrusted: it only chooses among the rules of transformers.
         names: Names of the stored tensors.
 
     Returns:
-        Stored name to the name in a loaded model, up to a prefix that only some classes of a family have. Tensors that
-        are split into several parameters are left out.
+        Stored name to the name in a loaded model, except for a prefix that only some classes of a family have. Tensors
+        that are split into several parameters are left out.
     """
     find: Callable[[str], list[Any] | None] = get_checkpoint_conversion_mapping
     rules = [rule for key in _identifiers(config) for rule in find(key) or ()]
     renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
     converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
     found = {}
-    for name in sorted(names):  # in this order some of the renamings find out whether they apply at all
+    for name in sorted(names):  # some renamings rely on this order to find out whether they apply at all
         parameter = name
         for renaming in renamings:
             parameter, _ = renaming.rename_source_key(parameter)
         is_split = False
         for converter in converters:
             parameter, pattern = converter.rename_source_key(parameter)
-            if pattern is not None:  # transformers applies one of them at most
+            if pattern is not None:  # transformers applies at most one of them
                 is_split = len(converter.target_patterns) > 1
                 break
         if not is_split:
@@ -44,7 +44,7 @@ def parameter_names(config: Mapping[str, Any], names: Iterable[str]) -> dict[str
 
 
 def _identifiers(config: Mapping[str, Any]) -> list[str]:
-    """The keys under which a model, and the models inside it, have rules."""
+    """The keys for the rules of a model and of the models inside it."""
     architectures = config.get("architectures")
     found: list[Any] = list(architectures) if isinstance(architectures, list) else []
     for part in _configs(config):
@@ -55,7 +55,7 @@ def _identifiers(config: Mapping[str, Any]) -> list[str]:
 
 
 def _configs(config: Mapping[str, Any], depth: int = 3) -> Iterator[Mapping[str, Any]]:
-    """A config and those inside it; composite models nest them at most this deep."""
+    """A config and the configs inside it; composite models nest them at most this deep."""
     yield config
     if depth:
         for value in config.values():

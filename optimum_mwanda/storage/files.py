@@ -1,4 +1,4 @@
-"""Reading the config and the safetensors files of a checkpoint, none of which is trusted."""
+"""Reading the config and the safetensors files of a checkpoint, which are not trusted."""
 
 import contextlib
 import json
@@ -31,7 +31,7 @@ MAX_DEPTH = 8
 
 
 def checkpoint_folder(name_or_path: str | os.PathLike[str], weights: bool, **hub_kwargs: Any) -> Path:
-    """The folder of a checkpoint; a repository's config, and on demand its safetensors files, are downloaded.
+    """The folder of a checkpoint; for a repository, the config and, if needed, safetensors files are downloaded.
 
     Args:
         name_or_path: Folder, or repository id.
@@ -39,7 +39,7 @@ def checkpoint_folder(name_or_path: str | os.PathLike[str], weights: bool, **hub
         **hub_kwargs: Passed to huggingface_hub: `revision`, `token`, `cache_dir`, `local_files_only`, ...
 
     Raises:
-        FileNotFoundError: If a local path is no folder.
+        FileNotFoundError: If a local path is not a folder.
     """
     folder = Path(name_or_path)
     if folder.is_dir():
@@ -88,14 +88,14 @@ def weight_files(folder: Path, compressed: bool) -> list[Path]:
         return [folder / weights]
     if not (folder / index).is_file():
         raise FileNotFoundError(
-            f"{folder} holds neither {weights} nor {index}. Only safetensors are read, never pickle files, which can "
-            "run code: load such a model if you trust it, and save it anew with save_pretrained()."
+            f"{folder} holds neither {weights} nor {index}. Only safetensors are read, never pickle files, because "
+            "they can run code: if you trust such a model, load it and save it again with save_pretrained()."
         )
     weight_map = _weight_map(folder / index, _read_object(folder / index, MAX_INDEX_BYTES))
     paths = [folder / name for name in sorted(set(weight_map.values()))]
     for path in paths:
         if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing, though {index} names it: download or copy it again.")
+            raise FileNotFoundError(f"{path} is missing, but {index} names it: download or copy it again.")
     return paths
 
 
@@ -122,7 +122,7 @@ def _weight_map(path: Path, index: dict[str, Any]) -> dict[str, str]:
     ending = path.name.removeprefix("model").removesuffix(".index.json")
     for name in weight_map.values():
         if not isinstance(name, str) or not re.fullmatch(rf"[\w.-]+{re.escape(ending)}", name):
-            raise ValueError(f"{path} names {name!r}, which is no {ending} file of its own folder.")
+            raise ValueError(f"{path} names {name!r}, which is not a {ending} file in the same folder.")
     return weight_map
 
 
@@ -137,7 +137,7 @@ def opened(path: Path) -> Iterator[Any]:
     """Opens a safetensors file.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If it is not one.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -171,18 +171,18 @@ def bounded_copy(value: Any, depth: int = MAX_DEPTH) -> Any:
         if len(value) > MAX_CHARACTERS:
             raise ValueError(f"A string of {len(value):,} characters is too long: at most {MAX_CHARACTERS:,}.")
         if re.search("[\ud800-\udfff]", value):
-            raise ValueError("A string holds half a surrogate pair, which no text file can hold.")
+            raise ValueError("A string holds half a surrogate pair, which a text file cannot hold.")
         return value
     if isinstance(value, (int, float)):
         if not abs(value) <= 2**64:
-            raise ValueError("A number is not finite, or beyond 2**64.")
+            raise ValueError("A number is not finite or is beyond 2**64.")
         return value
     if not isinstance(value, (list, dict)) or not depth:
-        raise ValueError(f"A {type(value).__name__} is no plain JSON value, or nested more than {MAX_DEPTH} deep.")
+        raise ValueError(f"A {type(value).__name__} is not a plain JSON value, or nested more than {MAX_DEPTH} deep.")
     if len(value) > MAX_ENTRIES:
         raise ValueError(f"A {type(value).__name__} of {len(value):,} entries is too long: at most {MAX_ENTRIES:,}.")
     if isinstance(value, list):
         return [bounded_copy(entry, depth - 1) for entry in value]
     if not all(isinstance(key, str) for key in value):
-        raise ValueError("An object has keys that are no strings.")
+        raise ValueError("An object has keys that are not strings.")
     return {bounded_copy(key): bounded_copy(entry, depth - 1) for key, entry in value.items()}

@@ -1,4 +1,4 @@
-"""Files and folders that appear when they are complete, or not at all."""
+"""Files and folders that appear once they are complete, or not at all."""
 
 import contextlib
 import os
@@ -9,24 +9,24 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def new_folder(path: str | os.PathLike[str], overwrite: bool = False) -> Iterator[Path]:
-    """Gives a folder to fill beside `path`, which takes its place when the block has succeeded.
+    """Gives a folder to fill beside `path`, and moves it to `path` when the block has succeeded.
 
-    Whatever ends the block early, an interrupt included, nothing is left of the new folder, and the old one stays.
+    If anything ends the block early, even an interrupt, nothing is left of the new folder, and the old one stays.
 
     Args:
-        path: Where the folder is to appear.
-        overwrite: Whether a folder there that holds something may be replaced.
+        path: Where the folder will appear.
+        overwrite: Whether to replace a folder at `path` that is not empty.
 
     Raises:
-        FileExistsError: If a folder is there that holds something.
-        OSError: If something else is there that cannot be replaced, or the folder cannot be made.
+        FileExistsError: If there is a folder at `path` that is not empty.
+        OSError: If there is something else that cannot be replaced, or the folder cannot be created.
     """
     target = Path(path).resolve()
     _check_target(target, path, overwrite)
     made = [parent for parent in target.parents if not parent.exists()]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        # A sibling, to be on the same file system. A folder inside it, as mkdtemp makes one that others cannot read.
+        # A sibling is on the same file system. The folder is inside it, because others cannot read what mkdtemp makes.
         scratch = tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent)
     except OSError as error:
         raise OSError(f"{path} cannot be written: {error}") from error
@@ -45,7 +45,7 @@ def new_folder(path: str | os.PathLike[str], overwrite: bool = False) -> Iterato
 
 @contextlib.contextmanager
 def whole_file(target: Path) -> Iterator[Path]:
-    """Gives a path to write to beside `target`, which takes its place when the block has succeeded."""
+    """Gives a path to write to beside `target`, and moves the file to `target` when the block has succeeded."""
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(target.name + ".partial")
     try:
@@ -56,7 +56,7 @@ def whole_file(target: Path) -> Iterator[Path]:
 
 
 def write_text(target: Path, text: str) -> None:
-    """Writes a file as a whole or not at all."""
+    """Writes the whole file or nothing."""
     with whole_file(target) as partial:
         partial.write_text(text, encoding="utf-8")
 

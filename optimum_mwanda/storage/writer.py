@@ -17,8 +17,8 @@ from .coded import DTYPES
 class SafetensorsWriter:
     """Writes a safetensors file of tensors that need not be in memory together.
 
-    The file begins with a table of contents and has to be free of gaps, while readers want each tensor aligned to its
-    element size. So tensors are collected beside the file by element size, and put together at the end of the block.
+    The file begins with a table of contents and must not have gaps, but readers want each tensor aligned to its
+    element size. So tensors are collected beside the file by element size, and joined at the end of the block.
 
     Args:
         path: File to write.
@@ -43,7 +43,7 @@ class SafetensorsWriter:
         width = tensor.element_size()
         if width not in self._spools:
             self._spools[width] = tempfile.TemporaryFile(dir=self._path.parent)  # noqa: SIM115
-        # `numpy` shares memory with the tensor, and bytes are a type that it knows.
+        # `numpy` shares memory with the tensor, and it knows bytes, unlike some types of torch.
         self._spools[width].write(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
         self._entries.setdefault(width, []).append((name, tensor.to("meta"), tensor.nbytes))
         self.size += tensor.nbytes

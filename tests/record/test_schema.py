@@ -193,7 +193,7 @@ def test_a_newer_schema_says_to_upgrade(where: str) -> None:
         (lambda r: r["matrices"]["mlp.up_proj"].update(shape=[2**40, 8]), "shape"),
         (lambda r: r.update(matrices={}), "every block has one"),
         (lambda r: r.update(later=make_record), "plain JSON"),
-        (lambda r: r.update(later={1: 2}), "no strings"),
+        (lambda r: r.update(later={1: 2}), "not strings"),
     ],
 )  # fmt: skip
 def test_an_invalid_record_is_refused_by_name(change: Any, message: str) -> None:

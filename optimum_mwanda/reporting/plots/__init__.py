@@ -1,7 +1,7 @@
 """Pictures of what pruning did, as PNG or SVG files; they need matplotlib (`pip install optimum-mwanda[plots]`).
 
-Each `plot_…` draws one file; the function of the same name that ends in `_figure`, in the module beside, gives the
-matplotlib figure behind it, to be changed or shown in a notebook.
+Each `plot_…` draws one file. The function with the same name that ends in `_figure`, in the same module, gives the
+matplotlib figure behind it, to change it or show it in a notebook.
 """
 
 from .activations import plot_block_correlation, plot_language_activity, plot_language_correlation

@@ -19,7 +19,7 @@ _ABSENT = "#bbbbbb"
 
 
 def language_activity_figure(statistics: CalibrationStatistics, blocks: Blocks | None = None) -> "Figure":
-    """Heat map of `profiles.language_activity`, languages down and blocks across; grey where a language has no token.
+    """Heat map of `profiles.language_activity`, with a row per language and a column per block; grey means no token.
 
     Args:
         statistics: Result of a calibration.
@@ -93,9 +93,9 @@ def block_correlation_figure(correlations: Tensor, blocks: Sequence[str]) -> "Fi
 
 
 def language_correlation_figure(correlations: Tensor, languages: Sequence[str]) -> "Figure":
-    """Heat map of the correlation between every two different languages, mean over blocks.
+    """Heat map of the correlation between every two different languages, averaged over blocks.
 
-    Similar languages stand side by side.
+    Similar languages are side by side.
 
     Args:
         correlations: `profiles.pairwise_correlation`, shape `(blocks, languages, languages)`.
@@ -115,7 +115,7 @@ def language_correlation_figure(correlations: Tensor, languages: Sequence[str]) 
 
     axes = figure.subplots()
     image = axes.imshow(
-        mean.fill_diagonal_(torch.nan)[order][:, order].numpy(),  # the ones would take the colours from the pairs
+        mean.fill_diagonal_(torch.nan)[order][:, order].numpy(),  # the ones would use up the range of colours
         cmap=matplotlib.colormaps["viridis"].with_extremes(bad=_ABSENT),
         vmin=low,
         vmax=max(high, low + 0.1),

@@ -1,4 +1,4 @@
-"""An axis whose positions are the blocks of a model."""
+"""An axis with the blocks of a model as positions."""
 
 import itertools
 from collections.abc import Sequence
@@ -15,13 +15,13 @@ _MAX_TICKS = 12
 def label_blocks(axes: "Axes", names: Sequence[str]) -> None:
     """Numbers the blocks at the positions 0, 1, … of the horizontal axis as the model does.
 
-    The axis says which lists of modules the numbers belong to. Where there are several, as in an encoder-decoder, a
-    line parts one from the next, and each shows the number that it begins with.
+    The axis says which lists of modules the numbers belong to. If there are several lists, as in an encoder-decoder, a
+    line separates them, and each shows the number that it begins with.
 
     Args:
-        axes: Where the blocks are drawn.
+        axes: Axes on which the blocks are drawn.
         names: Module paths in the order of the positions, at least one, such as `model.layers.3`: the last part is the
-            number. If that of any is none, the blocks are numbered by their positions.
+            number. If any last part is not a number, the blocks are numbered by their positions.
     """
     parts = [name.rpartition(".")[::2] for name in names]
     if not all(number.isdecimal() for _, number in parts):

@@ -42,8 +42,7 @@ class CurvePoint:
 def sparsity_curves_figure(curves: Mapping[str, Sequence[CurvePoint]]) -> "Figure":
     """Two panels, mean over languages and worst language, with a curve per criterion.
 
-    A table below has a row per criterion: its name and look, and the worst language of every point, as far as there is
-    room.
+    A table below has a row per criterion: its name and look, and the worst language of every point if there is room.
 
     Args:
         curves: Name of a criterion to its points, in any order.
@@ -81,7 +80,7 @@ def sparsity_curves_figure(curves: Mapping[str, Sequence[CurvePoint]]) -> "Figur
 
 
 def plot_sparsity_curves(curves: Mapping[str, Sequence[CurvePoint]], path: str | os.PathLike[str]) -> None:
-    """Draws what each sparsity costs, on the mean over languages and in the worst one.
+    """Draws what each sparsity costs, in the mean over languages and in the worst one.
 
     Args:
         curves: Name of a criterion to its points, in any order.
@@ -107,10 +106,10 @@ def _draw(axes: "Axes", at: Sequence[float], estimates: Sequence[Estimate], inde
 
 
 def _name_curves(axes: "Axes", names: Sequence[str]) -> None:
-    """The heads of the rows of the table, which are the legend too."""
+    """The row heads of the table, which also serve as the legend."""
     for row, name in enumerate(names):
         axes.plot([0.92, 0.96, 1], [row] * 3, markevery=[1], markersize=5, **style(row))
-        # What is clipped takes no room from the curves.
+        # Clipped text takes no room from the curves.
         axes.text(
             0.9,
             row,
@@ -126,7 +125,7 @@ def _name_curves(axes: "Axes", names: Sequence[str]) -> None:
 
 
 def _name_worst(axes: "Axes", curves: Mapping[str, Sequence[CurvePoint]]) -> None:
-    """The rows of the table: which language is worst, each under its point."""
+    """The rows of the table: the worst language, under its point."""
     for row, curve in enumerate(curves.values()):
         for point in curve:
             axes.text(
@@ -145,7 +144,7 @@ def _name_worst(axes: "Axes", curves: Mapping[str, Sequence[CurvePoint]]) -> Non
 
 
 def _hide_overlaps(figure: "Figure", labels: Sequence["Text"]) -> bool:
-    """Hides every label that would lie on one before it.
+    """Hides every label that would overlap an earlier one.
 
     Returns:
         Whether any is hidden.

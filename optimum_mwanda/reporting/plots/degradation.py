@@ -29,10 +29,10 @@ _MAX_ROWS = 50
 
 
 def degradation_figure(comparison: PerplexityComparison) -> "Figure":
-    """The increase of the log-perplexity over dense, one row per language, the languages that suffer most on top.
+    """The increase of the log-perplexity over dense, with a row per language and those that suffer most on top.
 
-    Every pruned model has a colour and a marker, which is hollow where a language was not calibrated on; bars are
-    confidence intervals, where they are known. More than 50 languages stand in several columns.
+    Every pruned model has a colour and a marker, which is hollow for languages that were not calibrated on; bars are
+    confidence intervals, if known. More than 50 languages are split into several columns.
 
     Args:
         comparison: At least one pruned model against its dense original.
@@ -86,7 +86,7 @@ def _draw(axes: "Axes", changes: dict[str, Change], unseen: Sequence[str], langu
     count = len(changes)
     for index, name in enumerate(changes):
         look = style(index)
-        # The models share the row of a language, each on a line of its own.
+        # The models share the row of a language, each on its own line.
         offset = 0.0 if count == 1 else 0.6 * (index / (count - 1) - 0.5)
         for hollow in (False, True):
             rows = [row for row, each in enumerate(languages) if (each in unseen) is hollow]

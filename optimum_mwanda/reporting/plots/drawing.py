@@ -14,17 +14,17 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette (2008), made for the colour-blind, with a grey for the yellow that white paper swallows.
+# Okabe and Ito's palette (2008) for the colour-blind, with grey in place of yellow, which is hard to see on white.
 # Colours repeat after 8 series and markers after 9, so that 72 series differ.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#888888")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<")
 GRID = "#dddddd"
 
 ROW = 0.17
-"""Inches that a labelled row takes."""
+"""Height of a labelled row in inches."""
 
 MAX_INCHES = 24.0
-"""No picture is higher or wider: beyond that, rows get thinner and only some of them are labelled."""
+"""Largest height and width of a picture: beyond that, rows get thinner and only some are labelled."""
 
 LABEL_SIZE = 7
 
@@ -32,7 +32,7 @@ _METADATA: dict[str, dict[str, str | None]] = {"png": {"Software": None}, "svg":
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """An empty figure that belongs to no global state.
+    """An empty figure without global state.
 
     Args:
         width: In inches.
@@ -49,10 +49,10 @@ def new_figure(width: float, height: float) -> "Figure":
 
 
 def render(figure: "Figure", kind: str) -> bytes:
-    """The bytes of a picture, equal for equal figures.
+    """The bytes of a picture, the same for equal figures.
 
     Args:
-        figure: What to draw.
+        figure: Figure to draw.
         kind: `png` or `svg`.
     """
     import matplotlib
@@ -72,7 +72,7 @@ def save_figure(figure: "Figure", path: str | os.PathLike[str]) -> None:
     """
     kind = Path(path).suffix.lower().removeprefix(".")
     if kind not in _METADATA:
-        raise ValueError(f"{os.fspath(path)!r} is no picture that can be written: end its name in .png or .svg.")
+        raise ValueError(f"{os.fspath(path)!r} cannot be written as a picture: end its name in .png or .svg.")
     Path(path).write_bytes(render(figure, kind))
 
 
@@ -82,25 +82,25 @@ def style(index: int) -> dict[str, Any]:
 
 
 def error_lengths(estimates: Sequence[Estimate]) -> list[list[float]]:
-    """How far each interval reaches below and above its estimate, as error bars want it; 0 where it is unknown."""
+    """How far each interval reaches below and above its estimate, in the form for error bars; 0 if unknown."""
     below = [0.0 if each.low is None else max(0.0, each.value - each.low) for each in estimates]
     above = [0.0 if each.high is None else max(0.0, each.high - each.value) for each in estimates]
     return [below, above]
 
 
 def shorten(label: str, max_length: int = 24) -> str:
-    """A label that leaves room for the picture; names of variants differ at their ends, so the middle goes."""
+    """A short label; the middle is cut, because names of variants differ at their ends."""
     end = (max_length - 1) // 2
     return label if len(label) <= max_length else f"{label[: max_length - 1 - end]}…{label[-end:]}"
 
 
 def rows_height(rows: int, row: float = ROW) -> float:
-    """Inches for so many labelled rows."""
+    """Height in inches for some labelled rows."""
     return min(max(rows * row, 1.0), MAX_INCHES)
 
 
 def label_rows(axis: "Axis", labels: Sequence[str], inches: float) -> None:
-    """Labels the positions 0, 1, … of an axis: all of them, or every so many and the axis says so.
+    """Labels the positions 0, 1, … of an axis: all of them, or every n-th one, and then the axis says so.
 
     Args:
         axis: Horizontal or vertical axis.
@@ -109,7 +109,7 @@ def label_rows(axis: "Axis", labels: Sequence[str], inches: float) -> None:
     """
     step = max(1, math.ceil(len(labels) * 0.12 / inches))
     positions = range(0, len(labels), step)
-    # A dollar sign in a name starts no formula.
+    # A dollar sign in a name must not start a formula.
     axis.set_ticks(
         positions, [shorten(labels[at]) for at in positions], fontsize=LABEL_SIZE, parse_math=False, minor=False
     )
@@ -118,10 +118,11 @@ def label_rows(axis: "Axis", labels: Sequence[str], inches: float) -> None:
 
 
 def scale_of(values: Sequence[float]) -> dict[str, Any]:
-    """Scale on which increases can be told apart, as arguments of `set_xscale` and `set_yscale`.
+    """A scale that tells increases apart, as arguments of `set_xscale` and `set_yscale`.
 
-    It is logarithmic where they are all positive and differ more than twentyfold. Where others are not, but one is more
-    than twenty times the median size, it is linear around zero and logarithmic beyond. What is not finite is not drawn.
+    It is logarithmic if all values are positive and differ more than twentyfold. If some are not positive, but one is
+    more than twenty times the median size, it is linear around zero and logarithmic beyond. Values that are not finite
+    are not drawn.
     """
     sizes = [abs(value) for value in values if value and math.isfinite(value)]
     if not sizes:
@@ -131,7 +132,7 @@ def scale_of(values: Sequence[float]) -> dict[str, Any]:
     typical = statistics.median(sizes)
     if max(sizes) <= 20 * typical:
         return {"value": "linear"}
-    # Ticks beyond zero stand at powers of ten: the first at the end of the linear part does not touch that of zero.
+    # Ticks beyond zero are at powers of ten, so the one at the end of the linear part does not touch that of zero.
     return {"value": "symlog", "linthresh": 10.0 ** math.floor(math.log10(typical))}
 
 

@@ -1,6 +1,6 @@
 """How the activations of languages compare, block by block, from the statistics of calibration.
 
-The numbers behind the pictures of `activations.py`; symbols are those of `docs/method.md`.
+These are the numbers behind the pictures of `activations.py`; the symbols are those of `docs/method.md`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ def group_by_block(matrices: Sequence[str]) -> dict[str, list[str]]:
         matrices: Module paths.
 
     Returns:
-        Module path of a block to its matrices, both in the given order. A path without a number is a block by itself.
+        Module path of a block to its matrices, both in the given order. A path without a number is its own block.
     """
     blocks: dict[str, list[str]] = {}
     for name in matrices:
@@ -34,15 +34,15 @@ def language_activity(statistics: CalibrationStatistics, blocks: Blocks) -> Tens
     """How strongly every language drives every block, relative to the mean over languages.
 
     With `R^l = sqrt(mean_j m_j^l)` for a matrix, it is the mean over the block's matrices of
-    `log2(R^l / mean_l R^l)`: 1 where the activations of a language are twice as large as the average, 0 where they are
-    as large.
+    `log2(R^l / mean_l R^l)`: 1 if the activations of a language are twice as large as the average, 0 if they are as
+    large.
 
     Args:
         statistics: Result of a calibration.
         blocks: Block to the names of its matrices.
 
     Returns:
-        Shape `(languages, blocks)`, float64; NaN where no token of a language enters a block.
+        Shape `(languages, blocks)`, float64; NaN if no token of a language enters a block.
     """
     columns = [
         torch.stack([_relative_size(statistics.weights[name]) for name in names]).nanmean(0)
@@ -52,7 +52,7 @@ def language_activity(statistics: CalibrationStatistics, blocks: Blocks) -> Tens
 
 
 def pairwise_correlation(statistics: CalibrationStatistics, blocks: Blocks) -> Tensor:
-    """Pearson correlation between the channel profiles `r^l` of all pairs of languages, mean over a block's matrices.
+    """Pearson correlation between channel profiles `r^l` of all pairs of languages, averaged over a block's matrices.
 
     The mean over the pairs of a block is `ρ_b`.
 
@@ -61,7 +61,7 @@ def pairwise_correlation(statistics: CalibrationStatistics, blocks: Blocks) -> T
         blocks: Block to the names of its matrices.
 
     Returns:
-        Shape `(blocks, languages, languages)`, float64, symmetric. A constant profile counts 0; NaN where no token of a
+        Shape `(blocks, languages, languages)`, float64, symmetric. A constant profile counts 0; NaN if no token of a
         language enters a block.
     """
     return torch.stack(
@@ -80,13 +80,13 @@ def pairs(correlations: Tensor) -> Tensor:
 
 
 def similarity_order(correlations: Tensor) -> list[int]:
-    """Brings languages that behave alike side by side: each is followed by the most similar one that is left.
+    """Puts languages that behave alike side by side: each is followed by the most similar remaining one.
 
     Args:
         correlations: Shape `(languages, languages)`.
 
     Returns:
-        Every index once, the first that of the language with the highest mean correlation.
+        Every index once, beginning with the language with the highest mean correlation.
     """
     known = correlations.nan_to_num(-2.0)
     order = [int(known.sum(1).argmax())]
@@ -113,5 +113,5 @@ def _correlations(entry: WeightStatistics) -> Tensor:
 
 
 def _rms(entry: WeightStatistics) -> Tensor:
-    """`r^l`, shape `(languages, in)`; NaN for a language of which no token entered the matrix."""
+    """`r^l`, shape `(languages, in)`; NaN for a language without tokens in the matrix."""
     return torch.where(entry.tokens[:, None] > 0, entry.mean_square.double().sqrt(), torch.nan)

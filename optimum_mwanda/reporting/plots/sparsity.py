@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def block_sparsity_figure(record: "SparsityRecord") -> "Figure":
-    """Bars of the share of zeros in every pruned block, with the share in all of them.
+    """Bars with the share of zeros in every pruned block, and a line for the share in all blocks together.
 
     Args:
         record: The sparsity record of a pruned model.
@@ -27,7 +27,7 @@ def block_sparsity_figure(record: "SparsityRecord") -> "Figure":
     axes = figure.subplots()
     axes.bar(range(len(shares)), shares, width=0.8, color=COLORS[0])
     axes.axhline(everything, color=COLORS[1], linewidth=1, linestyle="--", label=f"all blocks: {everything:.1f} %")
-    # Few blocks shall not fill the width with two slabs.
+    # A few blocks must not fill the width as slabs.
     room = max(0.0, (8 - len(shares)) / 2)
     axes.set(ylabel="zeros (%)", ylim=(0, 100), xlim=(-0.6 - room, len(shares) - 0.4 + room))
     label_blocks(axes, [block.name for block in record.blocks])
