@@ -12,7 +12,7 @@ import transformers
 from ..calibration.coverage import ExpertCoverage
 from ..calibration.statistics import CalibrationStatistics
 from ..configuration import MWandaConfig
-from ..modeling.weights import PrunableWeight
+from ..modeling.weights import Weights
 from ..pruning.allocation import SparsityPlan
 from ..pruning.experts_policy import expert_coverage
 from ..pruning.scoring import weigh_languages
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 def build_record(
     model: "PreTrainedModel",
     config: MWandaConfig,
-    weights: dict[str, list[PrunableWeight]],
+    weights: Weights,
     zeros: Mapping[str, int],
     plan: SparsityPlan,
     statistics: CalibrationStatistics | None,

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from ..modeling.blocks import find_blocks
-from ..modeling.weights import find_weights
+from ..modeling.weights import find_weights, flat
 from ..storage.files import checkpoint_folder, read_config
 from ..utils import markdown_table
 from .matrices import StoredMatrix, count_matrices, loaded_matrices, read_matrices
@@ -113,7 +113,7 @@ def sparsity_map(model_or_path: ModelOrPath, **hub_kwargs: Any) -> dict[str, flo
     """
     if isinstance(model_or_path, nn.Module) and sparsity_record(model_or_path) is None:
         weights = find_weights(find_blocks(model_or_path))
-        found = count_matrices(weight for block in weights.values() for weight in block)
+        found = count_matrices(flat(weights))
         return {matrix.name: matrix.zeros / matrix.numel for matrix in found}
     recorded, matrices = _recorded_and_found(model_or_path, hub_kwargs)
     names = match_names(recorded, matrices)
