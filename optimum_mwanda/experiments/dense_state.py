@@ -1,4 +1,4 @@
-"""The dense weights of a model that is pruned again and again."""
+"""The dense weights of a model that is pruned repeatedly."""
 
 from collections.abc import Iterable
 from types import TracebackType
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 
 class DenseState:
-    """Keeps the prunable weights and the record of a model, and puts them back, in any case if its block fails.
+    """Keeps the prunable weights and the record of a model, and restores them on request or if its block fails.
 
-    A copy of the prunable weights lies on the CPU: other trials remove other weights, so that no smaller part would do.
+    All prunable weights are copied to the CPU, not only the pruned ones, because each trial removes other weights.
 
     Args:
         model: The model.
@@ -27,7 +27,7 @@ class DenseState:
         self._values = [(weight, weight.matrix.to("cpu", copy=True)) for weight in weights]
 
     def restore(self) -> None:
-        """Makes the model what it was."""
+        """Makes the model as it was."""
         for weight, values in self._values:
             weight.matrix.copy_(values)
         vars(self._config).pop(RECORD_KEY, None)

@@ -323,7 +323,7 @@ class TestChoice:
     def test_says_so_if_the_highest_bound_is_within_the_limit(self) -> None:
         search = make_search((0.5, None, 0.01), (0.9, None, 0.05))
         assert search.chosen is search.trials[1]
-        assert search.verdict.endswith("the highest sparsity of the bounds: a higher one may do as well.")
+        assert search.verdict.endswith("the highest sparsity of the bounds: a higher one may also be feasible.")
 
     def test_says_so_if_nothing_is_within_the_limit(self) -> None:
         search = make_search((0.5, None, 0.3), (0.1, None, 0.2))
@@ -365,7 +365,7 @@ class TestSpace:
             ({}, {"strengths": (-0.1,)}, "allocation_strength=-0.1"),
             ({"allocation": "uniform"}, {"strengths": (0.1,)}, "no effect with allocation='uniform'"),
             ({}, {"protect": {"sw": 0}}, r"protect\['sw'\]=0"),
-            ({"criterion": "magnitude", "allocation": "uniform"}, {"protect": {"sw": 2}}, "look at no language"),
+            ({"criterion": "magnitude", "allocation": "uniform"}, {"protect": {"sw": 2}}, "do not use languages"),
         ],
     )
     def test_what_cannot_be_searched_is_refused(

@@ -9,9 +9,9 @@ class Condition:
     """The languages of one calibration.
 
     Attributes:
-        name: What tables call it; the folds of a rotation share theirs.
-        languages: That are calibrated on.
-        samples_per_language: Chunks of each.
+        name: Name in tables; the folds of a rotation share it.
+        languages: Languages to calibrate on.
+        samples_per_language: Chunks per language.
         fold: Which part of a rotation, and of how many; None outside one.
     """
 
@@ -27,24 +27,25 @@ def make_conditions(
     """The calibrations to compare.
 
     Args:
-        languages: All that may be calibrated on.
-        samples_per_language: Chunks of each.
-        rotate: Number of folds: each leaves another part of the languages out, so that every language is unseen in one
+        languages: All languages to choose from.
+        samples_per_language: Chunks per language.
+        rotate: Number of folds: each leaves out another part of the languages, so that every language is unseen in one
             fold and seen in the others. None to calibrate on all of them.
-        only: Languages to calibrate on alone as well, each with as many chunks as all languages together have, so that
-            the number of tokens is not what differs.
+        only: Languages to also calibrate on alone, each with as many chunks as all languages together, so that the
+            number of tokens does not differ.
 
     Raises:
-        ValueError: If a rotation would leave every language out or none, or `only` names another language.
+        ValueError: If a rotation would leave out every language or none, or `only` names another language.
     """
     if unknown := [each for each in only if each not in languages]:
-        raise ValueError(f"only={unknown[0]!r} is not among the languages of calibration: {', '.join(languages)}.")
+        raise ValueError(f"only={unknown[0]!r} is not among the calibration languages: {', '.join(languages)}.")
     if rotate is None:
         found = [Condition("multilingual", tuple(languages), samples_per_language)]
     else:
         if not 2 <= rotate <= len(languages):
             raise ValueError(
-                f"rotate={rotate} folds of {len(languages)} languages: give at least 2, and no more than languages."
+                f"rotate={rotate} is not allowed: give at least 2 and at most {len(languages)}, the number of "
+                "languages."
             )
         name = f"rotation of {rotate}"
         found = []

@@ -9,7 +9,7 @@ from ...configuration import MWandaConfig
 
 
 def halve_documents(dataset: Any, language_column: str = MWandaConfig.language_column) -> tuple[Any, Any]:
-    """Splits the documents of every language in two: the first, third, … to calibrate on, the others to evaluate.
+    """Splits the documents of every language in two: the first, third, … for calibration, the rest for evaluation.
 
     Args:
         dataset: `datasets.Dataset`, or a dict of language to texts.
@@ -17,7 +17,7 @@ def halve_documents(dataset: Any, language_column: str = MWandaConfig.language_c
 
     Raises:
         TypeError: If the dataset is neither.
-        ValueError: If a language has a single document.
+        ValueError: If a language has only one document.
     """
     if isinstance(dataset, Mapping):
         texts = {language: list(each) for language, each in dataset.items()}
@@ -37,4 +37,6 @@ def halve_documents(dataset: Any, language_column: str = MWandaConfig.language_c
 
 def _check_counts(counts: Mapping[str, int]) -> None:
     if single := [language for language, count in counts.items() if count < 2]:
-        raise ValueError(f"There is one document only in {', '.join(map(repr, single))}, which cannot be halved.")
+        raise ValueError(
+            f"There is only one document in {', '.join(map(repr, single))}, which cannot be halved: give at least two."
+        )

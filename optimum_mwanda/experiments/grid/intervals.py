@@ -13,10 +13,10 @@ def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Es
 
     Args:
         values: One figure per seed.
-        confidence: Probability with which the interval shall cover the mean over all seeds.
+        confidence: Probability that the interval covers the mean over all seeds.
 
     Returns:
-        The estimate; without an interval if there is one value only.
+        The estimate; without an interval if there is only one value.
     """
     mean = math.fsum(values) / len(values)
     if len(values) < 2:
@@ -26,7 +26,7 @@ def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Es
 
 
 def student_quantile(confidence: float, degrees: int) -> float:
-    """The `t` that a Student variable stays within, above and below, with a given probability.
+    """The `t` for which a Student variable stays within ±`t` with a given probability.
 
     Args:
         confidence: The probability, in (0, 1).

@@ -16,12 +16,12 @@ HOW_TO_READ = (
 
 
 def to_markdown(sections: Sequence[Section], baseline: str = BASELINE, show: Sequence[str] = ()) -> str:
-    """All tables, a chapter per calibration and a part per sparsity or pattern.
+    """All tables, with a chapter per calibration and a part per sparsity or pattern.
 
     Args:
         sections: What was measured.
-        baseline: Method that the others are compared with, where it was measured.
-        show: Methods whose languages are shown; by default the baseline and the best method.
+        baseline: Method to compare the others with, if it was measured.
+        show: Methods to show in every language; by default the baseline and the best method.
     """
     first = sections[0]
     parts = [
@@ -42,7 +42,7 @@ def to_markdown(sections: Sequence[Section], baseline: str = BASELINE, show: Seq
 
 
 def section_tables(section: Section, baseline: str = BASELINE, show: Sequence[str] = ()) -> list[str]:
-    """What all methods cost, how they compare with the baseline, and what some cost in every language."""
+    """What all methods cost, how they compare with the baseline, and what some of them cost in every language."""
     parts = [cost_table(section)]
     if section.unfinished:
         parts.append(f"Not finished: {', '.join(section.unfinished)}.")
@@ -69,7 +69,7 @@ def cost_table(section: Section) -> str:
 def difference_table(section: Section, baseline: str) -> str:
     """How much smaller or larger the increases of each method are than those of the baseline.
 
-    The interval is that of the difference, over the increase of the baseline; both from the seeds that both have.
+    The interval is that of the difference, divided by the increase of the baseline, from the seeds that both have.
     """
     rows = []
     for name in section.seeds:
@@ -96,7 +96,7 @@ def condition_table(sections: Sequence[Section]) -> str:
 
 
 def shown_methods(sections: Sequence[Section], baseline: str = BASELINE, show: Sequence[str] = ()) -> list[str]:
-    """The methods to show in full of those that some section holds: what is asked for, or the baseline and the best."""
+    """The methods to show in full: those asked for, or the baseline and the best, if some section holds them."""
     best = [section.best() for section in sections]
     found = [name for name in show or (baseline, *best) if any(name in section.seeds for section in sections)]
     return list(dict.fromkeys(found or best))

@@ -1,4 +1,4 @@
-"""What is compared: named settings, and the sparsities and patterns at which each is measured."""
+"""What is compared: named settings, and the sparsities and patterns at which they are measured."""
 
 import dataclasses
 import itertools
@@ -15,13 +15,13 @@ Methods = Mapping[str, Mapping[str, Any]]
 
 SPARSITIES = (0.5, 0.6, 0.7)
 BY_THE_PLAN = ("sparsity", "pattern", "languages", "samples_per_language", "sequence_length", "seed")
-"""Settings that the comparison sets itself, for every method alike."""
+"""Settings that the comparison itself sets, in the same way for every method."""
 
 BASES: dict[str, dict[str, Any]] = {
     "wanda": {"criterion": "wanda", "group": "row", "allocation": "uniform"},
     "ria": {"criterion": "ria", "group": "matrix", "allocation": "uniform"},
 }
-"""Each score in the group in which it does best."""
+"""Each score with the group that suits it best."""
 
 NO_TERMS: dict[str, Any] = {"criterion": "mwanda", "variance": "none", "activation": "none"}
 TERMS: dict[str, dict[str, Any]] = {
@@ -45,8 +45,8 @@ class Preset:
 
     Attributes:
         methods: What is compared.
-        sparsities: At which sparsities, unless others are asked for.
-        patterns: At which N:M patterns, likewise.
+        sparsities: Sparsities, unless others are asked for.
+        patterns: N:M patterns, unless others are asked for.
     """
 
     methods: Methods
@@ -63,7 +63,7 @@ def _with_terms(base: str, terms: Sequence[str]) -> dict[str, Any]:
 
 
 def _ablation() -> dict[str, dict[str, Any]]:
-    """Every subset of the terms on both bases; the empty one is the base itself."""
+    """Every subset of the terms on both bases; the empty subset is the base itself."""
     methods = {}
     for base, count in itertools.product(BASES, range(len(TERMS) + 1)):
         for terms in itertools.combinations(TERMS, count):
@@ -72,7 +72,7 @@ def _ablation() -> dict[str, dict[str, Any]]:
 
 
 def _forms() -> dict[str, dict[str, Any]]:
-    """The other forms of the terms, each by itself on both bases."""
+    """The other forms of the terms, each alone on both bases."""
     return {f"{base} + {form}": _with_terms(base, ()) | FORMS[form] for base in BASES for form in FORMS}
 
 
@@ -117,8 +117,8 @@ BEST: dict[str, dict[str, Any]] = {
     "alps": {"criterion": "alps", "allocation": "uniform"},
     "alps + owl": {"criterion": "alps", "allocation": "owl"},
 }
-"""What `MWandaConfig()` does, on either base, and what refinement and weight updates make of it; `tuned` has the OWL
-that is best on Wanda's score by `--tune`. N:M patterns fix the allocation: there this one and `+ owl` are left out."""
+"""What `MWandaConfig()` does on both bases, also with refinement and weight updates; `tuned` uses the OWL that `--tune`
+found best on Wanda's score. N:M patterns fix the allocation, so `tuned` and `+ owl` are left out there."""
 
 PRESETS: dict[str, Preset] = {
     "quick": Preset({**BASES, "defaults": {}}),
@@ -135,7 +135,7 @@ PRESETS: dict[str, Preset] = {
 
 
 def read_methods(path: Path) -> dict[str, dict[str, Any]]:
-    """Reads a grid of one's own: a JSON object of name to settings.
+    """Reads the user's own grid: a JSON object of name to settings.
 
     Raises:
         OSError: If the file cannot be read.
@@ -167,14 +167,14 @@ def expand(
 ) -> Iterator[tuple[str, MWandaConfig]]:
     """Every method at every sparsity and pattern.
 
-    An N:M pattern fixes the sparsity of every block, so methods that name an allocation are left out there. Of methods
-    with the same settings the first is kept.
+    An N:M pattern fixes the sparsity of every block, so methods that name an allocation are left out there. If methods
+    have the same settings, the first is kept.
 
     Args:
         methods: What to compare.
         sparsities: Shares of the weights to remove.
         patterns: N:M patterns.
-        shared: Settings of every method, which its own override.
+        shared: Settings for every method; its own settings override them.
 
     Raises:
         ValueError: If settings are not allowed; the message names the method.
@@ -196,5 +196,5 @@ def expand(
 
 
 def label(sparsity: float, pattern: str) -> str:
-    """What tables call a point: `60 %`, or the pattern."""
+    """Name of a point in tables: `60 %`, or the pattern."""
     return f"{100 * sparsity:g} %" if pattern == "unstructured" else pattern

@@ -16,11 +16,11 @@ FORMATS = ("png", "svg")
 def plot_sections(
     sections: Sequence[Section], folder: Path, baseline: str = BASELINE, show: Sequence[str] = ()
 ) -> list[Path]:
-    """Draws every language at every point, and for each calibration the cost of every sparsity.
+    """Draws every language at every point, and the cost of every sparsity for each calibration.
 
     Args:
         sections: What was measured.
-        folder: Folder to write to, made if need be.
+        folder: Folder to write to; created if it does not exist.
         baseline: Method to show.
         show: Methods to show instead of the baseline and the best ones.
 
@@ -52,7 +52,7 @@ def write_reports(
 
     Args:
         sections: What was measured.
-        path: File of the page; where there are several, the calibration is added to each name.
+        path: File of the page; if there are several, the calibration is added to each name.
         baseline: Method to show.
         show: Methods to show instead of the baseline and the best ones.
 
@@ -81,7 +81,7 @@ def write_reports(
 def make_curves(
     sections: Sequence[Section], baseline: str = BASELINE, show: Sequence[str] = ()
 ) -> dict[str, list[CurvePoint]]:
-    """Method to its points at every sparsity; N:M patterns are no points of a curve."""
+    """Method to its points at every sparsity; N:M patterns are not points on a curve."""
     plain = [section for section in sections if section.sparsity is not None]
     if not plain:
         return {}

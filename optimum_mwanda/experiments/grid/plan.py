@@ -19,15 +19,15 @@ class ComparisonPlan:
     Attributes:
         methods: Name to settings.
         sparsities: Shares of the weights to remove.
-        patterns: N:M patterns, which fix their own.
-        seeds: Of the choice of calibration rows.
-        languages: That may be calibrated on; None for all that the calibration text holds enough of.
-        rotate: Number of folds that each leave another part of these languages out; None to calibrate on all of them.
-        only: Languages to calibrate on alone as well, with as many tokens.
+        patterns: N:M patterns, which fix their own sparsity.
+        seeds: Seeds for choosing calibration rows.
+        languages: Languages to calibrate on; None for all that have enough calibration text.
+        rotate: Number of folds that each leave out another part of these languages; None to calibrate on all of them.
+        only: Languages to also calibrate on alone, with as many tokens.
         samples_per_language: Calibration chunks per language.
-        sequence_length: Tokens per chunk, and per window of the evaluation.
+        sequence_length: Tokens per chunk, and per evaluation window.
         tokens_per_language: Most tokens to evaluate per language.
-        settings: Settings of every method, which its own override.
+        settings: Settings for every method; its own settings override them.
 
     Raises:
         ValueError: If something is not allowed; the message says what.
@@ -49,9 +49,11 @@ class ComparisonPlan:
         for name in ("seeds", "sparsities", "patterns", "languages", "only"):
             values = getattr(self, name) or ()
             if len(set(values)) < len(values):
-                raise ValueError(f"{name}={values!r} names a value twice.")
+                raise ValueError(f"{name}={values!r} names a value twice: give each one once.")
         if taken := [name for name in self.settings if name in BY_THE_PLAN]:
-            raise ValueError(f"settings={dict(self.settings)!r} holds {taken[0]!r}, which the comparison sets itself.")
+            raise ValueError(
+                f"settings={dict(self.settings)!r} holds {taken[0]!r}, which the comparison sets itself: leave it out."
+            )
         for name, minimum in (("samples_per_language", 1), ("sequence_length", 2), ("tokens_per_language", 2)):
             is_legal = partial(_is_count, minimum)
             check_number(name, getattr(self, name), is_legal, f"a whole number of at least {minimum}")
@@ -74,7 +76,7 @@ class ComparisonPlan:
         return make_conditions(languages, self.samples_per_language, self.rotate, self.only)
 
     def runs(self, seed: int, condition: Condition) -> list[tuple[str, MWandaConfig]]:
-        """Name and settings of every run of a condition; what compares languages is left out where there is one."""
+        """Name and settings of every run of a condition; with one language, methods that compare are left out."""
         runs = expand(self.methods, self.sparsities, self.patterns, {**self.settings, **self._drawn(seed, condition)})
         return [each for each in runs if not _compares(each[1]) or len(condition.languages) > 1]
 

@@ -1,4 +1,4 @@
-"""The results of a comparison: a file of JSON lines to which every finished run adds one."""
+"""The results of a comparison: a file of JSON lines, one for every finished run."""
 
 import dataclasses
 import hashlib
@@ -17,9 +17,9 @@ class DenseResult:
 
     Attributes:
         key: Digest of the model, the text and the way it was evaluated.
-        languages: Those among which all runs choose what to calibrate on.
+        languages: Languages from which all runs choose what to calibrate on.
         report: What was measured.
-        about: What it was measured with: versions, tokens per language.
+        about: How it was measured: versions, tokens per language.
     """
 
     key: str
@@ -39,13 +39,13 @@ class RunResult:
 
     Attributes:
         key: Digest of the settings, the calibration text, the model and the evaluation.
-        name: Of the method.
+        name: Name of the method.
         condition: Name of the calibration.
         fold: Part of a rotation, and of how many; None outside one.
         config: All settings.
-        seen: Languages that were calibrated on.
+        seen: Languages used for calibration.
         report: What was measured.
-        about: Achieved sparsity, seconds of pruning (with the calibration, in the run that made it), versions.
+        about: Achieved sparsity, seconds of pruning (including the calibration, in the run that made it), versions.
     """
 
     key: str
@@ -69,7 +69,7 @@ class RunResult:
 
     @property
     def seed(self) -> int:
-        """Seed of the choice of calibration rows."""
+        """Seed for choosing calibration rows."""
         return int(self.config["seed"])
 
     def to_dict(self) -> dict[str, Any]:
@@ -110,11 +110,11 @@ def digest(values: Any) -> str:
 def read_results(path: Path) -> Results | None:
     """Reads a file of results; None if it does not exist or holds no finished line.
 
-    A last line without its line break is what an interrupted run has left, and is not read.
+    A last line without a line break was left by an interrupted run and is not read.
 
     Raises:
         OSError: If the file cannot be read.
-        ValueError: If a line is no result.
+        ValueError: If a line is not a result.
     """
     if not path.exists():
         return None
@@ -131,16 +131,16 @@ def read_results(path: Path) -> Results | None:
                 run = RunResult(report=report, **values)
                 runs[run.key] = run
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path}, line {number}: this is no result of a comparison ({error!r}).") from error
+            raise ValueError(f"{path}, line {number}: this is not a result of a comparison ({error!r}).") from error
     if dense is None:
         if runs:
-            raise ValueError(f"{path} holds pruned models, and not the dense one: its first line is missing.")
+            raise ValueError(f"{path} holds pruned models, but not the dense one: its first line is missing.")
         return None
     return Results(dense, runs)
 
 
 def append(path: Path, result: DenseResult | RunResult) -> None:
-    """Adds a line, over what an interrupted run may have left of its last one."""
+    """Adds a line, in place of an unfinished line that an interrupted run may have left."""
     line = (json.dumps(result.to_dict(), ensure_ascii=False) + "\n").encode()
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab+") as file:

@@ -1,4 +1,4 @@
-"""Runs a comparison: one calibration and one dense evaluation serve all prunings that they can."""
+"""Runs a comparison: one calibration and one dense evaluation serve as many prunings as possible."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 class _Run(NamedTuple):
-    """A pruning that is to be done."""
+    """A pruning to be done."""
 
     key: str
     name: str
@@ -57,21 +57,21 @@ def run_comparison(
 ) -> Results:
     """Prunes and evaluates everything that the plan asks for and the file of results does not hold yet.
 
-    Methods that look at the dense model only share one calibration per seed, whatever languages they are shown of it;
-    the others calibrate anew. The dense model is evaluated once per file.
+    Methods that only need the dense model share one calibration per seed, whatever languages they use of it; the
+    others calibrate anew. The dense model is evaluated once per file.
 
     Args:
-        model: The dense model, which is as it was afterwards, and after a failure.
-        dataset: Calibration text, as for `MWandaPruner.prune`; it is read again and again.
-        evaluation_dataset: Held-out text, as for `evaluate_languages`; likewise.
-        path: File of JSON lines. A run that ends is added at once, so that nothing is lost by an interrupt.
+        model: The dense model; afterwards, and after a failure, it is as it was before.
+        dataset: Calibration text, as for `MWandaPruner.prune`; it is read several times.
+        evaluation_dataset: Held-out text, as for `evaluate_languages`; it is read several times.
+        path: File of JSON lines. A finished run is added at once, so that an interrupt loses nothing.
         plan: What to run.
         tokenizer: Tokenizer for texts, or its name or path. None: the one saved beside the model.
         batch_size: Windows per forward pass of the evaluation.
         progress: Whether to show a progress bar.
 
     Returns:
-        All that the file holds then.
+        Everything that the file then holds.
 
     Raises:
         FloatingPointError: If weights, activations or losses are NaN or infinite.
@@ -115,13 +115,13 @@ def run_comparison(
 
 
 def _read_matching(path: Path, dense_key: str, languages: tuple[str, ...]) -> Results | None:
-    """The results in a file, which must be about the same; None if there are none."""
+    """The results in a file, which must be on the same model and text; None if there are none."""
     results = read_results(path)
     if results is None:
         return None
     if any(score.digest is None for score in results.dense.report.scores.values()):
         raise ValueError(
-            f"{path} was written by an earlier version, and nothing can be added to its results: show them with "
+            f"{path} was written by an earlier version, so nothing can be added to its results: show them with "
             "--tables-only, and name another file for new ones."
         )
     if results.dense.key != dense_key:
@@ -146,7 +146,7 @@ def _missing(
     dense_key: str,
     known: dict[str, RunResult],
 ) -> Iterator[_Run]:
-    """The runs that are not known, those that share a calibration one after the other."""
+    """The missing runs; those that share a calibration come one after the other."""
     for seed in plan.seeds:
         for samples in dict.fromkeys(each.samples_per_language for each in conditions):
             sharing = [each for each in conditions if each.samples_per_language == samples]
@@ -155,13 +155,13 @@ def _missing(
             texts = build_chunks(dataset, config, model, tokenizer).fingerprints
             runs = [(each, name, run) for each in sharing for name, run in plan.runs(seed, each)]
             also_for = [run for *_, run in runs]
-            # Each seed has a calibration of its own, which is made when the first run asks for it.
+            # Each seed has its own calibration, which is made when the first run asks for it.
             statistics = cache(partial(_calibrate, model, dataset, tokenizer, config, also_for))
             for condition, name, run in runs:
                 read = {language: texts[language] for language in condition.languages}
                 key = digest({"config": run.to_dict(), "calibration": read, "dense": dense_key})
                 if key in known:
-                    known[key] = known.pop(key)  # of several settings of a name the last in the order count
+                    known[key] = known.pop(key)  # if a name has several settings, the last ones count
                 else:
                     yield _Run(key, name, run, condition, statistics)
 

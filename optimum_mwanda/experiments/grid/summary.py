@@ -1,4 +1,4 @@
-"""What the runs of a comparison say together: averages over seeds and folds, and how sure they are."""
+"""What the runs of a comparison say together: averages over seeds and folds, and their uncertainty."""
 
 import dataclasses
 import math
@@ -20,18 +20,18 @@ LEFT_OUT = " (left out)"
 class Section:
     """All methods at one sparsity or pattern, after calibrations of one kind.
 
-    In a rotation every language is seen in some folds and left out of one. It then has two entries, of which the second
-    is called `sw (left out)`; both resample the same windows.
+    In a rotation, every language is seen in some folds and left out of one. It then has two entries, and the second is
+    called `sw (left out)`; both resample the same windows.
 
     Attributes:
         condition: Kind of the calibration.
         point: Sparsity or pattern, as it is shown.
         sparsity: The sparsity; None for a pattern.
         dense: Report of the dense model, with all entries.
-        seen: Entries of languages that were calibrated on.
+        seen: Entries of languages used for calibration.
         seeds: Method to seed to report, averaged over folds.
-        unfinished: Methods of which no seed has all folds.
-        confidence: Probability with which an interval shall cover the true value.
+        unfinished: Methods without a seed that has all folds.
+        confidence: Probability that an interval covers the true value.
     """
 
     condition: str
@@ -44,12 +44,12 @@ class Section:
     confidence: float
 
     def compare(self, methods: Iterable[str]) -> PerplexityComparison:
-        """Methods against the dense model, averaged over seeds; log-perplexities are, so changes of them are exact."""
+        """Methods against the dense model; log-perplexities are averaged over seeds, so their changes are exact."""
         pruned = {name: average(list(self.seeds[name].values())) for name in methods}
         return PerplexityComparison(self.dense, pruned, self.seen, self.confidence)
 
     def on_shared_seeds(self, one: str, other: str) -> "Section":
-        """The two methods on the seeds that both have; on all of theirs if there is none."""
+        """The two methods on the seeds that both have; on all their seeds if they share none."""
         shared = self.seeds[one].keys() & self.seeds[other].keys()
         kept = {
             name: {seed: report for seed, report in self.seeds[name].items() if seed in shared or not shared}
@@ -61,8 +61,8 @@ class Section:
         """Increases of the log-perplexity, with intervals over seeds.
 
         Returns:
-            `mean` over all entries, `seen` and `unseen`, where there are such, and `worst`: the entry that suffers most
-            on the average over seeds.
+            `mean` over all entries, `seen` and `unseen` if there are any, and `worst`: the entry that suffers most on
+            average over seeds.
         """
         together = self.compare([method])
         groups = {"mean": together.languages, "seen": self.seen, "unseen": together.unseen}
@@ -97,12 +97,12 @@ class Section:
 def make_sections(results: Results, confidence: float = CONFIDENCE) -> list[Section]:
     """Groups runs by calibration, then by sparsity or pattern.
 
-    Where the settings behind a name were changed between the runs of a file, its last ones count, if a seed is finished
-    with them. A seed is finished once all its folds are.
+    If the settings behind a name changed between the runs of a file, the last ones with a finished seed count. A seed
+    is finished once all its folds are.
 
     Returns:
-        The sections: calibrations in the order in which they first appear, of each the sparsities from low to high and
-        then the patterns. Those with nothing finished are left out.
+        The sections: calibrations in the order in which they first appear, and within each the sparsities from low to
+        high, then the patterns. Sections with nothing finished are left out.
     """
     groups: dict[tuple[str, str], list[RunResult]] = {}
     for run in results.runs.values():
@@ -121,7 +121,7 @@ def make_sections(results: Results, confidence: float = CONFIDENCE) -> list[Sect
 
 
 def average(reports: Sequence[PerplexityReport]) -> PerplexityReport:
-    """The mean of log-perplexities of several models on the same text, entry by entry and window by window."""
+    """The mean log-perplexities of several models on the same text, entry by entry and window by window."""
     first = reports[0]
     scores = {name: _average([report.scores[name] for report in reports]) for name in first.scores}
     return dataclasses.replace(first, scores=scores)
@@ -166,10 +166,10 @@ def _section(
 
 
 def _entries(languages: Iterable[str], runs: Iterable[RunResult]) -> dict[tuple[str, bool], str]:
-    """The roles of every language, seen or left out, as far as some run gives it them, and what each is called.
+    """The roles, seen or left out, that each language has in some run, and the name of each role's entry.
 
     Returns:
-        Language and whether it is seen to the name of its entry, languages in their order and the seen entry first.
+        Language and whether it is seen to the name of its entry; languages in their order, the seen entry first.
     """
     seen = [run.seen for run in runs]
     found = {}
@@ -183,11 +183,11 @@ def _entries(languages: Iterable[str], runs: Iterable[RunResult]) -> dict[tuple[
 
 
 def _finished(runs: Sequence[RunResult]) -> dict[int, list[RunResult]]:
-    """Seed to folds of a method, with the last of its settings with which a seed is finished."""
+    """Seed to folds of a method, for the last of its settings that have a finished seed."""
     found: dict[str, dict[int, dict[tuple[int, int] | None, RunResult]]] = {}
     for run in runs:
         settings = digest({key: value for key, value in run.config.items() if key not in ("seed", "languages")})
-        found[settings] = found.pop(settings, {})  # the last ones stand at the end
+        found[settings] = found.pop(settings, {})  # keeps the latest settings last
         found[settings].setdefault(run.seed, {})[run.fold] = run
     for seeds in reversed(found.values()):
         if whole := {seed: list(folds.values()) for seed, folds in seeds.items() if _is_whole(folds)}:
@@ -196,12 +196,12 @@ def _finished(runs: Sequence[RunResult]) -> dict[int, list[RunResult]]:
 
 
 def _is_whole(folds: Collection[tuple[int, int] | None]) -> bool:
-    """Whether these are all folds of a rotation, or the one run outside one."""
+    """Whether these are all folds of a rotation, or the single run without one."""
     return all(fold is None or fold[1] == len(folds) for fold in folds)
 
 
 def _over_folds(folds: Sequence[RunResult], entries: Mapping[tuple[str, bool], str]) -> PerplexityReport:
-    """The average over those folds in which a language has the role of an entry."""
+    """The average over the folds in which a language has the role of an entry."""
     scores = {
         entry: _average([run.report.scores[language] for run in folds if (language in run.seen) is is_seen])
         for (language, is_seen), entry in entries.items()

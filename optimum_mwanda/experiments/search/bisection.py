@@ -46,41 +46,41 @@ def find_sparsity(
 ) -> SparsitySearch:
     """Finds the highest sparsity at which no language's bits per byte rise by more than a given fraction.
 
-    Sparsities `low, low + resolution, …, high` are bisected, per allocation strength. One calibration and one
-    evaluation of the dense model serve all trials; with refinement, reconstruction or sequential calibration each trial
-    calibrates anew. Bisection takes it that what is too much at one sparsity is too much at every higher one, which is
-    nearly always so and not certain. The sparsity that is found was itself measured as feasible and the next one up as
-    not; a higher one beyond that would be missed.
+    Sparsities `low, low + resolution, …, high` are bisected for each allocation strength. One calibration and one
+    evaluation of the dense model serve all trials; with refinement, reconstruction or sequential calibration, each
+    trial calibrates anew. Bisection assumes that if one sparsity is too much, every higher one is too; this is nearly
+    always so, but not certain. The sparsity that is found was measured as feasible, and the next higher one as not; a
+    feasible one beyond that would be missed.
 
-    If anything fails or is interrupted, the model is left as it was. For that, and for the trials, a copy of the
+    If anything fails or is interrupted, the model is left as it was. For this, and for the trials, a copy of the
     prunable weights is kept on the CPU.
 
     Args:
         model: A causal language model or an encoder-decoder; pruned in place at the end, if something was found.
         dataset: Calibration data, as for `MWandaPruner.prune`; read more than once.
-        evaluation_dataset: Held-out text, as for `evaluate_languages`; read once per trial. All of its languages are
-            guarded, whether or not they are calibrated on.
+        evaluation_dataset: Held-out text, as for `evaluate_languages`; read once per trial. The limit holds for all of
+            its languages, whether or not they are calibrated on.
         tokenizer: Tokenizer for texts, or its name or path. None: the one saved beside the model.
-        config: Settings; the defaults if None. Its `sparsity` is not looked at.
+        config: Settings; None for the defaults. Its `sparsity` is not used.
         max_degradation: The fraction: 0.05 allows 5 %.
         bounds: Lowest and highest sparsity to try.
         resolution: Step between sparsities.
-        strengths: Values of `allocation_strength` to try, each with a bisection of its own. None: that of `config`.
-        protect: Language to the factor by which its weight in calibration is multiplied, whatever
-            `config.language_weights` says. The report then shows what that changes at the sparsity that was found.
+        strengths: Values of `allocation_strength` to try, each with its own bisection. None: that of `config`.
+        protect: Language to a factor that multiplies its weight in calibration, whatever `config.language_weights`
+            says. The report then shows what this changes at the sparsity that was found.
         apply: Whether to leave the model pruned at that sparsity; otherwise it ends as it was.
         progress: Whether to show progress bars.
-        **settings: Of the evaluation, as for `evaluate_languages`; columns, `sequence_length`, `batch_size` and `seed`
-            are those of `config` by default.
+        **settings: Evaluation settings, as for `evaluate_languages`; columns, `sequence_length`, `batch_size` and
+            `seed` are those of `config` by default.
 
     Returns:
-        Every trial, and the one that was chosen: none if even the lowest sparsity degrades a language too much. The
-        model is then left as it was.
+        Every trial, and the chosen one: None if even the lowest sparsity degrades a language too much. The model is
+        then left as it was.
 
     Raises:
         TypeError: As `MWandaPruner.prune` and `evaluate_languages`.
-        ValueError: As these, or if a limit is not allowed, or a language is protected that was not calibrated on.
-        FloatingPointError: As these. If a sparse model gives NaN, set a lower upper bound.
+        ValueError: As these, or if a limit is not allowed, or a protected language was not calibrated on.
+        FloatingPointError: As these. If a sparse model gives NaN, lower the upper bound.
     """
     config = MWandaPruner(config).config
     space = SearchSpace(config, max_degradation, bounds, resolution, strengths, protect or {})
@@ -93,7 +93,7 @@ def find_sparsity(
     with deferred_interrupts(), DenseState(model, flat(weights)) as state:
 
         def compare(settings: MWandaConfig, name: str) -> PerplexityComparison:
-            """Prunes the dense model and sets it beside what it was."""
+            """Prunes the dense model and compares it with what it was."""
             state.restore()
             prune(settings)
             seen = list(SparsityRecord.parse(model.config.mwanda_config).languages)
@@ -120,7 +120,7 @@ def find_sparsity(
 def _bisect(
     space: SearchSpace, compare: Callable[[MWandaConfig], PerplexityComparison], model_config: Any
 ) -> tuple[list[SparsityTrial], list[PerplexityComparison]]:
-    """Bisects the sparsities once per strength; gives all trials in their order, and what each measured."""
+    """Bisects the sparsities once per strength; returns all trials in order, and what each measured."""
     trials: list[SparsityTrial] = []
     comparisons: list[PerplexityComparison] = []
 
@@ -142,6 +142,6 @@ def _bisect(
         return not trial.feasible
 
     for strength in space.strengths or (None,):
-        # Measures the last sparsity that is not too much and the first that is, unless one of them does not exist.
+        # Measures the last sparsity that is not too much and the first that is, if both exist.
         bisect.bisect_left(space.sparsities, True, key=partial(is_too_much, strength=strength))
     return trials, comparisons

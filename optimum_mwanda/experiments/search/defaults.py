@@ -1,4 +1,4 @@
-"""What a search allows and tries, unless it is told otherwise."""
+"""What a search allows and tries by default."""
 
 MAX_DEGRADATION = 0.05
 BOUNDS = (0.1, 0.9)

@@ -1,4 +1,4 @@
-"""What a search for a sparsity has tried, and what it has found."""
+"""What a search for a sparsity tried and found."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from ...values import plain
 from .space import SearchSpace
 
 PRUNED, PROTECTED, UNPROTECTED = "pruned", "protected", "unprotected"
-"""Names in the comparison: of the pruned model, or of both where languages are protected."""
+"""Names in the comparison: of the pruned model, or of both models if languages are protected."""
 
 _LIMITS = ("max_degradation", "bounds", "resolution", "strengths", "protect")
 
@@ -24,9 +24,9 @@ class SparsityTrial:
     Attributes:
         sparsity: Share of the prunable weights to remove.
         strength: Allocation strength (lambda); None for the uniform allocation.
-        achieved_sparsity: Share of zeros that was counted.
+        achieved_sparsity: Counted share of zeros.
         degradations: Language to the increase of its bits per byte, as a fraction of the dense model's.
-        feasible: Whether none of them exceeds what is allowed.
+        feasible: Whether no degradation exceeds the limit.
     """
 
     sparsity: float
@@ -78,11 +78,11 @@ class SparsitySearch:
     """The result of `find_sparsity`.
 
     Attributes:
-        space: What was allowed and what could be tried.
-        trials: All that was tried, in that order.
-        comparison: The dense model and the one pruned at the sparsity that was chosen (`pruned`). Where languages
-            were protected: that one (`protected`), and the one pruned at the same sparsity and strength without
-            protection (`unprotected`). No pruned model if nothing was found.
+        space: The limits of the search.
+        trials: All trials, in order.
+        comparison: The dense model and the one pruned at the chosen sparsity (`pruned`). If languages were protected,
+            that model is called `protected`, and `unprotected` is one pruned at the same sparsity and strength without
+            protection. No pruned model if nothing was found.
     """
 
     space: SearchSpace
@@ -91,7 +91,7 @@ class SparsitySearch:
 
     @property
     def chosen(self) -> SparsityTrial | None:
-        """The feasible trial of the highest sparsity; of several strengths the one that is best for the worst language.
+        """The feasible trial with the highest sparsity; among strengths, the best one for the worst language.
 
         None if no trial is feasible.
         """
@@ -106,17 +106,17 @@ class SparsitySearch:
             least = min(self.trials, key=lambda trial: (trial.sparsity, trial.worst))
             return (
                 f"No sparsity was found, not even the lowest: {least}, more than {limit}. Try lower bounds, or allow "
-                "more."
+                "more degradation."
             )
         found = f"Found {chosen}, within {limit}."
         if chosen.sparsity == self.space.bounds[1]:
-            return f"{found} That is the highest sparsity of the bounds: a higher one may do as well."
+            return f"{found} That is the highest sparsity of the bounds: a higher one may also be feasible."
         above = [each for each in self.trials if each.strength == chosen.strength and each.sparsity > chosen.sparsity]
         return f"{found} The next one is too much: {min(above, key=lambda trial: trial.sparsity)}."
 
     @property
     def outcome(self) -> PerplexityComparison | None:
-        """The dense model and the one that was found, as `pruned`, without what protection is compared with."""
+        """The dense model and the one that was found, as `pruned`, without the unprotected one."""
         if self.chosen is None:
             return None
         found = self.comparison.pruned[PROTECTED if self.space.protect else PRUNED]
@@ -146,7 +146,7 @@ class SparsitySearch:
         return tables.to_json(self.to_dict())
 
     def to_markdown(self) -> str:
-        """The verdict, a table of all trials, and one of all languages at the sparsity that was chosen."""
+        """The verdict, a table of all trials, and one of all languages at the chosen sparsity."""
         parts = [self.verdict, self._trials_table()]
         if self.space.protect and self.chosen is not None:
             parts.append(self._protection_table())
@@ -197,6 +197,6 @@ def _percent(value: float) -> str:
 
 
 def _points(value: float, low: float | None, high: float | None) -> str:
-    """Percentage points, with the ends of the interval where they are known."""
+    """Percentage points, with the ends of the interval if known."""
     interval = "" if low is None or high is None else f" [{100 * low:+.2f}, {100 * high:+.2f}]"
     return f"{100 * value:+.2f}{interval}"

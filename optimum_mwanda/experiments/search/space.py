@@ -1,4 +1,4 @@
-"""What a search for a sparsity may try, checked once."""
+"""The limits of a search for a sparsity, checked once."""
 
 import dataclasses
 import math
@@ -11,17 +11,17 @@ from ...values import FrozenDict, check_number
 
 @dataclasses.dataclass(frozen=True)
 class SearchSpace:
-    """The limit on the degradation, and the settings among which the search looks for the highest sparsity.
+    """The limit on the degradation, and the settings that the search for the highest sparsity may try.
 
     Attributes:
-        config: Settings of the pruning. Its sparsity is replaced by those that are tried, and so is its
-            `allocation_strength` where `strengths` are given.
+        config: Settings of the pruning. The tried sparsities replace its `sparsity`, and `strengths`, if given, its
+            `allocation_strength`.
         max_degradation: How much the bits per byte of any language may rise, as a fraction of the dense model's:
             0.05 is 5 %.
         bounds: Lowest and highest sparsity to try.
-        resolution: Step between the sparsities that may be tried.
+        resolution: Step between sparsities to try.
         strengths: Allocation strengths (lambda) to try; None for that of `config`.
-        protect: Language to the factor by which its weight in calibration is multiplied.
+        protect: Language to a factor that multiplies its weight in calibration.
 
     Raises:
         ValueError: If a value is not allowed, or `config` leaves nothing to search or to protect.
@@ -37,7 +37,7 @@ class SearchSpace:
     def __post_init__(self) -> None:
         if self.config.kept_of is not None:
             raise ValueError(
-                f"pattern={self.config.pattern!r} fixes the sparsity, so that there is nothing to search: set "
+                f"pattern={self.config.pattern!r} fixes the sparsity, so there is nothing to search: set "
                 "pattern='unstructured'."
             )
         check_number("max_degradation", self.max_degradation, lambda value: 0 <= value <= 1, "a share: 0.05 allows 5 %")
@@ -47,7 +47,7 @@ class SearchSpace:
         self._check_protect()
         for sparsity in self.bounds:
             for strength in self.strengths or (None,):
-                self.at(sparsity, strength)  # the config knows what else is not allowed
+                self.at(sparsity, strength)  # the config checks everything else
 
     def _check_bounds(self) -> None:
         if len(self.bounds) != 2:
@@ -80,16 +80,16 @@ class SearchSpace:
         if self.protect and not self.config.needs_statistics:
             raise ValueError(
                 f"protect has no effect with criterion={self.config.criterion!r} and "
-                f"allocation={self.config.allocation!r}, which look at no language: leave it out, or choose another "
+                f"allocation={self.config.allocation!r}, which do not use languages: leave it out, or choose another "
                 "criterion."
             )
         object.__setattr__(self, "protect", FrozenDict(self.protect))
 
     @property
     def sparsities(self) -> list[float]:
-        """All sparsities that may be tried: from the lower bound in steps of the resolution, and the upper bound."""
+        """All sparsities to try: from the lower bound in steps of the resolution, and the upper bound."""
         low, high = self.bounds
-        # Rounded, as 0.1 + 0.01 * 21 is 0.31000000000000005.
+        # Rounded, because 0.1 + 0.01 * 21 is 0.31000000000000005.
         steps = math.ceil(round((high - low) / self.resolution, 6))
         return [*(round(low + step * self.resolution, 9) for step in range(steps)), high]
 
@@ -111,7 +111,7 @@ def protect_languages(config: MWandaConfig, protect: Mapping[str, float], tokens
         The settings with explicit weights: those of the rule, scaled to a mean of 1, times the factors.
 
     Raises:
-        ValueError: If a language is protected that was not calibrated on.
+        ValueError: If a protected language was not calibrated on.
     """
     if unknown := sorted(set(protect) - set(tokens)):
         raise ValueError(f"protect names {', '.join(map(repr, unknown))}, but calibration has: {', '.join(tokens)}.")

@@ -1,4 +1,4 @@
-"""Pruning one model again and again with one calibration."""
+"""Pruning one model repeatedly with one calibration."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class Pruning:
     """Prunes a dense model with settings that differ in sparsity, allocation strength and language weights.
 
-    One calibration, done here, serves them all, unless the settings look at each block while they prune.
+    One calibration, made here, serves them all, unless the settings look at each block during pruning.
 
     Args:
         model: The model.
