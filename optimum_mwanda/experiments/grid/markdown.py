@@ -9,9 +9,10 @@ from .summary import FIGURES, Section
 
 BASELINE = "wanda"
 HOW_TO_READ = (
-    "Factors are on the perplexity of the dense model, 1 is no loss; means over languages are geometric, `worst` is "
-    "the language that suffers most. In brackets are {percent:g} % confidence intervals: over seeds for factors, by "
-    "paired resampling of the held-out text for the comparison with `{baseline}` and for single languages."
+    "A factor says how many times higher the perplexity is than that of the dense model; 1 is no loss. Means over "
+    "languages are geometric, and `worst` is the language that suffers most. Brackets hold {percent:g} % confidence "
+    "intervals: over seeds for factors, and by paired resampling of the held-out text for the comparison with "
+    "`{baseline}` and for single languages."
 )
 
 
