@@ -117,14 +117,15 @@ def build_chunks(
 
     The texts of a language are tokenised as the tokenizer does by default, special tokens included, and concatenated;
     tokens beyond `samples_per_language` chunks, and an incomplete last chunk, are left out. A row gives at most one
-    chunk while the language has others to give, except in a stream, which is read no further than it must be.
+    chunk while the language has others to give, except in a stream, which is read no further than it must be. Chunks
+    for a decoder begin with what the tokenizer writes before a text, unless `bos` says otherwise.
 
     For an encoder-decoder every row is a chunk of its own: a source and a target of at most `sequence_length` tokens.
 
     Args:
         dataset: `datasets.Dataset`, `datasets.IterableDataset`, a dict of language to texts, or a list of rows; the
             rows hold a text, a conversation or `input_ids`, and for an encoder-decoder a target or `labels` as well.
-        config: Columns, languages, samples per language, sequence length and seed.
+        config: Columns, languages, samples per language, sequence length, `bos` and seed.
         model: Model to calibrate.
         tokenizer: Tokenizer, its name or path, or None for the model's own. Tokenised rows need none.
 
@@ -142,7 +143,7 @@ def build_chunks(
         packer = PairPacker(RowEncoder(tokenizer, model, **columns), length, samples)
     else:
         max_per_row = length * samples if isinstance(dataset, IterableDataset) else length
-        packer = TextPacker(RowEncoder(tokenizer, model, **columns), length, samples, max_per_row)
+        packer = TextPacker(RowEncoder(tokenizer, model, **columns, bos=config.bos), length, samples, max_per_row)
     feed(
         dataset,
         packer,

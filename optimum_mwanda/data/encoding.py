@@ -4,8 +4,10 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from ..configuration import MWandaConfig
+from ..modeling.architecture import is_masked
 from .chat import is_blank, is_conversation, render, without_special_tokens
 from .rows import Row
+from .special_tokens import prefix_of
 from .tokenised import check_vocabulary, tokenised_inputs, tokenised_labels
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ class RowEncoder:
         model: Model that the ids are for; its name or path locates a tokenizer, its embeddings bound the ids.
         text_column: Column with the text or the conversation; for an encoder-decoder, with the source.
         target_column: Column with the target for an encoder-decoder.
+        bos: As the setting.
     """
 
     def __init__(
@@ -30,11 +33,14 @@ class RowEncoder:
         model: "PreTrainedModel",
         text_column: str,
         target_column: str = MWandaConfig.target_column,
+        bos: str = MWandaConfig.bos,
     ) -> None:
         self._tokenizer = tokenizer
         self._model = model
         self._text_column = text_column
         self._target_column = target_column
+        self._bos = bos
+        self._prefix: tuple[int, ...] | None = None
         self._positions = max_positions(model)
         self._vocabulary = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[index]
         takes_labels = getattr(model.config, "is_encoder_decoder", False)
@@ -56,6 +62,21 @@ class RowEncoder:
     def has_tokenizer(self) -> bool:
         """Whether a tokenizer was given, or has been loaded."""
         return self._tokenizer is not None
+
+    @property
+    def prefix(self) -> tuple[int, ...]:
+        """What the tokenizer writes before a text, to begin every piece of a decoder's text with.
+
+        Nothing for encoders, to which a text is a row with a beginning and an end, nor if `bos` says so.
+
+        Raises:
+            ValueError: If there is no tokenizer.
+        """
+        if self._prefix is None:
+            config = self._model.config
+            is_wanted = self._bos == "auto" and not config.is_encoder_decoder and not is_masked(config)
+            self._prefix = prefix_of(self.tokenizer) if is_wanted else ()
+        return self._prefix
 
     def has_text(self, row: Row) -> bool:
         """Whether the row's ids come from a text or a conversation."""

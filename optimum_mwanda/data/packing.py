@@ -6,6 +6,7 @@ from itertools import groupby
 
 import torch
 
+from .cutting import Cutter, Piece
 from .encoding import RowEncoder
 from .rows import Row
 
@@ -54,11 +55,12 @@ class TextPacker(_Counted):
     def __init__(self, encoder: RowEncoder, length: int, chunks: int, max_per_row: int) -> None:
         super().__init__(encoder)
         self.length = length
-        self.capacity = length * chunks
+        self.capacity = chunks
         self.max_per_row = max_per_row
         self._tokens: defaultdict[str, Ids] = defaultdict(dict)
         self._leftover: defaultdict[str, Ids] = defaultdict(dict)
         self._names: frozenset[str] | None = None
+        self._cutter = Cutter(encoder, length)
 
     def add(self, language: str, row: Row) -> None:
         """Takes a row.
@@ -70,6 +72,7 @@ class TextPacker(_Counted):
         self._count(language, inputs)
         if not inputs:
             return
+        self._cutter.see(language, row, inputs["input_ids"])
         self._names = self._names or frozenset(inputs)
         if self._names != inputs.keys():
             raise ValueError(
@@ -82,23 +85,26 @@ class TextPacker(_Counted):
 
     def is_full(self, language: str) -> bool:
         """Whether a language needs no more rows."""
-        return language in self._tokens and len(self._tokens[language]["input_ids"]) >= self.capacity
+        return language in self._tokens and len(self._chunks(language, self._tokens[language])) >= self.capacity
 
     def batches(self, language: str) -> tuple[Batch, ...]:
         """All chunks of a language as one batch; none if its tokens fill no chunk."""
-        count = min(self._tokens_of(language), self.capacity) // self.length
-        if not count:
+        if language not in self._tokens:
             return ()
-        packed = {
-            name: torch.tensor((tokens + self._leftover[language][name])[: count * self.length]).view(count, -1)
-            for name, tokens in self._tokens[language].items()
-        }
-        return (packed,)
+        tokens = {name: ids + self._leftover[language][name] for name, ids in self._tokens[language].items()}
+        chunks = self._chunks(language, tokens)[: self.capacity]
+        # What is put in front of a chunk has no position, so no row with positions gets it.
+        packed = {name: torch.tensor([chunk.of(values) for chunk in chunks]) for name, values in tokens.items()}
+        return (packed,) if chunks else ()
 
     def shortage(self, languages: Iterable[str]) -> str:
         """What languages without a chunk have, as the object of "they have"."""
         counts = ", ".join(f"{language!r} {self._tokens_of(language)}" for language in languages)
         return f"fewer than the {self.length} of one chunk (tokens: {counts}). Lower sequence_length, or add text."
+
+    def _chunks(self, language: str, tokens: Ids) -> list[Piece]:
+        """Where the tokens of a language are cut; what does not fill a chunk is left out."""
+        return [piece for piece in self._cutter.pieces(language, tokens["input_ids"]) if piece.size == self.length]
 
     def _tokens_of(self, language: str) -> int:
         if language not in self._tokens:

@@ -8,8 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..data.cutting import Cutter
 from ..data.encoding import RowEncoder
 from ..data.rows import Row
+from ..data.special_tokens import begins_with
 from ..data.tokenised import IGNORED_LABEL
 from .windows import Window
 
@@ -74,13 +76,17 @@ class HeldOut(ABC):
 
 
 class HeldOutText(HeldOut):
-    """The texts of each language, concatenated and read in windows that overlap by one token."""
+    """The texts of each language, concatenated and read in windows that overlap by one token.
+
+    With `bos` every window begins as the tokenizer begins a text, and the token that it repeats comes behind that.
+    """
 
     def __init__(self, encoder: RowEncoder, length: int, max_tokens: int) -> None:
         super().__init__(encoder, length, max_tokens)
         self._tokens: dict[str, list[int]] = {}
         self._bytes: dict[str, int] = {}
         self._without_text: set[str] = set()
+        self._cutter = Cutter(encoder, length, overlap=1)
 
     @property
     def languages(self) -> list[str]:
@@ -91,15 +97,14 @@ class HeldOutText(HeldOut):
         tokens = self._tokens.setdefault(language, [])
         if not ids:
             return
+        self._cutter.see(language, row, ids)
         if not self.encoder.has_text(row):
             tokens.extend(ids[: self.max_tokens - len(tokens)])
             self._without_text.add(language)
             return
         tokenizer = self.encoder.tokenizer
-        if not tokens and ids[0] not in tokenizer.all_special_ids:
-            start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-            if start is not None:
-                tokens.append(start)
+        if not tokens:
+            tokens.extend(self._beginning(language, ids))
         kept = ids[: self.max_tokens - len(tokens)]
         whole = len(kept) == len(ids)
         text = self.encoder.text(row) if whole else str(tokenizer.decode(kept, skip_special_tokens=True))
@@ -110,12 +115,16 @@ class HeldOutText(HeldOut):
         return len(self._tokens.get(language, ())) >= self.max_tokens
 
     def batches(self, language: str, batch_size: int) -> Iterator[Batch]:
-        ids = torch.tensor(self._tokens[language], dtype=torch.int64)
-        full = torch.split(ids.unfold(0, self.length, self.length - 1), batch_size) if len(ids) >= self.length else ()
-        rest = ids[sum(map(len, full)) * (self.length - 1) :]
-        parts = [*full, rest[None]] if len(rest) > 1 else full
-        for part, (start, end) in zip(parts, pairwise(accumulate(map(len, parts), initial=0)), strict=True):
-            yield Batch({"input_ids": part}, self._targets(part[:, 1:]), range(start, end))
+        ids = self._tokens[language]
+        pieces = self._cutter.pieces(language, ids)
+        # All windows but the last have the same length.
+        full = len(pieces) - (bool(pieces) and pieces[-1].size < self.length)
+        for start, end in pairwise([*range(0, full, batch_size), full, *([len(pieces)] if full < len(pieces) else [])]):
+            part = torch.tensor([piece.of(ids) for piece in pieces[start:end]])
+            targets = self._targets(part[:, 1:])
+            for row, piece in zip(targets, pieces[start:end], strict=True):
+                row[: len(piece.prefix)] = IGNORED_LABEL  # the prefix, and the token that the window before predicted
+            yield Batch({"input_ids": part}, targets, range(start, end))
 
     def sizes(self, language: str, windows: Sequence[Window]) -> list[int] | None:
         """As in the base class: the bytes of a language are split over its windows.
@@ -133,6 +142,14 @@ class HeldOutText(HeldOut):
 
     def min_targets(self, windows: Sequence[Window]) -> float:
         return (self.length - 1) / 2
+
+    def _beginning(self, language: str, ids: Sequence[int]) -> Sequence[int]:
+        """What the first text of a language needs in front of it, for its first token to be predicted."""
+        if prefix := self._cutter.prefix(language):
+            return () if begins_with(ids, prefix) else prefix
+        tokenizer = self.encoder.tokenizer
+        start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+        return () if ids[0] in tokenizer.all_special_ids or start is None else (start,)
 
 
 class _Pair(NamedTuple):

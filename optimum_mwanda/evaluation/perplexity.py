@@ -35,7 +35,8 @@ def evaluate_languages(
     """Measures negative log-likelihood, perplexity and bits per byte of held-out text in every language.
 
     The texts of a language are concatenated and read in windows that overlap by one token, so that every token but
-    the first is predicted exactly once. Special tokens are context, never targets, as far as a tokenizer is there to
+    the first is predicted exactly once. Each window begins with what the tokenizer writes before a text, unless `bos`
+    says otherwise. Special tokens are context, never targets, as far as a tokenizer is there to
     tell them. Nothing is padded. Every window is kept in the scores, which resample them for their standard errors; one
     that predicts less than half of what a full one does, such as the last, is joined to its neighbour for that.
 
@@ -99,7 +100,9 @@ def measure_languages(
         sizes, min_targets = reading.held_out.sizes(language, windows), reading.held_out.min_targets(windows)
         scores[language] = score_windows(language, windows, sizes, min_targets, digest)
     name = getattr(model, "name_or_path", "")
-    return PerplexityReport(scores, name, reading.sequence_length, settings.tokens_per_language, settings.seed)
+    return PerplexityReport(
+        scores, name, reading.sequence_length, settings.tokens_per_language, settings.seed, settings.bos
+    )
 
 
 def check_measurable(model: "PreTrainedModel") -> None:

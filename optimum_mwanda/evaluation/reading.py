@@ -54,7 +54,7 @@ def read_held_out(
         encoder = RowEncoder(tokenizer, model, **columns)
         held_out = HeldOutPairs(encoder, length, tokens, settings.target_column)
     else:
-        held_out = HeldOutText(RowEncoder(tokenizer, model, **columns), length, tokens)
+        held_out = HeldOutText(RowEncoder(tokenizer, model, **columns, bos=settings.bos), length, tokens)
     feed(
         dataset,
         held_out,

@@ -26,6 +26,7 @@ class PerplexityReport:
         sequence_length: Tokens per evaluation window.
         tokens_per_language: Most tokens that were evaluated per language; None in reports of old versions.
         seed: Seed of the choice of rows; likewise.
+        bos: As the setting; "none" in reports of old versions.
     """
 
     scores: dict[str, LanguageScore]
@@ -33,6 +34,7 @@ class PerplexityReport:
     sequence_length: int
     tokens_per_language: int | None = None
     seed: int | None = None
+    bos: str = "none"
 
     @property
     def evaluation(self) -> dict[str, Any]:
@@ -42,6 +44,7 @@ class PerplexityReport:
             "sequence_length": self.sequence_length,
             "tokens_per_language": self.tokens_per_language,
             "seed": self.seed,
+            "bos": self.bos,
         }
         return {name: value for name, value in known.items() if value is not None}
 
@@ -74,7 +77,7 @@ class PerplexityReport:
             if score.digest is not None and digests.get(language) != score.digest:
                 raise ValueError(
                     f"The report of {self.model!r} is on different text or windows in {language!r}: evaluate both "
-                    "models with the same dataset, tokenizer, sequence_length, tokens_per_language and seed."
+                    "models with the same dataset, tokenizer, sequence_length, tokens_per_language, seed and bos."
                 )
 
     def to_dict(self) -> dict[str, Any]:
@@ -84,15 +87,22 @@ class PerplexityReport:
             "sequence_length": self.sequence_length,
             "tokens_per_language": self.tokens_per_language,
             "seed": self.seed,
+            "bos": self.bos,
             "languages": [score.to_dict() for score in self.scores.values()],
         }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "PerplexityReport":
-        """Inverse of `to_dict`; `tokens_per_language` and `seed` may be missing, as in older reports."""
+        """Inverse of `to_dict`; `tokens_per_language`, `seed` and `bos` may be missing, as in older reports."""
         scores = [LanguageScore.from_dict(entry) for entry in values["languages"]]
-        named = {name: values.get(name) for name in ("tokens_per_language", "seed")}
-        return cls({score.language: score for score in scores}, values["model"], values["sequence_length"], **named)
+        return cls(
+            {score.language: score for score in scores},
+            values["model"],
+            values["sequence_length"],
+            values.get("tokens_per_language"),
+            values.get("seed"),
+            values.get("bos", cls.bos),
+        )
 
     def to_json(self) -> str:
         """The report as JSON."""
@@ -163,7 +173,7 @@ class PerplexityComparison:
                     raise ValueError(
                         f"The reports of {name!r} and of the dense model are on different text or windows in "
                         f"{language!r}: evaluate both with the same dataset, tokenizer, sequence_length, "
-                        "tokens_per_language and seed."
+                        "tokens_per_language, seed and bos."
                     )
 
     @property

@@ -40,7 +40,8 @@ def compare(
         reference: As for `evaluate_languages`. None: the first report.
         progress: As for `evaluate_languages`.
         **settings: As for `evaluate_languages`, the same for all models. What is left out of `languages`,
-            `sequence_length`, `tokens_per_language` and `seed` is as in the first report; `languages` restrict reports.
+            `sequence_length`, `tokens_per_language`, `seed` and `bos` is as in the first report; `languages` restrict
+            reports.
 
     Returns:
         The comparison; `to_markdown()` shows it, `change(name, against=other)` compares two pruned models.

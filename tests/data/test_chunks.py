@@ -91,7 +91,7 @@ def test_padding_that_the_attention_mask_marks_is_dropped(model: PreTrainedModel
 
 def test_texts_are_tokenised_and_packed_end_to_end(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     texts = {"en": ["the cat sat"] * 6, "fr": ["le chat est sur le lit"] * 6}
-    chunks = pack(texts, model, tokenizer)
+    chunks = pack(texts, model, tokenizer, bos="none")
     for language, (text, *_) in texts.items():
         ids = tokenizer(text)["input_ids"] * 6
         found = packed(chunks)[language].flatten().tolist()

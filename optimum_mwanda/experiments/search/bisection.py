@@ -70,8 +70,8 @@ def find_sparsity(
             `config.language_weights` says. The report then shows what that changes at the sparsity that was found.
         apply: Whether to leave the model pruned at that sparsity; otherwise it ends as it was.
         progress: Whether to show progress bars.
-        **settings: Of the evaluation, as for `evaluate_languages`; columns, `sequence_length`, `batch_size` and `seed`
-            are those of `config` by default.
+        **settings: Of the evaluation, as for `evaluate_languages`; columns, `sequence_length`, `bos`, `batch_size`
+            and `seed` are those of `config` by default.
 
     Returns:
         Every trial, and the one that was chosen: none if even the lowest sparsity degrades a language too much. The
