@@ -11,10 +11,11 @@ import torch
 from datasets import IterableDataset
 
 from ..configuration import MWandaConfig
-from ..utils import markdown_table
+from ..utils import as_percent, markdown_table
 from .encoding import RowEncoder, resolve_sequence_length
 from .packing import Batch, PairPacker, TextPacker
 from .rows import feed
+from .special_tokens import warn_of_unknown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -35,6 +36,7 @@ class LanguageCoverage:
         tokens: Tokens that enter the statistics; for an encoder-decoder those of sources and targets.
         chunks: Chunks of `sequence_length` tokens; for an encoder-decoder pairs of source and target.
         empty: Rows that were read and found null or empty.
+        unknown: Those of the tokens that stand for text which the tokenizer does not know; None if that is not known.
     """
 
     language: str
@@ -42,13 +44,24 @@ class LanguageCoverage:
     tokens: int
     chunks: int
     empty: int = 0
+    unknown: int | None = None
+
+    @property
+    def unknown_share(self) -> float | None:
+        """Which share of the tokens is unknown to the tokenizer."""
+        return None if self.unknown is None or not self.tokens else self.unknown / self.tokens
 
 
 def coverage_table(coverage: Iterable[LanguageCoverage]) -> str:
-    """The coverage as a Markdown table."""
+    """The coverage as a Markdown table, with the share of unknown tokens if any is unknown."""
+    entries = list(coverage)
+    has_unknown = any(c.unknown for c in entries)
     return markdown_table(
-        ["language", "rows", "tokens", "chunks", "empty rows"],
-        [[c.language, c.rows, c.tokens, c.chunks, c.empty] for c in coverage],
+        ["language", "rows", "tokens", "chunks", "empty rows", *(["unknown"] if has_unknown else [])],
+        [
+            [c.language, c.rows, c.tokens, c.chunks, c.empty, *([as_percent(c.unknown_share)] if has_unknown else [])]
+            for c in entries
+        ],
     )
 
 
@@ -91,6 +104,10 @@ class CalibrationChunks:
 
 def _count_tokens(parts: Iterable[Batch]) -> int:
     return sum(part[name].numel() for part in parts for name in TOKENS if name in part)
+
+
+def _tokens(parts: Iterable[Batch]) -> Iterator[list[int]]:
+    return (part[name].flatten().tolist() for part in parts for name in TOKENS if name in part)
 
 
 def _count_chunks(parts: Iterable[Batch]) -> int:
@@ -160,12 +177,14 @@ def build_chunks(
             tokens=_count_tokens(parts),
             chunks=_count_chunks(parts),
             empty=packer.empty[language],
+            unknown=packer.encoder.unknown(_tokens(parts)),
         )
         for language, parts in batches.items()
     )
     chunks = {language: parts for language, parts in batches.items() if parts}
     _check_coverage(packer, chunks, asked_for=config.languages is not None)
     _check_accepted(model, chunks)
+    warn_of_unknown(((entry.language, entry.unknown_share) for entry in coverage), "calibrated on")
     if empty := sum(packer.empty.values()):
         logger.warning("%d rows with a null or empty %s were skipped.", empty, packer.kind)
     return CalibrationChunks(chunks, coverage)

@@ -1,13 +1,14 @@
 """From a row to token ids."""
 
 import os
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..configuration import MWandaConfig
 from ..modeling.architecture import is_masked
 from .chat import is_blank, is_conversation, render, without_special_tokens
 from .rows import Row
-from .special_tokens import prefix_of
+from .special_tokens import prefix_of, spelled, unknown_id
 from .tokenised import check_vocabulary, tokenised_inputs, tokenised_labels
 
 if TYPE_CHECKING:
@@ -78,6 +79,13 @@ class RowEncoder:
             self._prefix = prefix_of(self.tokenizer) if is_wanted else ()
         return self._prefix
 
+    def unknown(self, ids: Iterable[Iterable[int]]) -> int | None:
+        """How many of some token ids stand for text that the tokenizer does not know; None without a tokenizer."""
+        if not self.has_tokenizer:
+            return None
+        unknown = unknown_id(self.tokenizer)
+        return sum(token == unknown for part in ids for token in part)
+
     def has_text(self, row: Row) -> bool:
         """Whether the row's ids come from a text or a conversation."""
         return row.get("input_ids") is None and self._text_column in row
@@ -91,6 +99,16 @@ class RowEncoder:
         if isinstance(content, str):
             return content
         return without_special_tokens(self.tokenizer, render(self.tokenizer, content, self._text_column))
+
+    def beginning(self, row: Row, ids: Sequence[int]) -> str:
+        """What the first tokens of a row that has a text spell, special tokens left out."""
+        content = row[self._text_column]
+        if isinstance(content, str):
+            return spelled(self.tokenizer, ids, content)
+        text = spelled(
+            self.tokenizer, ids, render(self.tokenizer, content, self._text_column), add_special_tokens=False
+        )
+        return without_special_tokens(self.tokenizer, text)
 
     def encode(self, row: Row, language: str) -> list[int]:
         """Returns the token ids of a row without any padding; an empty list for a null or an empty text.

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..data.cutting import Cutter
 from ..data.encoding import RowEncoder
 from ..data.rows import Row
-from ..data.special_tokens import begins_with
+from ..data.special_tokens import begins_with, spelled, unknown_id
 from ..data.tokenised import IGNORED_LABEL
 from .windows import Window
 
@@ -70,8 +70,12 @@ class HeldOut(ABC):
         """How many targets a window needs to be resampled by itself."""
 
     def _targets(self, ids: Tensor) -> Tensor:
-        """The ids with all special tokens ignored, as far as a tokenizer is there to tell them."""
-        special = self.encoder.tokenizer.all_special_ids if self.encoder.has_tokenizer else []
+        """The ids with all special tokens ignored, as far as a tokenizer is there to tell them.
+
+        The one for unknown text is kept: it stands for text, whose bytes are counted.
+        """
+        tokenizer = self.encoder.tokenizer if self.encoder.has_tokenizer else None
+        special = [] if tokenizer is None else [*{*tokenizer.all_special_ids} - {unknown_id(tokenizer)}]
         return ids.masked_fill(torch.isin(ids, torch.tensor(special, dtype=torch.int64)), IGNORED_LABEL)
 
 
@@ -102,12 +106,11 @@ class HeldOutText(HeldOut):
             tokens.extend(ids[: self.max_tokens - len(tokens)])
             self._without_text.add(language)
             return
-        tokenizer = self.encoder.tokenizer
         if not tokens:
             tokens.extend(self._beginning(language, ids))
         kept = ids[: self.max_tokens - len(tokens)]
         whole = len(kept) == len(ids)
-        text = self.encoder.text(row) if whole else str(tokenizer.decode(kept, skip_special_tokens=True))
+        text = self.encoder.text(row) if whole else self.encoder.beginning(row, kept)
         tokens.extend(kept)
         self._bytes[language] = self._bytes.get(language, 0) + len(text.encode("utf-8"))
 
@@ -135,13 +138,19 @@ class HeldOutText(HeldOut):
         total = 0 if language in self._without_text else self._bytes[language]
         if not total:
             return None
-        decode = self.encoder.tokenizer.decode
-        lengths = [max(len(str(decode(each.targets, skip_special_tokens=True)).encode()), 1) for each in windows]
+        lengths = [max(self._length(each.targets), 1) for each in windows]
         ends = [round(total * part / sum(lengths)) for part in accumulate(lengths)]
         return [end - start for start, end in pairwise([0, *ends])]
 
     def min_targets(self, windows: Sequence[Window]) -> float:
         return (self.length - 1) / 2
+
+    def _length(self, targets: list[int]) -> int:
+        """UTF-8 length of what tokens decode to; what is unknown is as long as its name."""
+        tokenizer = self.encoder.tokenizer
+        unknown = self.encoder.unknown([targets]) or 0
+        text = str(tokenizer.decode(targets, skip_special_tokens=True)) + unknown * str(tokenizer.unk_token)
+        return len(text.encode())
 
     def _beginning(self, language: str, ids: Sequence[int]) -> Sequence[int]:
         """What the first text of a language needs in front of it, for its first token to be predicted."""
@@ -218,5 +227,5 @@ class HeldOutPairs(HeldOut):
             return None
         tokenizer, text = self.encoder.tokenizer, row[self._target_column]
         if labels != tokenizer(text_target=text, verbose=False)["input_ids"]:  # it was cut
-            text = str(tokenizer.decode(labels, skip_special_tokens=True))
+            text = spelled(tokenizer, labels, text, "text_target")
         return len(text.encode("utf-8"))

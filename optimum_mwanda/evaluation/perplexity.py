@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..data.special_tokens import warn_of_unknown
 from ..data.tokenised import IGNORED_LABEL
 from ..modeling.architecture import is_masked
 from ..modeling.blocks import inference_mode, input_device
@@ -36,9 +37,10 @@ def evaluate_languages(
 
     The texts of a language are concatenated and read in windows that overlap by one token, so that every token but
     the first is predicted exactly once. Each window begins with what the tokenizer writes before a text, unless `bos`
-    says otherwise. Special tokens are context, never targets, as far as a tokenizer is there to
-    tell them. Nothing is padded. Every window is kept in the scores, which resample them for their standard errors; one
-    that predicts less than half of what a full one does, such as the last, is joined to its neighbour for that.
+    says otherwise. Special tokens are context, never targets, as far as a tokenizer is there to tell them; the one for
+    unknown text is a target, as it stands for text. Nothing is padded. Every window is kept in the scores, which
+    resample them for their standard errors; one that predicts less than half of what a full one does, such as the last,
+    is joined to its neighbour for that.
 
     Of an encoder-decoder the likelihood of the target given the source is measured. Every row is a window, joined to
     its neighbour if it has less than half as many targets as rows have on average; bytes are those of targets.
@@ -98,7 +100,9 @@ def measure_languages(
     for language, digest in reading.digests.items():
         windows = [measured[language][number] for number in sorted(measured[language])]
         sizes, min_targets = reading.held_out.sizes(language, windows), reading.held_out.min_targets(windows)
-        scores[language] = score_windows(language, windows, sizes, min_targets, digest)
+        unknown = reading.held_out.encoder.unknown(window.targets for window in windows)
+        scores[language] = score_windows(language, windows, sizes, min_targets, digest, unknown)
+    warn_of_unknown(((language, score.unknown_share) for language, score in scores.items()), "measured")
     name = getattr(model, "name_or_path", "")
     return PerplexityReport(
         scores, name, reading.sequence_length, settings.tokens_per_language, settings.seed, settings.bos

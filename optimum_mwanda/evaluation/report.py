@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..utils import markdown_table
+from ..utils import as_percent, markdown_table
 from . import tables
 from .bootstrap import check_confidence
 from .changes import METRICS, Change, Metric, measure_change
@@ -109,9 +109,13 @@ class PerplexityReport:
         return tables.to_json(self.to_dict())
 
     def to_markdown(self) -> str:
-        """A table with one row per language; standard errors follow `±`, where they are known."""
+        """A table with one row per language; standard errors follow `±`, where they are known.
+
+        The share of unknown tokens is a column if any is unknown.
+        """
+        has_unknown = any(score.unknown for score in self.scores.values())
         return markdown_table(
-            ["language", "tokens", "nll", "perplexity", "bits per byte"],
+            ["language", "tokens", "nll", "perplexity", "bits per byte", *(["unknown"] if has_unknown else [])],
             [
                 [
                     score.language,
@@ -119,6 +123,7 @@ class PerplexityReport:
                     tables.with_error(score.nll, score.standard_errors["nll"], 4),
                     tables.with_error(score.perplexity, score.standard_errors["perplexity"], 2),
                     tables.with_error(score.bits_per_byte, score.standard_errors["bits_per_byte"], 4),
+                    *([as_percent(score.unknown_share)] if has_unknown else []),
                 ]
                 for score in self.scores.values()
             ],
