@@ -9,6 +9,7 @@ from ..modeling.architecture import is_masked
 from .chat import is_blank, is_conversation, render, without_special_tokens
 from .rows import Row
 from .special_tokens import prefix_of, spelled, unknown_id
+from .surrogates import check_whole
 from .tokenised import check_vocabulary, tokenised_inputs, tokenised_labels
 
 if TYPE_CHECKING:
@@ -115,8 +116,8 @@ class RowEncoder:
 
         Raises:
             TypeError: If the text is neither a string nor a conversation, or ids are no whole numbers.
-            ValueError: If an id lies outside the model's vocabulary, the attention mask does not fit the ids, or a
-                conversation cannot be rendered.
+            ValueError: If an id lies outside the model's vocabulary, the attention mask does not fit the ids, a text
+                holds half of a character, or a conversation cannot be rendered.
         """
         return self.inputs(row, language).get("input_ids", [])
 
@@ -171,6 +172,7 @@ class RowEncoder:
         if content is None or (isinstance(content, str) and not content.strip()):
             return []
         if isinstance(content, str):
+            check_whole(content, f"A text of language {language!r} (column {self._text_column!r})")
             return list(self.tokenizer(content, verbose=False)["input_ids"])
         if not is_conversation(content):
             raise TypeError(
@@ -182,6 +184,7 @@ class RowEncoder:
             return []
         # The template has written the special tokens that belong there.
         text = render(self.tokenizer, content, self._text_column)
+        check_whole(text, f"A conversation of language {language!r} (column {self._text_column!r})")
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def _checked_text(self, row: Row, column: str, language: str) -> str:
@@ -193,6 +196,7 @@ class RowEncoder:
                 f"Column {column!r} holds a {type(text).__name__} for language {language!r}: sources and targets are "
                 "strings, and token ids go into the columns 'input_ids' and 'labels'."
             )
+        check_whole(text, f"A text of language {language!r} (column {column!r})")
         return text if text.strip() else ""
 
 
