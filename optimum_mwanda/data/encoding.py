@@ -243,13 +243,26 @@ def max_positions(model: Any) -> int | None:
     return positions if isinstance(positions, int) and positions > 0 else None
 
 
+def max_length(model: Any) -> int | None:
+    """How many tokens a sequence may have; None if there is no bound.
+
+    Models like RoBERTa give padding a position, and count those of tokens from the one behind it.
+    """
+    positions = max_positions(model)
+    if positions is None:
+        return None
+    tables = (getattr(module, "position_embeddings", None) for module in model.modules())
+    paddings = [getattr(table, "padding_idx", None) for table in tables]
+    return positions - max((padding + 1 for padding in paddings if padding is not None), default=0)
+
+
 def resolve_sequence_length(requested: int | None, model: Any, default: int = 512) -> int:
     """Checks a sequence length against the model's positions, or picks `default` within them.
 
     Raises:
         ValueError: If `requested` exceeds the model's positions.
     """
-    limit = max_positions(model)
+    limit = max_length(model)
     if requested is None:
         return min(default, limit or default)
     if limit is not None and requested > limit:
