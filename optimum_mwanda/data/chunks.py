@@ -169,6 +169,7 @@ def build_chunks(
         seed=config.seed,
         **columns,
     )
+    packer.encoder.check_padding()
     batches = {language: packer.batches(language) for language in packer.languages}
     coverage = tuple(
         LanguageCoverage(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ..configuration import MWandaConfig
 from ..modeling.architecture import is_masked
 from .chat import is_blank, is_conversation, render, without_special_tokens
+from .padding import Padding
 from .rows import Row
 from .special_tokens import prefix_of, spelled, unknown_id
 from .surrogates import check_whole
@@ -43,6 +44,7 @@ class RowEncoder:
         self._target_column = target_column
         self._bos = bos
         self._prefix: tuple[int, ...] | None = None
+        self._padding: dict[str, Padding] = {}
         self._positions = max_positions(model)
         self._vocabulary = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[index]
         takes_labels = getattr(model.config, "is_encoder_decoder", False)
@@ -134,7 +136,7 @@ class RowEncoder:
             return {"input_ids": ids} if ids else {}
         if row.get("input_ids") is None:
             return {}
-        inputs = tokenised_inputs(row, language, self._vocabulary, self._positions)
+        inputs = tokenised_inputs(row, language, self._vocabulary, self._positions, self._padding_of("input_ids"))
         return inputs if inputs["input_ids"] else {}
 
     def pair(self, row: Row, language: str, length: int) -> dict[str, list[int]]:
@@ -156,8 +158,9 @@ class RowEncoder:
                     "An encoder-decoder counts its positions itself, and every row is a sequence of its own: leave "
                     "the column 'position_ids' out."
                 )
-            source = tokenised_inputs(row, language, self._vocabulary, self._positions)["input_ids"]
-            target = tokenised_labels(row, language, self._labels)
+            padding = self._padding_of("input_ids")
+            source = tokenised_inputs(row, language, self._vocabulary, self._positions, padding)["input_ids"]
+            target = tokenised_labels(row, language, self._labels, self._padding_of("labels"))
         else:
             texts = [self._checked_text(row, column, language) for column in (self._text_column, self._target_column)]
             if not all(texts):
@@ -167,6 +170,24 @@ class RowEncoder:
             check_vocabulary(source, self._vocabulary, language)
             check_vocabulary(target, self._labels, language)
         return {"input_ids": source[:length], "labels": target[:length]} if source and target else {}
+
+    def check_padding(self) -> None:
+        """Says what padding was found in rows without an attention mask, once all rows are encoded.
+
+        Raises:
+            ValueError: If there seems to be some, and it cannot be told from the ends of texts.
+        """
+        for padding in self._padding.values():
+            padding.check()
+
+    def _padding_of(self, column: str) -> Padding:
+        if column not in self._padding:
+            known: list[Any] = [*([self.tokenizer] if self.has_tokenizer else []), self._model.config.get_text_config()]
+            token = next((each.pad_token_id for each in known if getattr(each, "pad_token_id", None) is not None), None)
+            named = [getattr(each, name, None) for each in known for name in ("eos_token_id", "bos_token_id")]
+            ends = [end for ids in named if ids is not None for end in (ids if isinstance(ids, list) else [ids])]
+            self._padding[column] = Padding(column, token, ends)
+        return self._padding[column]
 
     def _text_ids(self, content: Any, language: str) -> list[int]:
         if content is None or (isinstance(content, str) and not content.strip()):

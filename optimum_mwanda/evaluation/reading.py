@@ -63,6 +63,7 @@ def read_held_out(
         seed=settings.seed,
         **columns,
     )
+    held_out.encoder.check_padding()
     batches = {language: list(held_out.batches(language, settings.batch_size)) for language in held_out.languages}
     silent = [name for name, parts in batches.items() if all((part.targets == IGNORED_LABEL).all() for part in parts)]
     if silent or not batches:
