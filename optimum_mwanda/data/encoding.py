@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ..configuration import MWandaConfig
 from ..modeling.architecture import is_masked
 from .chat import is_blank, is_conversation, render, without_special_tokens
+from .excerpt import excerpt
 from .padding import Padding
 from .rows import Row
 from .special_tokens import prefix_of, spelled, unknown_id
@@ -113,31 +114,41 @@ class RowEncoder:
         )
         return without_special_tokens(self.tokenizer, text)
 
-    def encode(self, row: Row, language: str) -> list[int]:
+    def encode(self, row: Row, language: str, count: int | None = None) -> list[int]:
         """Returns the token ids of a row without any padding; an empty list for a null or an empty text.
+
+        Args:
+            row: The row.
+            language: Its language, for messages.
+            count: How many are enough: no more is read of a text. None: all.
 
         Raises:
             TypeError: If the text is neither a string nor a conversation, or ids are no whole numbers.
             ValueError: If an id lies outside the model's vocabulary, the attention mask does not fit the ids, a text
                 holds half of a character, or a conversation cannot be rendered.
         """
-        return self.inputs(row, language).get("input_ids", [])
+        return self.inputs(row, language, count).get("input_ids", [])
 
-    def inputs(self, row: Row, language: str) -> dict[str, list[int]]:
+    def inputs(self, row: Row, language: str, count: int | None = None) -> dict[str, list[int]]:
         """Returns `input_ids` and, if the row brings its own, `position_ids`; nothing for a null or an empty text.
+
+        Args:
+            row: The row.
+            language: Its language, for messages.
+            count: As `encode`.
 
         Raises:
             TypeError: As `encode`.
             ValueError: As `encode`, or if a position is not one that the model has.
         """
         if self.has_text(row):
-            ids = self._text_ids(row[self._text_column], language)
+            ids = self._text_ids(row[self._text_column], language, count)
             check_vocabulary(ids, self._vocabulary, language)
             return {"input_ids": ids} if ids else {}
         if row.get("input_ids") is None:
             return {}
         inputs = tokenised_inputs(row, language, self._vocabulary, self._positions, self._padding_of("input_ids"))
-        return inputs if inputs["input_ids"] else {}
+        return {name: values[:count] for name, values in inputs.items()} if inputs["input_ids"] else {}
 
     def pair(self, row: Row, language: str, length: int) -> dict[str, list[int]]:
         """Returns `input_ids` and `labels` for an encoder-decoder; nothing if either side is null or empty.
@@ -165,6 +176,11 @@ class RowEncoder:
             texts = [self._checked_text(row, column, language) for column in (self._text_column, self._target_column)]
             if not all(texts):
                 return {}
+            if self.tokenizer.truncation_side == "right":
+                texts = [
+                    excerpt(self.tokenizer, text, length, argument)
+                    for argument, text in zip(("text", "text_target"), texts, strict=True)
+                ]
             encoded = self.tokenizer(texts[0], text_target=texts[1], truncation=True, max_length=length)
             source, target = encoded["input_ids"], encoded["labels"]
             check_vocabulary(source, self._vocabulary, language)
@@ -189,12 +205,12 @@ class RowEncoder:
             self._padding[column] = Padding(column, token, ends)
         return self._padding[column]
 
-    def _text_ids(self, content: Any, language: str) -> list[int]:
+    def _text_ids(self, content: Any, language: str, count: int | None) -> list[int]:
         if content is None or (isinstance(content, str) and not content.strip()):
             return []
         if isinstance(content, str):
             check_whole(content, f"A text of language {language!r} (column {self._text_column!r})")
-            return list(self.tokenizer(content, verbose=False)["input_ids"])
+            return self._first_ids(content, count, add_special_tokens=True)
         if not is_conversation(content):
             raise TypeError(
                 f"Column {self._text_column!r} holds a {type(content).__name__} for language {language!r}: texts are "
@@ -206,7 +222,13 @@ class RowEncoder:
         # The template has written the special tokens that belong there.
         text = render(self.tokenizer, content, self._text_column)
         check_whole(text, f"A conversation of language {language!r} (column {self._text_column!r})")
-        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        return self._first_ids(text, count, add_special_tokens=False)
+
+    def _first_ids(self, text: str, count: int | None, add_special_tokens: bool) -> list[int]:
+        tokenizer = self.tokenizer
+        if count is not None:
+            text = excerpt(tokenizer, text, count, add_special_tokens=add_special_tokens)
+        return list(tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)["input_ids"][:count])
 
     def _checked_text(self, row: Row, column: str, language: str) -> str:
         text = row.get(column)

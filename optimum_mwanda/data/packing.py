@@ -58,7 +58,7 @@ class TextPacker(_Counted):
         self.capacity = chunks
         self.max_per_row = max_per_row
         self._tokens: defaultdict[str, Ids] = defaultdict(dict)
-        self._leftover: defaultdict[str, Ids] = defaultdict(dict)
+        self._cut: defaultdict[str, list[Row]] = defaultdict(list)
         self._names: frozenset[str] | None = None
         self._cutter = Cutter(encoder, length)
 
@@ -68,7 +68,7 @@ class TextPacker(_Counted):
         Raises:
             ValueError: If it has `position_ids` and another row has none, or the reverse.
         """
-        inputs = self.encoder.inputs(row, language)
+        inputs = self.encoder.inputs(row, language, self.max_per_row + 1)
         self._count(language, inputs)
         if not inputs:
             return
@@ -79,9 +79,10 @@ class TextPacker(_Counted):
                 f"Of the rows some have position_ids and some, as one of language {language!r}, "
                 f"{'do' if 'position_ids' in inputs else 'do not'}: give them in all rows or in none."
             )
+        if len(inputs["input_ids"]) > self.max_per_row:
+            self._cut[language].append(row)
         for name, values in inputs.items():
             self._tokens[language].setdefault(name, []).extend(values[: self.max_per_row])
-            self._leftover[language].setdefault(name, []).extend(values[self.max_per_row :])
 
     def is_full(self, language: str) -> bool:
         """Whether a language needs no more rows."""
@@ -91,7 +92,7 @@ class TextPacker(_Counted):
         """All chunks of a language as one batch; none if its tokens fill no chunk."""
         if language not in self._tokens:
             return ()
-        tokens = {name: ids + self._leftover[language][name] for name, ids in self._tokens[language].items()}
+        tokens = self._filled_up(language)
         chunks = self._chunks(language, tokens)[: self.capacity]
         # What is put in front of a chunk has no position, so no row with positions gets it.
         packed = {name: torch.tensor([chunk.of(values) for chunk in chunks]) for name, values in tokens.items()}
@@ -99,17 +100,23 @@ class TextPacker(_Counted):
 
     def shortage(self, languages: Iterable[str]) -> str:
         """What languages without a chunk have, as the object of "they have"."""
-        counts = ", ".join(f"{language!r} {self._tokens_of(language)}" for language in languages)
+        counts = ", ".join(f"{language!r} {len(self._tokens[language].get('input_ids', ()))}" for language in languages)
         return f"fewer than the {self.length} of one chunk (tokens: {counts}). Lower sequence_length, or add text."
 
     def _chunks(self, language: str, tokens: Ids) -> list[Piece]:
         """Where the tokens of a language are cut; what does not fill a chunk is left out."""
         return [piece for piece in self._cutter.pieces(language, tokens["input_ids"]) if piece.size == self.length]
 
-    def _tokens_of(self, language: str) -> int:
-        if language not in self._tokens:
-            return 0
-        return len(self._tokens[language]["input_ids"]) + len(self._leftover[language]["input_ids"])
+    def _filled_up(self, language: str) -> Ids:
+        """The tokens of a language, and as many of those that its long rows have left as it lacks."""
+        tokens = {name: list(values) for name, values in self._tokens[language].items()}
+        for row in self._cut[language]:
+            lacking = self.capacity * self.length - len(tokens["input_ids"])
+            if lacking <= 0:
+                break
+            for name, values in self.encoder.inputs(row, language, self.max_per_row + lacking).items():
+                tokens[name] += values[self.max_per_row :]
+        return tokens
 
 
 class PairPacker(_Counted):

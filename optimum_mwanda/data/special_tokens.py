@@ -4,6 +4,8 @@ import logging
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from .excerpt import excerpt
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -54,6 +56,7 @@ def spelled(
     """
     if not tokenizer.is_fast or unknown_id(tokenizer) not in ids:
         return str(tokenizer.decode(list(ids), skip_special_tokens=True))
+    text = excerpt(tokenizer, text, len(ids), argument, **options)
     encoded = tokenizer(**{argument: text}, return_offsets_mapping=True, verbose=False, **options)
     return text[: max(end for _, end in encoded["offset_mapping"][: len(ids)])]
 

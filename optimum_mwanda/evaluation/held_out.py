@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..data.cutting import Cutter
 from ..data.encoding import RowEncoder
+from ..data.excerpt import excerpt
 from ..data.rows import Row
 from ..data.special_tokens import begins_with, spelled, unknown_id
 from ..data.tokenised import IGNORED_LABEL
@@ -97,8 +98,9 @@ class HeldOutText(HeldOut):
         return sorted(self._tokens)
 
     def add(self, language: str, row: Row) -> None:
-        ids = self.encoder.encode(row, language)
         tokens = self._tokens.setdefault(language, [])
+        # One more than there is room for tells whether the row is cut.
+        ids = self.encoder.encode(row, language, self.max_tokens - len(tokens) + 1)
         if not ids:
             return
         self._cutter.see(language, row, ids)
@@ -226,6 +228,7 @@ class HeldOutPairs(HeldOut):
         if row.get("input_ids") is not None and row.get("labels") is not None:
             return None
         tokenizer, text = self.encoder.tokenizer, row[self._target_column]
-        if labels != tokenizer(text_target=text, verbose=False)["input_ids"]:  # it was cut
+        start = excerpt(tokenizer, text, len(labels) + 1, "text_target")
+        if labels != tokenizer(text_target=start, verbose=False)["input_ids"]:  # it was cut
             text = spelled(tokenizer, labels, text, "text_target")
         return len(text.encode("utf-8"))
