@@ -104,6 +104,12 @@ class MWandaConfig:
         "Tokens per calibration chunk. None: 512, or fewer if the model has fewer positions.",
         Number(at_least=1, whole=True),
     )
+    bos: str = setting(
+        "auto",
+        "'auto' begins every chunk with the tokens that the tokenizer writes before a text, a beginning-of-sequence "
+        "token for example; 'none' leaves them where rows begin.",
+        OneOf(("auto", "none")),
+    )
     batch_size: int = setting(8, "Calibration chunks per forward pass.", Number(at_least=1, whole=True))
     refinement: str = setting(
         "none",

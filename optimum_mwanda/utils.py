@@ -45,3 +45,8 @@ def sum_dtype(device: "torch.device") -> "torch.dtype":
     import torch
 
     return torch.float32 if device.type == "mps" else torch.float64
+
+
+def as_percent(share: float | None) -> str:
+    """A share in percent with one decimal; nothing for one that is not known."""
+    return "" if share is None else f"{100 * share:.1f} %"

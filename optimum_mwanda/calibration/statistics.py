@@ -175,7 +175,7 @@ class CalibrationStatistics:
                 {key: add([e.active[key] for e in entries]) for key in self.activities},
             )
         coverage = tuple(
-            LanguageCoverage(language, *(sum(counts) for counts in zip(*_counts(parts, language), strict=True)))
+            LanguageCoverage(language, *map(_total, zip(*_counts(parts, language), strict=True)))
             for language in languages
         )
         fingerprints = {
@@ -237,9 +237,15 @@ class CalibrationStatistics:
             ) from error
 
 
-def _counts(parts: Sequence[CalibrationStatistics], language: str) -> list[tuple[int, int, int, int]]:
+def _counts(parts: Sequence[CalibrationStatistics], language: str) -> list[tuple[Any, ...]]:
     entries = [entry for part in parts for entry in part.coverage if entry.language == language]
-    return [(entry.rows, entry.tokens, entry.chunks, entry.empty) for entry in entries]
+    return [(entry.rows, entry.tokens, entry.chunks, entry.empty, entry.unknown) for entry in entries]
+
+
+def _total(counts: Sequence[int | None]) -> Any:
+    """The sum; None if one of them is not known."""
+    known = [count for count in counts if count is not None]
+    return sum(known) if len(known) == len(counts) else None
 
 
 def _group(tensors: dict[str, Tensor]) -> dict[str, WeightStatistics]:

@@ -149,7 +149,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     """Adds a flag per setting; a flag that is not given leaves the value of --dense-report, or the default."""
     group = parser.add_argument_group("evaluation")
     for field in dataclasses.fields(EvaluationSettings):
-        in_report = field.name in ("languages", "sequence_length", "tokens_per_language", "seed")
+        in_report = field.name in ("languages", "sequence_length", "tokens_per_language", "seed", "bos")
         default = f"as in --dense-report, or {field.default}" if in_report else field.default
         group.add_argument(
             flag(field.name), help=with_default(field.metadata["help"].rstrip("."), default), **form_of(field)

@@ -11,10 +11,11 @@ import torch
 from datasets import IterableDataset
 
 from ..configuration import MWandaConfig
-from ..utils import markdown_table
+from ..utils import as_percent, markdown_table
 from .encoding import RowEncoder, resolve_sequence_length
 from .packing import Batch, PairPacker, TextPacker
 from .rows import feed
+from .special_tokens import warn_of_unknown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -35,6 +36,7 @@ class LanguageCoverage:
         tokens: Tokens that enter the statistics; for an encoder-decoder, those of sources and targets.
         chunks: Chunks of `sequence_length` tokens; for an encoder-decoder, pairs of source and target.
         empty: Rows that were read but are null or empty.
+        unknown: How many of the tokens stand for text that the tokenizer does not know; None without a tokenizer.
     """
 
     language: str
@@ -42,13 +44,24 @@ class LanguageCoverage:
     tokens: int
     chunks: int
     empty: int = 0
+    unknown: int | None = None
+
+    @property
+    def unknown_share(self) -> float | None:
+        """Which share of the tokens is unknown to the tokenizer."""
+        return None if self.unknown is None or not self.tokens else self.unknown / self.tokens
 
 
 def coverage_table(coverage: Iterable[LanguageCoverage]) -> str:
-    """The coverage as a Markdown table."""
+    """The coverage as a Markdown table, with the share of unknown tokens if any is unknown."""
+    entries = list(coverage)
+    has_unknown = any(c.unknown for c in entries)
     return markdown_table(
-        ["language", "rows", "tokens", "chunks", "empty rows"],
-        [[c.language, c.rows, c.tokens, c.chunks, c.empty] for c in coverage],
+        ["language", "rows", "tokens", "chunks", "empty rows", *(["unknown"] if has_unknown else [])],
+        [
+            [c.language, c.rows, c.tokens, c.chunks, c.empty, *([as_percent(c.unknown_share)] if has_unknown else [])]
+            for c in entries
+        ],
     )
 
 
@@ -93,6 +106,10 @@ def _count_tokens(parts: Iterable[Batch]) -> int:
     return sum(part[name].numel() for part in parts for name in TOKENS if name in part)
 
 
+def _tokens(parts: Iterable[Batch]) -> Iterator[list[int]]:
+    return (part[name].flatten().tolist() for part in parts for name in TOKENS if name in part)
+
+
 def _count_chunks(parts: Iterable[Batch]) -> int:
     return sum(len(part["input_ids"]) for part in parts)
 
@@ -117,14 +134,15 @@ def build_chunks(
 
     The texts of a language are tokenised with the tokenizer's defaults, special tokens included, and concatenated;
     tokens beyond `samples_per_language` chunks and an incomplete last chunk are left out. A row gives at most one
-    chunk as long as the language has other rows, except in a stream, which is read no further than needed.
+    chunk as long as the language has other rows, except in a stream, which is read no further than needed. Chunks for a
+    decoder begin with what the tokenizer writes before a text, unless `bos` says otherwise.
 
     For an encoder-decoder every row is its own chunk: a source and a target of at most `sequence_length` tokens.
 
     Args:
         dataset: `datasets.Dataset`, `datasets.IterableDataset`, a dict of language to texts, or a list of rows; the
             rows hold a text, a conversation or `input_ids`, and for an encoder-decoder also a target or `labels`.
-        config: Columns, languages, samples per language, sequence length and seed.
+        config: Columns, languages, samples per language, sequence length, `bos` and seed.
         model: Model to calibrate.
         tokenizer: Tokenizer, its name or path, or None for the model's own. Tokenised rows need none.
 
@@ -142,7 +160,7 @@ def build_chunks(
         packer = PairPacker(RowEncoder(tokenizer, model, **columns), length, samples)
     else:
         max_per_row = length * samples if isinstance(dataset, IterableDataset) else length
-        packer = TextPacker(RowEncoder(tokenizer, model, **columns), length, samples, max_per_row)
+        packer = TextPacker(RowEncoder(tokenizer, model, **columns, bos=config.bos), length, samples, max_per_row)
     feed(
         dataset,
         packer,
@@ -151,6 +169,7 @@ def build_chunks(
         seed=config.seed,
         **columns,
     )
+    packer.encoder.check_padding()
     batches = {language: packer.batches(language) for language in packer.languages}
     coverage = tuple(
         LanguageCoverage(
@@ -159,12 +178,14 @@ def build_chunks(
             tokens=_count_tokens(parts),
             chunks=_count_chunks(parts),
             empty=packer.empty[language],
+            unknown=packer.encoder.unknown(_tokens(parts)),
         )
         for language, parts in batches.items()
     )
     chunks = {language: parts for language, parts in batches.items() if parts}
     _check_coverage(packer, chunks, asked_for=config.languages is not None)
     _check_accepted(model, chunks)
+    warn_of_unknown(((entry.language, entry.unknown_share) for entry in coverage), "calibrated on")
     if empty := sum(packer.empty.values()):
         logger.warning("%d rows with a null or empty %s were skipped.", empty, packer.kind)
     return CalibrationChunks(chunks, coverage)

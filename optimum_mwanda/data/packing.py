@@ -6,6 +6,7 @@ from itertools import groupby
 
 import torch
 
+from .cutting import Cutter, Piece
 from .encoding import RowEncoder
 from .rows import Row
 
@@ -54,11 +55,12 @@ class TextPacker(_Counted):
     def __init__(self, encoder: RowEncoder, length: int, chunks: int, max_per_row: int) -> None:
         super().__init__(encoder)
         self.length = length
-        self.capacity = length * chunks
+        self.capacity = chunks
         self.max_per_row = max_per_row
         self._tokens: defaultdict[str, Ids] = defaultdict(dict)
-        self._leftover: defaultdict[str, Ids] = defaultdict(dict)
+        self._cut: defaultdict[str, list[Row]] = defaultdict(list)
         self._names: frozenset[str] | None = None
+        self._cutter = Cutter(encoder, length)
 
     def add(self, language: str, row: Row) -> None:
         """Takes a row.
@@ -66,44 +68,55 @@ class TextPacker(_Counted):
         Raises:
             ValueError: If it has `position_ids` and another row has none, or the reverse.
         """
-        inputs = self.encoder.inputs(row, language)
+        inputs = self.encoder.inputs(row, language, self.max_per_row + 1)
         self._count(language, inputs)
         if not inputs:
             return
+        self._cutter.see(language, row, inputs["input_ids"])
         self._names = self._names or frozenset(inputs)
         if self._names != inputs.keys():
             raise ValueError(
                 f"A row of language {language!r} has {'' if 'position_ids' in inputs else 'no '}position_ids, unlike "
                 "the rows before it: give them in all rows or in none."
             )
+        if len(inputs["input_ids"]) > self.max_per_row:
+            self._cut[language].append(row)
         for name, values in inputs.items():
             self._tokens[language].setdefault(name, []).extend(values[: self.max_per_row])
-            self._leftover[language].setdefault(name, []).extend(values[self.max_per_row :])
 
     def is_full(self, language: str) -> bool:
         """Whether a language needs no more rows."""
-        return language in self._tokens and len(self._tokens[language]["input_ids"]) >= self.capacity
+        return language in self._tokens and len(self._chunks(language, self._tokens[language])) >= self.capacity
 
     def batches(self, language: str) -> tuple[Batch, ...]:
         """All chunks of a language as one batch; none if its tokens fill no chunk."""
-        count = min(self._tokens_of(language), self.capacity) // self.length
-        if not count:
+        if language not in self._tokens:
             return ()
-        packed = {
-            name: torch.tensor((tokens + self._leftover[language][name])[: count * self.length]).view(count, -1)
-            for name, tokens in self._tokens[language].items()
-        }
-        return (packed,)
+        tokens = self._filled_up(language)
+        chunks = self._chunks(language, tokens)[: self.capacity]
+        # What is put in front of a chunk has no position, so no row with positions gets it.
+        packed = {name: torch.tensor([chunk.of(values) for chunk in chunks]) for name, values in tokens.items()}
+        return (packed,) if chunks else ()
 
     def shortage(self, languages: Iterable[str]) -> str:
         """What languages without a chunk have, to follow the words "they have"."""
-        counts = ", ".join(f"{language!r} {self._tokens_of(language)}" for language in languages)
+        counts = ", ".join(f"{language!r} {len(self._tokens[language].get('input_ids', ()))}" for language in languages)
         return f"fewer than the {self.length} of one chunk (tokens: {counts}). Lower sequence_length, or add text."
 
-    def _tokens_of(self, language: str) -> int:
-        if language not in self._tokens:
-            return 0
-        return len(self._tokens[language]["input_ids"]) + len(self._leftover[language]["input_ids"])
+    def _chunks(self, language: str, tokens: Ids) -> list[Piece]:
+        """Where the tokens of a language are cut; what does not fill a chunk is left out."""
+        return [piece for piece in self._cutter.pieces(language, tokens["input_ids"]) if piece.size == self.length]
+
+    def _filled_up(self, language: str) -> Ids:
+        """The tokens of a language, and as many of those that its long rows have left as it lacks."""
+        tokens = {name: list(values) for name, values in self._tokens[language].items()}
+        for row in self._cut[language]:
+            lacking = self.capacity * self.length - len(tokens["input_ids"])
+            if lacking <= 0:
+                break
+            for name, values in self.encoder.inputs(row, language, self.max_per_row + lacking).items():
+                tokens[name] += values[self.max_per_row :]
+        return tokens
 
 
 class PairPacker(_Counted):

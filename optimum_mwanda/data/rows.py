@@ -8,6 +8,8 @@ from typing import Any, Protocol
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
+from .surrogates import check_whole
+
 logger = logging.getLogger(__name__)
 
 Row = Mapping[str, Any]
@@ -215,6 +217,7 @@ def _label_decoder(features: Any, language_column: str) -> Callable[[Any], Any]:
 
 def _checked_language(language: Any, language_column: str, index: int) -> str | None:
     if language is None or isinstance(language, str):
+        check_whole(language or "", f"The language of row {index} (column {language_column!r})")
         return language or None
     raise TypeError(
         f"Column {language_column!r} must hold language codes as strings, but row {index} holds "

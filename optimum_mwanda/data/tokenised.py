@@ -5,19 +5,23 @@ from typing import Any
 
 import numpy as np
 
+from .padding import Padding
 from .rows import Row
 
 IGNORED_LABEL = -100  # what transformers leaves out of a loss, and data collators pad labels with
 
 
-def tokenised_inputs(row: Row, language: str, vocabulary: int, positions: int | None) -> dict[str, list[int]]:
-    """Token ids of a row, and its positions if it has any, without padding.
+def tokenised_inputs(
+    row: Row, language: str, vocabulary: int, positions: int | None, padding: Padding
+) -> dict[str, list[int]]:
+    """Token ids of a row, and its positions where it has any, without padding.
 
     Args:
         row: Holds `input_ids`, and perhaps `attention_mask` and `position_ids` with one entry per token.
         language: Its language, for messages.
         vocabulary: Number of ids that the model knows.
-        positions: Number of positions that the model has; None if there is no bound.
+        positions: Number of positions that the model has; None if it has no bound.
+        padding: Finds padding where there is no `attention_mask`.
 
     Returns:
         `input_ids` and, if given, `position_ids` of the same length.
@@ -32,7 +36,7 @@ def tokenised_inputs(row: Row, language: str, vocabulary: int, positions: int | 
     if given is not None:
         columns["position_ids"] = _whole_numbers(given, "position_ids", language)
         _check_length(columns["position_ids"], ids, "position_ids", language)
-    kept = _kept(row, ids, language)
+    kept = padding.kept(ids) if row.get("attention_mask") is None else _kept(row, ids, language)
     columns = {name: values[kept] for name, values in columns.items()}
     check_vocabulary(columns["input_ids"], vocabulary, language)
     if given is not None:
@@ -40,8 +44,8 @@ def tokenised_inputs(row: Row, language: str, vocabulary: int, positions: int | 
     return {name: values.tolist() for name, values in columns.items()}
 
 
-def tokenised_labels(row: Row, language: str, vocabulary: int) -> list[int]:
-    """Labels of a row, without those that mark padding.
+def tokenised_labels(row: Row, language: str, vocabulary: int, padding: Padding) -> list[int]:
+    """Labels of a row, without those that are padding or mark it.
 
     Raises:
         TypeError: If labels are not whole numbers.
@@ -49,6 +53,7 @@ def tokenised_labels(row: Row, language: str, vocabulary: int) -> list[int]:
     """
     labels = _whole_numbers(row["labels"], "labels", language)
     labels = labels[labels != IGNORED_LABEL]
+    labels = labels[padding.kept(labels)]
     check_vocabulary(labels, vocabulary, language)
     return list(labels.tolist())
 
@@ -87,8 +92,6 @@ def _check_length(values: np.ndarray, ids: np.ndarray, column: str, language: st
 
 def _kept(row: Row, ids: np.ndarray, language: str) -> np.ndarray:
     """Which tokens are not padding, by the row's attention mask."""
-    if row.get("attention_mask") is None:
-        return np.ones(ids.size, dtype=bool)
     mask = np.asarray(row["attention_mask"]).reshape(-1)
     _check_length(mask, ids, "attention_mask", language)
     kept = mask == 1

@@ -8,8 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..data.cutting import Cutter
 from ..data.encoding import RowEncoder
+from ..data.excerpt import excerpt
 from ..data.rows import Row
+from ..data.special_tokens import begins_with, spelled, unknown_id
 from ..data.tokenised import IGNORED_LABEL
 from .windows import Window
 
@@ -68,41 +71,48 @@ class HeldOut(ABC):
         """How many targets a window needs to be resampled on its own."""
 
     def _targets(self, ids: Tensor) -> Tensor:
-        """The ids, with special tokens marked as ignored if there is a tokenizer to recognise them."""
-        special = self.encoder.tokenizer.all_special_ids if self.encoder.has_tokenizer else []
+        """The ids, with special tokens marked as ignored if there is a tokenizer to recognise them.
+
+        The token for unknown text is kept: it stands for text, whose bytes are counted.
+        """
+        tokenizer = self.encoder.tokenizer if self.encoder.has_tokenizer else None
+        special = [] if tokenizer is None else [*{*tokenizer.all_special_ids} - {unknown_id(tokenizer)}]
         return ids.masked_fill(torch.isin(ids, torch.tensor(special, dtype=torch.int64)), IGNORED_LABEL)
 
 
 class HeldOutText(HeldOut):
-    """The texts of each language, concatenated and read in windows that overlap by one token."""
+    """The texts of each language, concatenated and read in windows that overlap by one token.
+
+    With `bos` every window begins as the tokenizer begins a text, and the token that it repeats comes behind that.
+    """
 
     def __init__(self, encoder: RowEncoder, length: int, max_tokens: int) -> None:
         super().__init__(encoder, length, max_tokens)
         self._tokens: dict[str, list[int]] = {}
         self._bytes: dict[str, int] = {}
         self._without_text: set[str] = set()
+        self._cutter = Cutter(encoder, length, overlap=1)
 
     @property
     def languages(self) -> list[str]:
         return sorted(self._tokens)
 
     def add(self, language: str, row: Row) -> None:
-        ids = self.encoder.encode(row, language)
         tokens = self._tokens.setdefault(language, [])
+        # One more than there is room for tells whether the row is cut.
+        ids = self.encoder.encode(row, language, self.max_tokens - len(tokens) + 1)
         if not ids:
             return
+        self._cutter.see(language, row, ids)
         if not self.encoder.has_text(row):
             tokens.extend(ids[: self.max_tokens - len(tokens)])
             self._without_text.add(language)
             return
-        tokenizer = self.encoder.tokenizer
-        if not tokens and ids[0] not in tokenizer.all_special_ids:
-            start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-            if start is not None:
-                tokens.append(start)
+        if not tokens:
+            tokens.extend(self._beginning(language, ids))
         kept = ids[: self.max_tokens - len(tokens)]
         whole = len(kept) == len(ids)
-        text = self.encoder.text(row) if whole else str(tokenizer.decode(kept, skip_special_tokens=True))
+        text = self.encoder.text(row) if whole else self.encoder.beginning(row, kept)
         tokens.extend(kept)
         self._bytes[language] = self._bytes.get(language, 0) + len(text.encode("utf-8"))
 
@@ -110,12 +120,16 @@ class HeldOutText(HeldOut):
         return len(self._tokens.get(language, ())) >= self.max_tokens
 
     def batches(self, language: str, batch_size: int) -> Iterator[Batch]:
-        ids = torch.tensor(self._tokens[language], dtype=torch.int64)
-        full = torch.split(ids.unfold(0, self.length, self.length - 1), batch_size) if len(ids) >= self.length else ()
-        rest = ids[sum(map(len, full)) * (self.length - 1) :]
-        parts = [*full, rest[None]] if len(rest) > 1 else full
-        for part, (start, end) in zip(parts, pairwise(accumulate(map(len, parts), initial=0)), strict=True):
-            yield Batch({"input_ids": part}, self._targets(part[:, 1:]), range(start, end))
+        ids = self._tokens[language]
+        pieces = self._cutter.pieces(language, ids)
+        # All windows but the last have the same length.
+        full = len(pieces) - (bool(pieces) and pieces[-1].size < self.length)
+        for start, end in pairwise([*range(0, full, batch_size), full, *([len(pieces)] if full < len(pieces) else [])]):
+            part = torch.tensor([piece.of(ids) for piece in pieces[start:end]])
+            targets = self._targets(part[:, 1:])
+            for row, piece in zip(targets, pieces[start:end], strict=True):
+                row[: len(piece.prefix)] = IGNORED_LABEL  # the prefix, and the token that the window before predicted
+            yield Batch({"input_ids": part}, targets, range(start, end))
 
     def sizes(self, language: str, windows: Sequence[Window]) -> list[int] | None:
         """As in the base class: the bytes of a language are split over its windows.
@@ -126,13 +140,27 @@ class HeldOutText(HeldOut):
         total = 0 if language in self._without_text else self._bytes[language]
         if not total:
             return None
-        decode = self.encoder.tokenizer.decode
-        lengths = [max(len(str(decode(each.targets, skip_special_tokens=True)).encode()), 1) for each in windows]
+        lengths = [max(self._length(each.targets), 1) for each in windows]
         ends = [round(total * part / sum(lengths)) for part in accumulate(lengths)]
         return [end - start for start, end in pairwise([0, *ends])]
 
     def min_targets(self, windows: Sequence[Window]) -> float:
         return (self.length - 1) / 2
+
+    def _length(self, targets: list[int]) -> int:
+        """UTF-8 length of what tokens decode to; what is unknown is as long as its name."""
+        tokenizer = self.encoder.tokenizer
+        unknown = self.encoder.unknown([targets]) or 0
+        text = str(tokenizer.decode(targets, skip_special_tokens=True)) + unknown * str(tokenizer.unk_token)
+        return len(text.encode())
+
+    def _beginning(self, language: str, ids: Sequence[int]) -> Sequence[int]:
+        """What the first text of a language needs in front of it, for its first token to be predicted."""
+        if prefix := self._cutter.prefix(language):
+            return () if begins_with(ids, prefix) else prefix
+        tokenizer = self.encoder.tokenizer
+        start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+        return () if ids[0] in tokenizer.all_special_ids or start is None else (start,)
 
 
 class _Pair(NamedTuple):
@@ -200,6 +228,7 @@ class HeldOutPairs(HeldOut):
         if row.get("input_ids") is not None and row.get("labels") is not None:
             return None
         tokenizer, text = self.encoder.tokenizer, row[self._target_column]
-        if labels != tokenizer(text_target=text, verbose=False)["input_ids"]:  # it was cut
-            text = str(tokenizer.decode(labels, skip_special_tokens=True))
+        start = excerpt(tokenizer, text, len(labels) + 1, "text_target")
+        if labels != tokenizer(text_target=start, verbose=False)["input_ids"]:  # it was cut
+            text = spelled(tokenizer, labels, text, "text_target")
         return len(text.encode("utf-8"))

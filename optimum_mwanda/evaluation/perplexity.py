@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..data.special_tokens import warn_of_unknown
 from ..data.tokenised import IGNORED_LABEL
 from ..modeling.architecture import is_masked
 from ..modeling.blocks import inference_mode, input_device
@@ -35,9 +36,11 @@ def evaluate_languages(
     """Measures negative log-likelihood, perplexity and bits per byte of held-out text in every language.
 
     The texts of a language are concatenated and read in windows that overlap by one token, so that every token but
-    the first is predicted exactly once. Special tokens are context, never targets, if there is a tokenizer to recognise
-    them. Nothing is padded. The scores keep every window and resample them for their standard errors; for this, a
-    window with less than half of a full window's targets, such as the last, is joined to its neighbour.
+    the first is predicted exactly once. Each window begins with what the tokenizer writes before a text, unless `bos`
+    says otherwise. Special tokens are context, never targets, if there is a tokenizer to recognise them; the token for
+    unknown text is a target, as it stands for text. Nothing is padded. The scores keep every window and resample them
+    for their standard errors; for this, a window with less than half of a full window's targets, such as the last, is
+    joined to its neighbour.
 
     For an encoder-decoder, the likelihood of the target given the source is measured. Every row is a window; one with
     less than half of the average number of targets is joined to its neighbour. Bytes are those of targets.
@@ -97,9 +100,13 @@ def measure_languages(
     for language, digest in reading.digests.items():
         windows = [measured[language][number] for number in sorted(measured[language])]
         sizes, min_targets = reading.held_out.sizes(language, windows), reading.held_out.min_targets(windows)
-        scores[language] = score_windows(language, windows, sizes, min_targets, digest)
+        unknown = reading.held_out.encoder.unknown(window.targets for window in windows)
+        scores[language] = score_windows(language, windows, sizes, min_targets, digest, unknown)
+    warn_of_unknown(((language, score.unknown_share) for language, score in scores.items()), "measured")
     name = getattr(model, "name_or_path", "")
-    return PerplexityReport(scores, name, reading.sequence_length, settings.tokens_per_language, settings.seed)
+    return PerplexityReport(
+        scores, name, reading.sequence_length, settings.tokens_per_language, settings.seed, settings.bos
+    )
 
 
 def check_measurable(model: "PreTrainedModel") -> None:

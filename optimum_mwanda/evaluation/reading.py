@@ -54,7 +54,7 @@ def read_held_out(
         encoder = RowEncoder(tokenizer, model, **columns)
         held_out = HeldOutPairs(encoder, length, tokens, settings.target_column)
     else:
-        held_out = HeldOutText(RowEncoder(tokenizer, model, **columns), length, tokens)
+        held_out = HeldOutText(RowEncoder(tokenizer, model, **columns, bos=settings.bos), length, tokens)
     feed(
         dataset,
         held_out,
@@ -63,6 +63,7 @@ def read_held_out(
         seed=settings.seed,
         **columns,
     )
+    held_out.encoder.check_padding()
     batches = {language: list(held_out.batches(language, settings.batch_size)) for language in held_out.languages}
     silent = [name for name, parts in batches.items() if all((part.targets == IGNORED_LABEL).all() for part in parts)]
     if silent or not batches:

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..utils import markdown_table
+from ..utils import as_percent, markdown_table
 from . import tables
 from .bootstrap import check_confidence
 from .changes import METRICS, Change, Metric, measure_change
@@ -26,6 +26,7 @@ class PerplexityReport:
         sequence_length: Tokens per evaluation window.
         tokens_per_language: Most tokens to evaluate per language; None in reports of old versions.
         seed: Seed for choosing rows; None in reports of old versions.
+        bos: As in `EvaluationSettings`; "none" in reports of old versions.
     """
 
     scores: dict[str, LanguageScore]
@@ -33,6 +34,7 @@ class PerplexityReport:
     sequence_length: int
     tokens_per_language: int | None = None
     seed: int | None = None
+    bos: str = "none"
 
     @property
     def evaluation(self) -> dict[str, Any]:
@@ -42,6 +44,7 @@ class PerplexityReport:
             "sequence_length": self.sequence_length,
             "tokens_per_language": self.tokens_per_language,
             "seed": self.seed,
+            "bos": self.bos,
         }
         return {name: value for name, value in known.items() if value is not None}
 
@@ -74,7 +77,7 @@ class PerplexityReport:
             if score.digest is not None and digests.get(language) != score.digest:
                 raise ValueError(
                     f"The report of {self.model!r} is on different text or windows in {language!r}: evaluate both "
-                    "models with the same dataset, tokenizer, sequence_length, tokens_per_language and seed."
+                    "models with the same dataset, tokenizer, sequence_length, tokens_per_language, seed and bos."
                 )
 
     def to_dict(self) -> dict[str, Any]:
@@ -84,24 +87,35 @@ class PerplexityReport:
             "sequence_length": self.sequence_length,
             "tokens_per_language": self.tokens_per_language,
             "seed": self.seed,
+            "bos": self.bos,
             "languages": [score.to_dict() for score in self.scores.values()],
         }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "PerplexityReport":
-        """Inverse of `to_dict`; `tokens_per_language` and `seed` may be missing, as in older reports."""
+        """Inverse of `to_dict`; `tokens_per_language`, `seed` and `bos` may be missing, as in older reports."""
         scores = [LanguageScore.from_dict(entry) for entry in values["languages"]]
-        named = {name: values.get(name) for name in ("tokens_per_language", "seed")}
-        return cls({score.language: score for score in scores}, values["model"], values["sequence_length"], **named)
+        return cls(
+            {score.language: score for score in scores},
+            values["model"],
+            values["sequence_length"],
+            values.get("tokens_per_language"),
+            values.get("seed"),
+            values.get("bos", cls.bos),
+        )
 
     def to_json(self) -> str:
         """The report as JSON."""
         return tables.to_json(self.to_dict())
 
     def to_markdown(self) -> str:
-        """A table with one row per language; standard errors follow `±` if known."""
+        """A table with one row per language; standard errors follow `±` if known.
+
+        The share of unknown tokens is a column if any is unknown.
+        """
+        has_unknown = any(score.unknown for score in self.scores.values())
         return markdown_table(
-            ["language", "tokens", "nll", "perplexity", "bits per byte"],
+            ["language", "tokens", "nll", "perplexity", "bits per byte", *(["unknown"] if has_unknown else [])],
             [
                 [
                     score.language,
@@ -109,6 +123,7 @@ class PerplexityReport:
                     tables.with_error(score.nll, score.standard_errors["nll"], 4),
                     tables.with_error(score.perplexity, score.standard_errors["perplexity"], 2),
                     tables.with_error(score.bits_per_byte, score.standard_errors["bits_per_byte"], 4),
+                    *([as_percent(score.unknown_share)] if has_unknown else []),
                 ]
                 for score in self.scores.values()
             ],
@@ -163,7 +178,7 @@ class PerplexityComparison:
                     raise ValueError(
                         f"The reports of {name!r} and of the dense model are on different text or windows in "
                         f"{language!r}: evaluate both with the same dataset, tokenizer, sequence_length, "
-                        "tokens_per_language and seed."
+                        "tokens_per_language, seed and bos."
                     )
 
     @property

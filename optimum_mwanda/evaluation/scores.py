@@ -32,11 +32,13 @@ class LanguageScore:
 
     Attributes:
         language: Code, as the dataset gives it.
-        tokens: Predicted tokens; special tokens are not counted.
+        tokens: Predicted tokens; special tokens are not counted, but for those that stand for unknown text.
         nll: Mean negative log-likelihood per token, in nats.
         bytes: UTF-8 length of the text; None if only token ids were given.
         windows: The same figures per window, to resample; None if they were not kept.
         digest: SHA-256 of the token ids that the model read; None in reports of old versions.
+        unknown: Those of the predicted tokens that stand for text which the tokenizer does not know; None if that is
+            not known.
     """
 
     language: str
@@ -45,6 +47,12 @@ class LanguageScore:
     bytes: int | None = None
     windows: Windows | None = None
     digest: str | None = None
+    unknown: int | None = None
+
+    @property
+    def unknown_share(self) -> float | None:
+        """Which share of the predicted tokens is unknown to the tokenizer."""
+        return None if self.unknown is None else self.unknown / self.tokens
 
     @property
     def perplexity(self) -> float:
@@ -106,18 +114,19 @@ class LanguageScore:
             "standard_errors": self.standard_errors,
             "windows": None if self.windows is None else dataclasses.asdict(self.windows, dict_factory=_lists),
             "digest": self.digest,
+            "unknown": self.unknown,
         }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "LanguageScore":
-        """Inverse of `to_dict`; `windows` and `digest` may be missing, as in older reports."""
+        """Inverse of `to_dict`; `windows`, `digest` and `unknown` may be missing, as in older reports."""
         kept = values.get("windows")
         windows = None
         if kept is not None:
             bytes = kept["bytes"]
             windows = Windows(tuple(kept["nll"]), tuple(kept["tokens"]), None if bytes is None else tuple(bytes))
-        digest = values.get("digest")
-        return cls(values["language"], values["tokens"], values["nll"], values["bytes"], windows, digest)
+        later = {name: values.get(name) for name in ("digest", "unknown")}
+        return cls(values["language"], values["tokens"], values["nll"], values["bytes"], windows, **later)
 
 
 def _lists(fields: list[tuple[str, Any]]) -> dict[str, Any]:

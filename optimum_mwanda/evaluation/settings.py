@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..configuration import MWandaConfig
-from ..legal import setting
+from ..legal import OneOf, setting
 from ..values import describe_fields
 
 CONFIDENCE = 0.95
@@ -28,22 +28,31 @@ class EvaluationSettings:
     tokens_per_language: int = setting(
         16384, "Most tokens to evaluate per language, not counting sources; the last text is cut to fit."
     )
+    bos: str = setting(
+        MWandaConfig.bos,
+        "'auto' begins every window with the tokens that the tokenizer writes before a text; 'none' leaves them where "
+        "rows begin.",
+        OneOf(("auto", "none")),
+    )
     batch_size: int = setting(8, "Windows per forward pass.")
     seed: int = setting(0, "Seed for choosing rows if there are more than needed.")
 
     def __post_init__(self) -> None:
         if isinstance(self.languages, str):
             object.__setattr__(self, "languages", (self.languages,))
+        for field in dataclasses.fields(self):
+            if (legal := field.metadata["legal"]) is not None:
+                legal.check(field.name, getattr(self, field.name))
 
     @classmethod
     def like(cls, config: MWandaConfig, **changes: Any) -> "EvaluationSettings":
         """Settings that read a dataset as a config reads calibration data.
 
         Args:
-            config: Gives columns, `sequence_length`, `batch_size` and `seed`.
+            config: Gives columns, `sequence_length`, `bos`, `batch_size` and `seed`.
             **changes: Settings that replace these, and any others.
         """
-        shared = ("language_column", "text_column", "target_column", "sequence_length", "batch_size", "seed")
+        shared = ("language_column", "text_column", "target_column", "sequence_length", "bos", "batch_size", "seed")
         return cls(**{**{name: getattr(config, name) for name in shared}, **changes})
 
 

@@ -15,7 +15,12 @@ class Window(NamedTuple):
 
 
 def score_windows(
-    language: str, measured: Sequence[Window], sizes: Sequence[int] | None, min_targets: float, digest: str
+    language: str,
+    measured: Sequence[Window],
+    sizes: Sequence[int] | None,
+    min_targets: float,
+    digest: str,
+    unknown: int | None,
 ) -> LanguageScore:
     """The score of a language.
 
@@ -25,6 +30,7 @@ def score_windows(
         sizes: UTF-8 length of the text of each; None if unknown.
         min_targets: Windows with fewer targets are joined to others.
         digest: SHA-256 of everything in them.
+        unknown: How many targets are unknown to the tokenizer.
     """
     nll = [window.nll for window in measured]
     counts = [len(window.targets) for window in measured]
@@ -35,7 +41,7 @@ def score_windows(
         None if sizes is None else tuple(sum(sizes[part]) for part in parts),
     )
     total = None if sizes is None else sum(sizes)
-    return LanguageScore(language, sum(counts), math.fsum(nll) / sum(counts), total, windows, digest)
+    return LanguageScore(language, sum(counts), math.fsum(nll) / sum(counts), total, windows, digest, unknown)
 
 
 def _join_small(counts: Sequence[int], sizes: Sequence[int], min_targets: float) -> list[slice]:

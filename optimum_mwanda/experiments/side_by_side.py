@@ -40,7 +40,8 @@ def compare(
         reference: As for `evaluate_languages`. None: the first report.
         progress: As for `evaluate_languages`.
         **settings: As for `evaluate_languages`, the same for all models. `languages`, `sequence_length`,
-            `tokens_per_language` and `seed` default to those of the first report; `languages` also restricts reports.
+            `tokens_per_language`, `seed` and `bos` default to those of the first report; `languages` also restricts
+            reports.
 
     Returns:
         The comparison; `to_markdown()` shows it, `change(name, against=other)` compares two pruned models.

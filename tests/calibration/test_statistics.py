@@ -254,3 +254,14 @@ def test_only_equal_weighting_is_independent_of_how_much_text_a_language_has(
     options = {"allocation": allocation, "activation": activation, "language_weights": weighting}
     base, more = pruned(once, **options), pruned([*once, *once[-4:] * 2], **options)
     assert all(torch.equal(base[name], more[name]) for name in base) is independent
+
+
+def test_merged_unknown_tokens_add_up_unless_some_are_not_known() -> None:
+    def counted(unknown: int | None, seed: int) -> CalibrationStatistics:
+        found = of("en", seed)
+        return dataclasses.replace(
+            found, coverage=tuple(dataclasses.replace(each, unknown=unknown) for each in found.coverage)
+        )
+
+    assert {each.unknown for each in counted(2, 0).merge(counted(3, 1)).coverage} == {5}
+    assert {each.unknown for each in counted(2, 0).merge(counted(None, 1)).coverage} == {None}

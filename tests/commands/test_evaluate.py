@@ -155,11 +155,12 @@ def test_what_a_dense_report_covers_is_evaluated(
     cli: Cli, model: Path, data: Path, pruned: Pruned, tmp_path: Path
 ) -> None:
     path = tmp_path / "dense.json"
-    few = ("--languages", "en", "sw", "--tokens-per-language", "40", "--seed", "2")
+    few = ("--languages", "en", "sw", "--tokens-per-language", "40", "--seed", "2", "--bos", "none")
     assert cli("evaluate", model, "--dataset", data, "--output", path, *few, *FAST).code == 0
     words = ("evaluate", pruned.path, "--dataset", data, "--quiet", "--json")
     run = cli(*words, "--dense-report", path)
     assert run.code == 0, run.err
+    assert run.json["dense"]["bos"] == "none"
     assert run.json == cli(*words, "--dense", model, *few, "--sequence-length", "16").json
     part = cli(*words, "--dense-report", path, "--languages", "sw")
     assert part.code == 0, part.err

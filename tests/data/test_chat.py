@@ -74,7 +74,7 @@ def test_every_container_may_hold_conversations(
     model: PreTrainedModel, chat_tokenizer: PreTrainedTokenizerBase, container: str
 ) -> None:
     rows = [{"language": "en", "messages": MESSAGES}] * 4
-    config = MWandaConfig(text_column="messages", sequence_length=8)
+    config = MWandaConfig(text_column="messages", sequence_length=8, bos="none")
     chunks = build_chunks(CONTAINERS[container](rows), config, model, chat_tokenizer)
     ids = RowEncoder(chat_tokenizer, model, "messages").encode(rows[0], "en")
     (packed,) = chunks.chunks["en"]

@@ -91,7 +91,7 @@ def test_padding_that_the_attention_mask_marks_is_dropped(model: PreTrainedModel
 
 def test_texts_are_tokenised_and_packed_end_to_end(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     texts = {"en": ["the cat sat"] * 6, "fr": ["le chat est sur le lit"] * 6}
-    chunks = pack(texts, model, tokenizer)
+    chunks = pack(texts, model, tokenizer, bos="none")
     for language, (text, *_) in texts.items():
         ids = tokenizer(text)["input_ids"] * 6
         found = packed(chunks)[language].flatten().tolist()
@@ -408,3 +408,21 @@ def test_sequence_longer_than_the_positions_of_the_model_is_refused(model: PreTr
 def test_text_without_a_tokenizer_asks_for_one(model: PreTrainedModel) -> None:
     with pytest.raises(ValueError, match="pass tokenizer="):
         pack({"en": ["the cat"]}, model)
+
+
+def test_coverage_says_how_many_tokens_are_unknown(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, caplog: pytest.LogCaptureFixture
+) -> None:
+    texts = {"el": ["the ωωω cat ωωω"] * 8, "en": ["the cat sat on the mat"] * 8}
+    with caplog.at_level(logging.WARNING, "optimum_mwanda"):
+        chunks = pack(texts, model, tokenizer)
+    greek, english = chunks.coverage
+    assert greek.unknown == int((packed(chunks)["el"] == tokenizer.unk_token_id).sum()) > 0
+    assert english.unknown == english.unknown_share == 0
+    share = f"{100 * greek.unknown / greek.tokens:.1f} %"
+    header, _, *lines = coverage_table(chunks.coverage).splitlines()
+    assert [line.split("|")[-2].strip() for line in (header, *lines)] == ["unknown", share, "0.0 %"]
+    assert "tokens of language 'el' are unknown to the tokenizer: it is hardly calibrated on" in caplog.text
+    assert "'en'" not in caplog.text
+    (untold,) = pack(constant_rows(en=50), model).coverage
+    assert untold.unknown is untold.unknown_share is None

@@ -3,7 +3,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    BertForMaskedLM,
+    CamembertConfig,
+    CamembertForMaskedLM,
+    MPNetConfig,
+    MPNetForMaskedLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    XLMRobertaConfig,
+    XLMRobertaForMaskedLM,
+)
 
 from optimum_mwanda.data.encoding import RowEncoder, resolve_sequence_length
 from tests.conftest import make_model
@@ -131,3 +144,25 @@ def test_sequence_length_defaults_to_512() -> None:
     model = make_model()
     model.config.max_position_embeddings = 4096
     assert resolve_sequence_length(None, model) == 512
+
+
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [
+        (XLMRobertaForMaskedLM, XLMRobertaConfig),
+        (CamembertForMaskedLM, CamembertConfig),
+        (MPNetForMaskedLM, MPNetConfig),
+        (BertForMaskedLM, BertConfig),
+    ],
+)
+def test_longest_sequence_is_one_that_the_model_takes(kind: Any, config: Any) -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    model = kind(config(vocab_size=96, max_position_embeddings=34, pad_token_id=1, **sizes)).eval()
+    limit = 34 if kind is BertForMaskedLM else 32
+    assert resolve_sequence_length(None, model) == limit
+    with pytest.raises(ValueError, match=f"sequence_length={limit + 1} exceeds the model's {limit} positions"):
+        resolve_sequence_length(limit + 1, model)
+    with torch.no_grad():
+        model(input_ids=torch.full((1, limit), 7))
+        with pytest.raises((IndexError, RuntimeError)):
+            model(input_ids=torch.full((1, limit + 1), 7))

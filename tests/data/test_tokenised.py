@@ -6,6 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from optimum_mwanda.data.padding import Padding
 from optimum_mwanda.data.tokenised import tokenised_inputs, tokenised_labels
 
 VOCABULARY = 96
@@ -15,7 +16,7 @@ FORMS = {"list": list, "tuple": tuple, "array": np.asarray, "tensor": torch.tens
 
 
 def inputs(row: dict[str, Any], positions: int | None = POSITIONS) -> dict[str, list[int]]:
-    return tokenised_inputs(row, "en", VOCABULARY, positions)
+    return tokenised_inputs(row, "en", VOCABULARY, positions, Padding("input_ids", None, ()))
 
 
 @given(
@@ -36,6 +37,10 @@ def test_masked_tokens_are_dropped_as_if_they_had_not_been_there(
     found = inputs({"input_ids": ids, "position_ids": positions, "attention_mask": mask})
     assert found == {"input_ids": [token for token, _ in tokens], "position_ids": [position for _, position in tokens]}
     assert inputs({"input_ids": ids, "attention_mask": mask}) == {"input_ids": found["input_ids"]}
+
+
+def labels_of(row: dict[str, Any]) -> list[int]:
+    return tokenised_labels(row, "en", VOCABULARY, Padding("labels", None, ()))
 
 
 def test_row_of_padding_alone_has_no_tokens() -> None:
@@ -77,11 +82,11 @@ def test_ids_and_positions_are_whole_numbers(column: str, values: list[Any]) -> 
 
 
 def test_labels_that_mark_padding_are_dropped() -> None:
-    assert tokenised_labels({"labels": [-100, 7, -100, 8, -100]}, "en", VOCABULARY) == [7, 8]
-    assert tokenised_labels({"labels": [-100]}, "en", VOCABULARY) == []
+    assert labels_of({"labels": [-100, 7, -100, 8, -100]}) == [7, 8]
+    assert labels_of({"labels": [-100]}) == []
 
 
 @pytest.mark.parametrize("wrong", [-1, VOCABULARY])
 def test_label_outside_the_vocabulary_is_named(wrong: int) -> None:
     with pytest.raises(ValueError, match=f"Token id {wrong} of language 'en' lies outside"):
-        tokenised_labels({"labels": [5, wrong]}, "en", VOCABULARY)
+        labels_of({"labels": [5, wrong]})

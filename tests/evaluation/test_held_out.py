@@ -248,3 +248,27 @@ def test_models_that_predict_no_tokens_are_refused(make: Any) -> None:
     rows = make_pairs((3, 4)) if model.config.is_encoder_decoder else make_rows()
     with pytest.raises(ValueError, match=f"{type(model).__name__} predicts no tokens: load .* with AutoModelFor"):
         evaluate_languages(model, None, rows, progress=False)
+
+
+def test_unknown_text_is_predicted_and_counted(
+    t5: PreTrainedModel, translator: PreTrainedTokenizerBase, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = {"th": [{"text": "moja", "target": "trois แม่น้ำ trois"}]}
+    score = score_of(t5, rows, translator)
+    assert (score.tokens, score.unknown, score.bytes) == (3, 1, len(rows["th"][0]["target"].encode()))
+    assert "33 % of the tokens of language 'th' are unknown to the tokenizer: it is hardly measured" in caplog.text
+    cut = score_of(t5, rows, translator, tokens_per_language=3)
+    assert (cut.tokens, cut.unknown, cut.bytes) == (2, 1, len("trois แม่น้ำ".encode()))
+
+
+def test_unknown_words_are_targets_of_a_decoder(translator: PreTrainedTokenizerBase) -> None:
+    text = "moja โมจา nne แม่น้ำ"
+    score = score_of(make_model(), {"sw": [text] * 9}, translator, sequence_length=8)
+    assert (score.tokens, score.unknown, score.bytes) == (4 * 9, 2 * 9, 9 * len(text.encode()))
+    assert score.windows is not None
+    assert sum(score.windows.bytes or ()) == score.bytes
+    assert LanguageScore.from_dict(score.to_dict()) == score
+    older = {name: value for name, value in score.to_dict().items() if name != "unknown"}
+    assert LanguageScore.from_dict(older).unknown_share is None
+    cut = score_of(make_model(), {"sw": [text]}, translator, tokens_per_language=3)
+    assert (cut.tokens, cut.bytes) == (2, len("moja โมจา".encode()))

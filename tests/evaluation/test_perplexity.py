@@ -228,3 +228,64 @@ def test_model_is_left_as_it_was_when_evaluation_fails(monkeypatch: pytest.Monke
 def test_bad_input_is_one_clear_error(rows: Rows, arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         evaluate_languages(make_model(), None, rows, progress=False, **arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("tokens", [17, 18, 23, 60])
+def test_windows_begin_as_the_tokenizer_begins_a_text(
+    sample_model: PreTrainedModel, sample_tokenizer: PreTrainedTokenizerBase, tokens: int
+) -> None:
+    text = {"en": ["The function returns a list of names, and the loop ends. " * 9]}
+    ids = sample_tokenizer(text["en"][0])["input_ids"][:tokens]
+    bos, length = ids[0], 16
+    report = evaluate_languages(
+        sample_model, sample_tokenizer, text, sequence_length=length, tokens_per_language=tokens, progress=False
+    )
+    # Each window but the first: the beginning, the last token of the window before, and tokens that are predicted.
+    windows = [ids[:length]]
+    for start in range(length - 1, tokens - 1, length - 2):
+        windows.append([bos, *ids[start : start + length - 1]])
+    losses = []
+    for index, window in enumerate(windows):
+        with torch.no_grad():
+            logits = sample_model.eval()(input_ids=torch.tensor([window])).logits[0].double()
+        chances = logits.log_softmax(-1)
+        losses += [-chances[i, token].item() for i, token in enumerate(window[1:]) if i or not index]
+    score = report.scores["en"]
+    assert score.tokens == len(losses) == tokens - 1
+    assert score.nll == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+    assert report.bos == report.evaluation["bos"] == "auto"
+
+
+def test_reports_with_another_beginning_are_on_other_text(
+    sample_model: PreTrainedModel, sample_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    text = {"en": ["The loop ends. " * 9]}
+    options = {"sequence_length": 16, "progress": False}
+    auto, none = (
+        evaluate_languages(sample_model, sample_tokenizer, text, bos=bos, **options) for bos in ("auto", "none")
+    )
+    assert auto.scores["en"].tokens == none.scores["en"].tokens
+    with pytest.raises(ValueError, match=r"different text or windows in 'en'.*seed and bos"):
+        auto.check_text({"en": str(none.scores["en"].digest)})
+    assert (
+        none.scores["en"].digest
+        == evaluate_languages(
+            sample_model,
+            None,
+            [{"language": "en", "input_ids": sample_tokenizer(text["en"][0])["input_ids"]}],
+            **options,
+        )
+        .scores["en"]
+        .digest
+    )
+
+
+def test_text_that_does_not_begin_so_itself_is_predicted_from_its_first_token(
+    sample_model: PreTrainedModel, sample_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    tokenizer = type(sample_tokenizer).from_pretrained(sample_tokenizer.name_or_path)
+    tokenizer.chat_template = "{{ messages[0].content }}"
+    chat = {"en": [{"text": [{"role": "user", "content": "The loop ends."}]}]}
+    score = evaluate_languages(sample_model, tokenizer, chat, progress=False).scores["en"]
+    plain = evaluate_languages(sample_model, tokenizer, {"en": ["The loop ends."]}, progress=False).scores["en"]
+    assert (score.tokens, score.digest) == (plain.tokens, plain.digest)

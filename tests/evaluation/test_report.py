@@ -196,3 +196,11 @@ def test_comparison_of_different_languages_is_refused() -> None:
 def test_enormous_loss_stays_a_number() -> None:
     table = PerplexityComparison(report(en=1.0), {"pruned": report(en=5000.0)}, seen=["en"]).to_markdown()
     assert "inf" not in table
+
+
+def test_share_of_unknown_tokens_is_shown_where_there_are_any() -> None:
+    known, hardly = LanguageScore("en", 10, 1.0, unknown=0), LanguageScore("th", 10, 1.0, unknown=9)
+    table = PerplexityReport({"en": known, "th": hardly}, "model", 8).to_markdown()
+    assert [line.split("|")[-2].strip() for line in table.splitlines()][0::2] == ["unknown", "0.0 %"]
+    assert "90.0 %" in table
+    assert "unknown" not in PerplexityReport({"en": known}, "model", 8).to_markdown()

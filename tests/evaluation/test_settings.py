@@ -12,7 +12,9 @@ from ..conftest import make_model, make_rows
 
 
 def test_they_follow_a_config_but_for_what_is_changed() -> None:
-    config = MWandaConfig(language_column="lang", text_column="content", sequence_length=99, batch_size=3, seed=7)
+    config = MWandaConfig(
+        language_column="lang", text_column="content", sequence_length=99, batch_size=3, seed=7, bos="none"
+    )
     settings = EvaluationSettings.like(config, batch_size=5, tokens_per_language=10)
     assert settings == EvaluationSettings(
         language_column="lang",
@@ -21,7 +23,13 @@ def test_they_follow_a_config_but_for_what_is_changed() -> None:
         batch_size=5,
         seed=7,
         tokens_per_language=10,
+        bos="none",
     )
+
+
+def test_beginning_that_is_not_known_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"bos='always' is not known\. Choose one of: 'auto', 'none'"):
+        EvaluationSettings(bos="always")
 
 
 def test_one_language_may_be_named_without_a_list() -> None:

@@ -19,6 +19,8 @@ Args:
     references (list of str): Language of each text.
     model_id (str): Name or path of a causal language model that comes with its tokenizer.
     sequence_length (int, optional): Tokens per window. Default: 512, or fewer if the model has fewer positions.
+    bos (str): "auto" begins every window with the tokens that the tokenizer writes before a text, "none" leaves them
+        where texts begin. Default: "auto".
     batch_size (int): Windows per forward pass. Default: 8.
     revision (str, optional): Revision of the model. Default: the main branch.
     device (str, optional): Where to run the model. Default: "cuda" if there is one, else "cpu".
@@ -55,7 +57,15 @@ class MultilingualPerplexity(evaluate.Metric):
         )
 
     def _compute(
-        self, predictions, references, model_id, sequence_length=None, batch_size=8, revision=None, device=None
+        self,
+        predictions,
+        references,
+        model_id,
+        sequence_length=None,
+        bos="auto",
+        batch_size=8,
+        revision=None,
+        device=None,
     ):
         model = AutoModelForCausalLM.from_pretrained(model_id, revision=revision)
         model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -65,6 +75,7 @@ class MultilingualPerplexity(evaluate.Metric):
             None,
             rows,
             sequence_length=sequence_length,
+            bos=bos,
             batch_size=batch_size,
             tokens_per_language=10**9,
             progress=False,

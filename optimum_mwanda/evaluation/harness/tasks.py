@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from ...data.rows import Row, feed
+from ...data.surrogates import check_whole
 from ..settings import EvaluationSettings
 from .xwinograd import with_blank
 
@@ -169,6 +170,7 @@ class _Documents:
                 f"Column {self.text_column!r} holds a {type(text).__name__} for language {language!r}: give strings."
             )
         if text and text.strip():
+            check_whole(text, f"A text of language {language!r} (column {self.text_column!r})")
             texts.append(text[: self.characters])
 
     def is_full(self, language: str) -> bool:

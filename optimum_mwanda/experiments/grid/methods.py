@@ -17,6 +17,9 @@ SPARSITIES = (0.5, 0.6, 0.7)
 BY_THE_PLAN = ("sparsity", "pattern", "languages", "samples_per_language", "sequence_length", "seed")
 """Settings that the comparison itself sets, in the same way for every method."""
 
+OF_THE_TEXT = ("bos",)
+"""Settings of the calibration, which methods share, and of the evaluation: the plan may set them for all."""
+
 BASES: dict[str, dict[str, Any]] = {
     "wanda": {"criterion": "wanda", "group": "row", "allocation": "uniform"},
     "ria": {"criterion": "ria", "group": "matrix", "allocation": "uniform"},
@@ -182,7 +185,7 @@ def expand(
     points: list[dict[str, Any]] = [{"sparsity": each} for each in sparsities] + [{"pattern": x} for x in patterns]
     known = set()
     for point, (name, settings) in itertools.product(points, methods.items()):
-        if taken := [key for key in settings if key in BY_THE_PLAN]:
+        if taken := [key for key in settings if key in (*BY_THE_PLAN, *OF_THE_TEXT)]:
             raise ValueError(f"Method {name!r} sets {taken[0]!r}, which is the same for all methods: leave it out.")
         if "pattern" in point and settings.get("allocation") not in (None, "uniform"):
             continue

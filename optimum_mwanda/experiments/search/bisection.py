@@ -70,8 +70,8 @@ def find_sparsity(
             says. The report then shows what this changes at the sparsity that was found.
         apply: Whether to leave the model pruned at that sparsity; otherwise it ends as it was.
         progress: Whether to show progress bars.
-        **settings: Evaluation settings, as for `evaluate_languages`; columns, `sequence_length`, `batch_size` and
-            `seed` are those of `config` by default.
+        **settings: Evaluation settings, as for `evaluate_languages`; columns, `sequence_length`, `bos`, `batch_size`
+            and `seed` are those of `config` by default.
 
     Returns:
         Every trial, and the chosen one: None if even the lowest sparsity degrades a language too much. The model is

@@ -71,6 +71,7 @@ def test_methods_override_what_is_shared() -> None:
     ("settings", "message"),
     [
         ({"seed": 1}, "'mine' sets 'seed'"),
+        ({"bos": "none"}, "'mine' sets 'bos'"),
         ({"criterium": "ria"}, "'mine'.*'criterion'"),
         ({"group": 3}, "'mine'.*group"),
     ],
