@@ -24,7 +24,7 @@ def reconstruct(
     start: Tensor | None = None,
     damping: float = 0.01,
     iterations: int = 100,
-    tolerance: float = 1e-5,
+    tolerance: float = 1e-7,
 ) -> Tensor:
     """Updates the surviving weights to the least squares of the layer error: the OBS solve for a given mask.
 
@@ -45,7 +45,9 @@ def reconstruct(
         start: Where to start, shape `(out, in)`, as given by `admm`; None: at the masked weights.
         damping: `λ`.
         iterations: Most iterations.
-        tolerance: A row is done once its squared preconditioned residual has fallen by this factor.
+        tolerance: A row is done once its squared preconditioned residual has fallen by this factor. The default ends
+            about 0.1 % above the least objective at worst, also at a damping of 0.01, where 1e-5 ends several percent
+            above it.
 
     Returns:
         `W'`, shape and type of `W`, exactly zero where pruned.
