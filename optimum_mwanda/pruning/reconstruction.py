@@ -119,9 +119,11 @@ def admm(
     """Chooses a mask together with the weights, by the alternating direction method of multipliers of ALPS.
 
     Minimises the layer error over sparse weights by splitting `W' = D` (arXiv 2406.07831): `W'` fits the outputs, `D`
-    is sparse, and a penalty `ρ` that grows as the mask calms down brings them together until it stands still. Channels
-    are first scaled to a unit diagonal of `G`, so that what `select` compares is Wanda's score of the weights as they
-    are by then. Follow it with `reconstruct`.
+    is sparse, and a penalty `ρ` that grows as the mask calms down brings them together until it stands still. How much
+    the mask moved is counted on one side, as the weights that were given up; the published code counts those that came
+    back too, which are as many, and so raises the penalty as if twice as many had moved. Channels are first scaled to a
+    unit diagonal of `G`, so that what `select` compares is Wanda's score of the weights as they are by then. Follow it
+    with `reconstruct`.
 
     Args:
         weight: `W`, shape `(out, in)`.
