@@ -18,22 +18,22 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from optimum_mwanda.experiments.grid.halves import halve_documents
 from optimum_mwanda.experiments.grid.markdown import model_tables, to_markdown
-from optimum_mwanda.experiments.grid.methods import BEST, PRESETS, choose
+from optimum_mwanda.experiments.grid.methods import BEST, GRID_PRESETS, choose
 from optimum_mwanda.experiments.grid.pictures import plot_sections
 from optimum_mwanda.experiments.grid.plan import ComparisonPlan
 from optimum_mwanda.experiments.grid.runner import run_comparison
 from optimum_mwanda.experiments.grid.runs import read_results
 from optimum_mwanda.experiments.grid.summary import make_sections
 
-FEW = {**PRESETS["quick"].methods, **choose(BEST, ["defaults + obs"])}
+FEW = {**GRID_PRESETS["quick"].methods, **choose(BEST, ["defaults + obs"])}
 PARTS = {
-    "ablation": {"methods": PRESETS["ablation"].methods},
-    "forms": {"methods": PRESETS["forms"].methods},
-    "allocations": {"methods": PRESETS["allocations"].methods},
+    "ablation": {"methods": GRID_PRESETS["ablation"].methods},
+    "forms": {"methods": GRID_PRESETS["forms"].methods},
+    "allocations": {"methods": GRID_PRESETS["allocations"].methods},
     "baselines": {
-        "methods": PRESETS["baselines"].methods,
-        "sparsities": PRESETS["full"].sparsities,
-        "patterns": PRESETS["full"].patterns,
+        "methods": GRID_PRESETS["baselines"].methods,
+        "sparsities": GRID_PRESETS["full"].sparsities,
+        "patterns": GRID_PRESETS["full"].patterns,
     },
     "english": {"methods": FEW, "only": ["en"]},
     "rotation": {"methods": FEW, "rotate": 5, "languages": None},

@@ -10,12 +10,9 @@ from typing import Any, ClassVar
 
 from .config_file import read_settings, write_settings
 from .legal import Number, OneOf, Text, Weighting, setting
-from .registry import ALLOCATIONS, CRITERIA
+from .presets import preset_settings
+from .registry import ALLOCATIONS, CRITERIA, list_criteria
 from .values import FrozenDict, describe_fields, is_close, plain, strings
-
-
-def _criteria(updates: bool) -> str:
-    return ", ".join(repr(name) for name, criterion in CRITERIA.items() if criterion.updates is updates)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,8 +30,8 @@ class MWandaConfig:
     pattern: str = setting("unstructured", "'unstructured', or 'N:M' to keep N of every M consecutive inputs.")
     criterion: str = setting(
         "mwanda",
-        f"How to choose the weights to remove: by a score ({_criteria(updates=False)}), or by a solver that also "
-        f"updates the remaining weights ({_criteria(updates=True)}).",
+        f"How to choose the weights to remove: by a score ({list_criteria(updates=False)}), or by a solver that also "
+        f"updates the remaining weights ({list_criteria(updates=True)}).",
         OneOf(CRITERIA, register="register_criterion"),
     )
     base: str = setting("ria", "Score that 'mwanda' builds on.", OneOf(("wanda", "ria")))
@@ -190,7 +187,7 @@ class MWandaConfig:
         """Fills in the sparsity and the allocation that the pattern implies."""
         kept = self.kept_of
         if kept is None:
-            defaults: dict[str, Any] = {"sparsity": 0.5, "allocation": _DEFAULT_ALLOCATION}
+            defaults: dict[str, Any] = {"sparsity": 0.5, "allocation": "owl"}
         else:
             defaults = {"sparsity": 1 - kept[0] / kept[1], "allocation": "uniform"}
             if self.sparsity is not None and not is_close(self.sparsity, defaults["sparsity"]):
@@ -201,7 +198,7 @@ class MWandaConfig:
             if self.allocation not in (None, "uniform"):
                 raise ValueError(
                     f"allocation={self.allocation!r} cannot be combined with pattern={self.pattern!r}: an N:M pattern "
-                    "fixes the sparsity of every block. Leave allocation out, or use pattern='unstructured'."
+                    "fixes the sparsity of every block. Give allocation='uniform', or use pattern='unstructured'."
                 )
         for name, value in defaults.items():
             if getattr(self, name) is None:
@@ -285,6 +282,15 @@ class MWandaConfig:
         return {field.name: plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
 
     @classmethod
+    def preset(cls, name: str, **changes: Any) -> "MWandaConfig":
+        """The settings that the name of a method means, listed in `docs/guide.md#presets`, with some of them changed.
+
+        Raises:
+            ValueError: If there is no such preset (the message names all), or as the constructor.
+        """
+        return cls(**{**preset_settings(name), **changes})
+
+    @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "MWandaConfig":
         """Builds a config from plain values.
 
@@ -335,8 +341,6 @@ class MWandaConfig:
         """
         return cls.from_dict(read_settings(name_or_path, **hub_kwargs))
 
-
-_DEFAULT_ALLOCATION = "owl"
 
 MWandaConfig.__doc__ = f"""{MWandaConfig.__doc__}
     Args:

@@ -183,6 +183,11 @@ def score_for(name: str, has_statistics: bool) -> tuple[Function, bool]:
     return criterion.score, criterion.needs_data
 
 
+def list_criteria(updates: bool) -> str:
+    """Names of the criteria that are solvers, or of the others, for a help text."""
+    return ", ".join(repr(name) for name, criterion in CRITERIA.items() if criterion.updates is updates)
+
+
 def _check_name(kind: str, name: str, taken: dict[str, Any]) -> None:
     if not isinstance(name, str) or not name:
         raise ValueError(f"{name!r} is not allowed as the name of the {kind}: give a string.")

@@ -10,7 +10,7 @@ import optimum_mwanda
 
 ROOT = Path(optimum_mwanda.__file__).parent
 FLOORS = (
-    ("version", "values", "utils", "config_file"),
+    ("version", "values", "utils", "config_file", "presets"),
     ("legal", "registry"),
     ("configuration",),
     ("modeling",),

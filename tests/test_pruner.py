@@ -48,6 +48,15 @@ def assert_same_weights(one: nn.Module, other: nn.Module) -> None:
     assert all(torch.equal(tensor, others[name]) for name, tensor in one.state_dict().items())
 
 
+def moved(batch_size: int, **values: object) -> float:
+    """Share of the weights that are pruned with batches of two chunks and not with others, or the other way round."""
+    one, other = (
+        torch.cat([w.flatten() for w in matrices(quiet(batch_size=size, **values).prune(model, ROWS)).values()])
+        for size, model in ((2, make_model()), (batch_size, make_model()))
+    )
+    return float(((one == 0) != (other == 0)).float().mean())
+
+
 # ------------------------------------------------------------------------------------------------ what prune does
 
 
@@ -116,13 +125,19 @@ def test_two_runs_are_identical_whatever_the_order_of_languages(family: str, cal
 @pytest.mark.parametrize("calibration", ["dense", "sequential"])
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
 def test_another_batch_size_moves_at_most_one_weight_in_a_thousand(batch_size: int, calibration: str) -> None:
-    one, other = (
-        torch.cat(
-            [w.flatten() for w in matrices(quiet(batch_size=size, calibration=calibration).prune(model, ROWS)).values()]
-        )
-        for size, model in ((2, make_model()), (batch_size, make_model()))
-    )
-    assert ((one == 0) != (other == 0)).float().mean() <= 1e-3
+    assert moved(batch_size, calibration=calibration) <= 1e-3
+
+
+# Measured: at most 0, 0 and 0.014. A solver carries what rounding decides from one choice to the next.
+@pytest.mark.parametrize(
+    ("values", "share"),
+    [({"refinement": "swap"}, 0.002), ({"criterion": "sparsegpt"}, 0.02), ({"criterion": "alps"}, 0.04)],
+)
+@pytest.mark.parametrize("pattern", ["unstructured", "2:4"])
+def test_another_batch_size_moves_few_weights_of_what_looks_at_gram_matrices(
+    values: dict[str, str], share: float, pattern: str
+) -> None:
+    assert moved(3, pattern=pattern, **values) <= share
 
 
 def test_only_the_languages_asked_for_count() -> None:

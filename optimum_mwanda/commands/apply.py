@@ -41,7 +41,7 @@ class ApplyCommand(Subcommand):
         add_storage_options(parser)
         add_overwrite(parser)
         add_model_options(parser)
-        add_settings(parser, leave_out=("sparsity", "calibration"))
+        add_settings(parser, leave_out=("sparsity",))
         add_common_options(parser)
 
     def execute(self) -> Result:
@@ -87,7 +87,7 @@ def _check(config: "MWandaConfig") -> None:
     elif config.refinement != "none":
         what, instead = f"--refinement {config.refinement}", "--refinement none"
     else:
-        what, instead = "calibration='sequential'", "'dense' in --config"
+        what, instead = "--calibration sequential", "--calibration dense"
     raise UsageError(
         f"{what} looks at each block during pruning, so it needs the text itself: use `prune` with --dataset, or "
         f"give {instead}."

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..evaluation.settings import CONFIDENCE, EvaluationSettings
-from ..experiments.grid.methods import PRESETS, choose, read_methods
+from ..experiments.grid.methods import GRID_PRESETS, choose, read_methods
 from ..experiments.grid.plan import ComparisonPlan
 from ..storage.outputs import write_text
 from .base import Result, Subcommand, add_common_options
@@ -76,7 +76,7 @@ class CompareCommand(Subcommand):
         if args.model is None or args.dataset is None or (args.eval_dataset is None) is not args.tune:
             raise UsageError("Give MODEL, --dataset, and either --eval-dataset or --tune; or give --tables-only.")
         with errors_as(UsageError, OSError, ValueError):
-            preset = PRESETS[args.preset]
+            preset = GRID_PRESETS[args.grid_preset]
             methods = preset.methods if args.grid is None else read_methods(Path(args.grid))
             has_points = args.sparsities is not None or args.patterns is not None
             return ComparisonPlan(
@@ -168,15 +168,15 @@ class CompareCommand(Subcommand):
 def _add_grid(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("grid")
     group.add_argument(
-        "--preset",
-        choices=list(PRESETS),
+        "--grid-preset",
+        choices=list(GRID_PRESETS),
         default="quick",
         help="Methods, and the sparsities and patterns to measure them at (default: quick)",
     )
     group.add_argument(
         "--grid",
         metavar="FILE",
-        help='JSON file with your own methods, {"name": {settings}} (default: those of --preset)',
+        help='JSON file with your own methods, {"name": {settings}} (default: those of --grid-preset)',
     )
     group.add_argument("--methods", nargs="+", metavar="NAME", help="Which of these methods to run (default: all)")
     group.add_argument(
@@ -187,10 +187,10 @@ def _add_grid(parser: argparse.ArgumentParser) -> None:
         help="Settings for every method, as a JSON object (default: none)",
     )
     group.add_argument(
-        "--sparsities", nargs="+", type=float, metavar="S", help="Shares to remove (default: those of --preset)"
+        "--sparsities", nargs="+", type=float, metavar="S", help="Shares to remove (default: those of --grid-preset)"
     )
     group.add_argument(
-        "--patterns", nargs="+", metavar="N:M", help="N:M patterns to measure too (default: those of --preset)"
+        "--patterns", nargs="+", metavar="N:M", help="N:M patterns to measure too (default: those of --grid-preset)"
     )
     group.add_argument(
         "--seeds", nargs="+", type=int, metavar="N", default=[0], help="Seeds for the calibration rows (default: 0)"

@@ -198,14 +198,7 @@ def refresh_card(folder: Path, warn: Callable[[str], None]) -> None:
 
 def summary(record: "SparsityRecord") -> str:
     """One line about what was pruned."""
-    from ..sharing.card_text import clean
-
-    # A record may lack a setting if it comes from another version.
-    criterion, allocation = (clean(record.settings.get(name, "unknown")) for name in ("criterion", "allocation"))
-    return (
-        f"{record.achieved_sparsity:.2%} of the weights in {len(record.blocks)} blocks are zero "
-        f"({criterion}, {record.pattern}, {allocation} allocation)."
-    )
+    return f"{record.achieved_sparsity:.2%} of the weights in {len(record.blocks)} blocks are zero ({record.method})."
 
 
 def facts(record: "SparsityRecord") -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..configuration import MWandaConfig
 from ..legal import Number, OneOf
+from ..presets import PRESETS, preset_settings
 from .errors import UsageError, errors_as, one_line
 from .parser import with_default
 
@@ -19,10 +20,15 @@ from .parser import with_default
 def add_settings(
     parser: argparse.ArgumentParser, settings: type[Any] = MWandaConfig, leave_out: Collection[str] = ()
 ) -> None:
-    """Adds `--config` and one flag per field; a flag that is not given leaves the file's or the default value."""
+    """Adds `--config`, `--preset` and a flag per field; without its flag a field is what these say, or the default."""
     group = parser.add_argument_group("settings", "described in help(MWandaConfig) and docs/guide.md")
     group.add_argument(
         "--config", metavar="FILE", help="JSON file with settings; the flags below override it (default: none)"
+    )
+    group.add_argument(
+        "--preset",
+        choices=list(PRESETS),
+        help="All settings of a published method, which the flags below override; not with --config (default: none)",
     )
     for field in dataclasses.fields(settings):
         if field.name not in leave_out:
@@ -35,7 +41,7 @@ def add_settings(
 
 
 def read_settings(args: argparse.Namespace, settings: type[Any] = MWandaConfig, **changes: Any) -> Any:
-    """Builds the config from `--config` and the flags that were given.
+    """Builds the config from `--config` or `--preset` and the flags that were given, which win.
 
     Args:
         args: Parsed arguments.
@@ -50,11 +56,14 @@ def read_settings(args: argparse.Namespace, settings: type[Any] = MWandaConfig, 
         for field in dataclasses.fields(settings)
         if getattr(args, field.name, None) is not None
     }
+    if args.config is not None and args.preset is not None:
+        raise UsageError("--config and --preset both say where the settings start from: give one of them.")
     with errors_as(UsageError, OSError, ValueError, TypeError):
         if args.config is not None and _is_missing_path(args.config):
             raise UsageError(f"--config {args.config}: there is no such file or folder.")
         if args.config is None:  # not through a default config, whose values would imply others
-            return settings(**{**given, **changes})
+            start = {} if args.preset is None else preset_settings(args.preset)
+            return settings(**{**start, **given, **changes})
         try:
             config = settings.from_pretrained(args.config)
         except OSError as error:  # a failed look-up on the Hub does not say what was looked for

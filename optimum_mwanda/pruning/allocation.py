@@ -175,7 +175,9 @@ def outlier_share(scores: Iterable[Tensor], multiplier: float) -> float:
 
 
 def median_score(scores: Iterable[Tensor]) -> float:
-    """DLP's measure of how *un*important a block is: the median of its scores (arXiv 2505.23807, official code).
+    """DLP's measure of how *un*important a block is, the median of its scores (arXiv 2505.23807).
+
+    This is what the text of the paper says. The published code for unstructured pruning takes the mean instead.
 
     `allocate` maps DLP's importance `1 − median_b / Σ median` to a sparsity, with λ = 0.15 in the paper. Only order and
     spacing matter there, so minus the median serves as the same importance.

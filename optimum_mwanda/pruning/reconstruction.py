@@ -24,7 +24,7 @@ def reconstruct(
     start: Tensor | None = None,
     damping: float = 0.01,
     iterations: int = 100,
-    tolerance: float = 1e-5,
+    tolerance: float = 1e-7,
 ) -> Tensor:
     """Updates the remaining weights to minimise the layer error: the OBS solve for a given mask.
 
@@ -45,7 +45,9 @@ def reconstruct(
         start: Values to start from, shape `(out, in)`, as given by `admm`; None: the masked weights.
         damping: `λ`.
         iterations: Most iterations.
-        tolerance: A row is done once its squared preconditioned residual has fallen by this factor.
+        tolerance: A row is done once its squared preconditioned residual has fallen by this factor. The default ends
+            about 0.1 % above the least objective at worst, also at a damping of 0.01, where 1e-5 ends several percent
+            above it.
 
     Returns:
         `W'`, shape and type of `W`, exactly zero where pruned.
@@ -117,9 +119,11 @@ def admm(
     """Chooses a mask together with the weights, by the alternating direction method of multipliers of ALPS.
 
     Minimises the layer error over sparse weights by splitting `W' = D` (arXiv 2406.07831): `W'` fits the outputs, `D`
-    is sparse, and a penalty `ρ` that grows as the mask settles brings them together until the mask stops changing.
-    Channels are first scaled to a unit diagonal of `G`, so that `select` compares Wanda's scores of the current
-    weights. Follow it with `reconstruct`.
+    is sparse, and a penalty `ρ` that grows as the mask settles brings them together until the mask stops changing. How
+    much the mask has moved is counted on one side, as the weights that were given up; the published code also counts
+    those that came back, which are as many, and so raises the penalty as if twice as many had moved. Channels are first
+    scaled to a unit diagonal of `G`, so that `select` compares Wanda's scores of the current weights. Follow it with
+    `reconstruct`.
 
     Args:
         weight: `W`, shape `(out, in)`.

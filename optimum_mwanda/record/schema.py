@@ -63,8 +63,21 @@ class SparsityRecord(RecordedPruning):
         document = self.to_dict()
         return [*document["history"], {field: document[field] for field in ("schema", *FIELDS)}][-MAX_HISTORY:]
 
+    @property
+    def method(self) -> str:
+        """Criterion, pattern, group, allocation and, where text was used, calibration, in a few words on one line."""
+        names = ("criterion", "group", "allocation", "calibration")
+        # A record need not have every setting: it may come from another version.
+        criterion, group, allocation, calibration = (_shown(self.settings.get(name, "unknown")) for name in names)
+        parts = [
+            criterion,
+            f"{self.pattern} per {group}" if self.pattern == "unstructured" else self.pattern,
+            f"{allocation} allocation",
+            *([f"{calibration} calibration"] if self.languages else []),
+        ]
+        return ", ".join(parts)
+
     def __str__(self) -> str:
-        criterion, allocation = (_shown(self.settings.get(name, "unknown")) for name in ("criterion", "allocation"))
         versions = ", ".join(f"{_shown(name)} {_shown(version)}" for name, version in self.versions.items())
         languages = ", ".join(
             f"{_shown(name)} ({language.tokens:,} tokens, weight {language.weight:.3f})"
@@ -72,7 +85,7 @@ class SparsityRecord(RecordedPruning):
         )
         lines = [
             f"{self.achieved_sparsity:.2%} of the weights in {len(self.blocks)} blocks are zero, and "
-            f"{self.target_sparsity:.2%} were asked for ({criterion}, {self.pattern}, {allocation} allocation).",
+            f"{self.target_sparsity:.2%} were asked for ({self.method}).",
             f"{_shown(self.model) or 'The model'} was pruned by optimum-mwanda {_shown(self.library_version)} "
             f"({versions}).",
             f"Calibrated on {languages}." if languages else "No calibration text was used.",

@@ -130,7 +130,9 @@ class PrunedModelCard:
             [
                 [Markdown("criterion"), self.settings.criterion],
                 [Markdown("pattern"), record.pattern],
+                *([[Markdown("group"), self.settings.group]] if record.pattern == "unstructured" else []),
                 [Markdown("allocation"), self.settings.allocation],
+                *([[Markdown("calibration"), self.settings.calibration]] if record.languages else []),
                 [Markdown("sparsity asked for"), percent(record.target_sparsity)],
                 [Markdown("sparsity achieved"), percent(record.achieved_sparsity)],
                 [Markdown("least sparse block"), percent(min(sparsities))],

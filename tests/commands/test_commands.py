@@ -179,7 +179,12 @@ class TestCalibrateAndApply:
         (tmp_path / "c.json").write_text('{"calibration": "sequential"}')
         run = cli("apply", model, statistics, tmp_path / "out", "--config", tmp_path / "c.json")
         assert run.code == 2
-        assert "use `prune` with --dataset, or give 'dense' in --config" in run.error
+        assert "use `prune` with --dataset, or give --calibration dense" in run.error
+        assert cli("apply", model, statistics, tmp_path / "out", "--preset", "wanda").error == run.error
+        words = ("--preset", "wanda", "--calibration", "dense", "--quiet")
+        run = cli("apply", model, statistics, tmp_path / "out", *words)
+        assert run.code == 0, run.err
+        assert "(wanda, unstructured per row, uniform allocation, dense calibration)" in run.out
 
     @pytest.mark.parametrize(
         ("words", "what", "instead"),

@@ -52,6 +52,11 @@ def test_registration_imports_nothing() -> None:
     assert modules == []
 
 
+@pytest.mark.parametrize("name", ["prune", "calibrate", "apply", "search"])
+def test_commands_with_settings_take_presets(name: str) -> None:
+    assert "--preset {magnitude,wanda,ria,sparsegpt," in run_here(name, "--help").out
+
+
 def test_help_of_a_subcommand_imports_nothing_heavy() -> None:
     out, modules = imported("mwanda", "prune", "--help")
     assert "--samples-per-language" in out

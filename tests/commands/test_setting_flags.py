@@ -55,6 +55,19 @@ def test_flags_override_the_file(tmp_path: Any) -> None:
     assert config.language_weights == {"sw": 2.0}
 
 
+def test_flags_override_the_preset() -> None:
+    assert read("--preset", "wanda") == MWandaConfig.preset("wanda")
+    config = read("--preset", "owl", "--sparsity", "0.7", "--allocation-strength", "0.1", "--calibration", "dense")
+    changes = {"sparsity": 0.7, "allocation_strength": 0.1, "calibration": "dense"}
+    assert config == MWandaConfig.preset("owl", **changes)
+
+
+def test_preset_and_file_are_a_usage_error(tmp_path: Any) -> None:
+    MWandaConfig().save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match="give one of them"):
+        read("--preset", "wanda", "--config", str(tmp_path))
+
+
 def test_pattern_flag_brings_its_own_sparsity(tmp_path: Any) -> None:
     MWandaConfig(sparsity=0.3, seed=5).save_pretrained(tmp_path)
     config = read("--config", str(tmp_path), "--pattern", "2:4")

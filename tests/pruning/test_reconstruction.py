@@ -20,12 +20,12 @@ row_half = partial(unstructured_mask, sparsity=0.5, group="row")
 two_of_four = partial(n_of_m_mask, kept=2, run=4)
 
 
-def correlated(seed: int, tokens: int = 200, width: int = 12, rank: int = 4) -> Tensor:
+def correlated(seed: int, tokens: int = 200, width: int = 12, rank: int = 4, noise: float = 0.3) -> Tensor:
     """Activations whose channels explain one another, on very different scales."""
     generator = torch.Generator().manual_seed(seed)
     draw = partial(torch.randn, generator=generator, dtype=torch.float64)
     shared = draw(tokens, rank) @ draw(rank, width)
-    return (shared + 0.3 * draw(tokens, width)) * torch.logspace(-1, 1, width, dtype=torch.float64)
+    return (shared + noise * draw(tokens, width)) * torch.logspace(-1, 1, width, dtype=torch.float64)
 
 
 def in_parts(select: Select) -> Callable[[Tensor, int], Tensor]:
@@ -96,6 +96,20 @@ class TestReconstruct:
         update = reconstruct(weight, pruned, x.T @ x, **options)
         expected = obs.least_squares(weight.numpy(), pruned.numpy(), x.numpy(), damping, (x @ weight.T).numpy())
         np.testing.assert_allclose(update.numpy(), expected, rtol=1e-6, atol=1e-8)
+
+    @pytest.mark.parametrize("damping", [0.01, 0.1])
+    @pytest.mark.parametrize("noise", [0.03, 0.1])
+    def test_by_default_it_ends_within_a_thousandth_of_the_optimum(self, noise: float, damping: float) -> None:
+        x, weight = correlated(0, tokens=2000, width=256, rank=40, noise=noise), dense_weight(1, width=256)
+        pruned = unstructured_mask(weight.abs() * x.norm(dim=0), 0.6, "matrix")
+        update = reconstruct(weight.float(), pruned, (x.T @ x).float(), damping=damping)
+        best = obs.least_squares(weight.numpy(), pruned.numpy(), x.numpy(), damping, (x @ weight.T).numpy())
+        pull = obs.ridge(x.numpy(), damping)
+        reached, least = (
+            errors(weight, values, x).sum() + pull * (weight - values).square().sum()
+            for values in (update.double(), torch.tensor(best))
+        )
+        assert reached < 1.001 * least
 
     @given(
         layers(),

@@ -57,17 +57,19 @@ def test_the_order_of_keys_is_kept() -> None:
 
 
 def test_a_printed_record_says_what_was_done() -> None:
-    values = make_record() | {"settings": {"criterion": "mwanda", "allocation": "owl"}}
+    settings = {"criterion": "mwanda", "group": "row", "allocation": "owl", "calibration": "sequential"}
+    values = make_record() | {"settings": settings}
     assert str(SparsityRecord.parse(values)).splitlines() == [
-        "50.00% of the weights in 2 blocks are zero, and 50.00% were asked for (mwanda, unstructured, owl allocation).",
+        "50.00% of the weights in 2 blocks are zero, and 50.00% were asked for (mwanda, unstructured per row, owl "
+        "allocation, sequential calibration).",
         "org/dense was pruned by optimum-mwanda 0.1.0 (torch 2.13.0, transformers 5.23.0).",
         "Calibrated on en (32 tokens, weight 0.500), sw (32 tokens, weight 0.500).",
         "Earlier prunings of the model: 1.",
     ]
     values |= {"languages": {}, "model": "", "history": [], "settings": {}}
     assert str(SparsityRecord.parse(values)).splitlines() == [
-        "50.00% of the weights in 2 blocks are zero, and 50.00% were asked for (unknown, unstructured, unknown "
-        "allocation).",
+        "50.00% of the weights in 2 blocks are zero, and 50.00% were asked for (unknown, unstructured per unknown, "
+        "unknown allocation).",
         "The model was pruned by optimum-mwanda 0.1.0 (torch 2.13.0, transformers 5.23.0).",
         "No calibration text was used.",
     ]

@@ -19,7 +19,7 @@ from matplotlib.container import ErrorbarContainer
 
 from optimum_mwanda import PerplexityComparison, PerplexityReport
 from optimum_mwanda.evaluation.bootstrap import Estimate
-from optimum_mwanda.experiments.grid.methods import PRESETS
+from optimum_mwanda.experiments.grid.methods import GRID_PRESETS
 from optimum_mwanda.pruning.allocation import cross_lingual_correlation
 from optimum_mwanda.reporting.plots import (
     CurvePoint,
@@ -413,7 +413,7 @@ def test_curves_show_mean_and_worst_and_name_the_worst(criteria: int) -> None:
     "methods",
     [
         ["a"],
-        list(PRESETS["ablation"].methods),
+        list(GRID_PRESETS["ablation"].methods),
         [f"a name that is longer than there is room {'x' * 40} {i}" for i in range(24)],
     ],
 )
@@ -428,7 +428,7 @@ def test_names_of_methods_neither_narrow_the_curves_nor_look_alike(methods: list
 
 
 def test_names_of_the_ablation_are_shown_in_full() -> None:
-    methods = list(PRESETS["ablation"].methods)
+    methods = list(GRID_PRESETS["ablation"].methods)
     figure = sparsity_curves_figure(make_curves(methods, [0.5, 0.6]))
     assert [text.get_text() for text in figure.axes[2].texts] == methods
 

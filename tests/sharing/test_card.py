@@ -320,6 +320,15 @@ def test_sequential_calibration_is_told() -> None:
     assert words not in create_card(make_record(calibration="dense")).text
 
 
+def test_group_and_calibration_are_told_in_words_and_in_the_table() -> None:
+    told = section(create_card(make_record(group="row", calibration="dense")), "How it was pruned")
+    assert "all others of their row." in told
+    assert "Activations were those of the dense model." in told
+    assert re.search(r"\| group +\| +`row` \|", told)
+    assert re.search(r"\| calibration +\| +`dense` \|", told)
+    assert "of their matrix." in create_card(make_record(group="matrix")).text
+
+
 def test_the_command_names_no_setting_that_follows_from_the_others() -> None:
     def flags(**settings: Any) -> set[str]:
         (line,) = (x for x in create_card(make_record(**settings)).text.splitlines() if x.startswith("optimum-cli"))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...configuration import MWandaConfig
+from ...presets import METHODS, PRESETS
 from ...registry import ALLOCATIONS
 
 Methods = Mapping[str, Mapping[str, Any]]
@@ -20,11 +21,9 @@ BY_THE_PLAN = ("sparsity", "pattern", "languages", "samples_per_language", "sequ
 OF_THE_TEXT = ("bos",)
 """Settings of the calibration, which methods share, and of the evaluation: the plan may set them for all."""
 
-BASES: dict[str, dict[str, Any]] = {
-    "wanda": {"criterion": "wanda", "group": "row", "allocation": "uniform"},
-    "ria": {"criterion": "ria", "group": "matrix", "allocation": "uniform"},
-}
-"""Each score with the group that suits it best."""
+BASES: dict[str, dict[str, Any]] = {name: METHODS[name] for name in ("wanda", "ria")}
+"""Each score in its published group. Outside the grid `published` all methods read the text in one way: languages weigh
+the same, and one calibration of the dense model serves all methods that do not look block by block."""
 
 NO_TERMS: dict[str, Any] = {"criterion": "mwanda", "variance": "none", "activation": "none"}
 TERMS: dict[str, dict[str, Any]] = {
@@ -43,7 +42,7 @@ LAYERWISE = tuple(name for name in ALLOCATIONS if name != "uniform")
 
 
 @dataclasses.dataclass(frozen=True)
-class Preset:
+class GridPreset:
     """A ready-made grid.
 
     Attributes:
@@ -91,19 +90,16 @@ def _allocations() -> dict[str, dict[str, Any]]:
     return {**BASES, **strengths, **specific}
 
 
-PUBLISHED: dict[str, dict[str, Any]] = {
-    "owl": {"allocation": "owl", "allocation_strength": 0.08},
-    "dlp": {"allocation": "dlp", "allocation_strength": 0.15},
-    "alpha": {"allocation": "alpha", "allocation_strength": 0.3},
-}
-"""Allocations with the strengths of their papers."""
-
 BASELINES: dict[str, dict[str, Any]] = {
-    "magnitude": {"criterion": "magnitude", "group": "row", "allocation": "uniform"},
+    "magnitude": {**METHODS["magnitude"], "group": "row"},
     **BASES,
-    **{f"wanda + {name}": {**BASES["wanda"], **allocation} for name, allocation in PUBLISHED.items()},
-    "sparsegpt": {"criterion": "sparsegpt", "allocation": "uniform"},
+    "wanda + owl": METHODS["owl"],
+    "wanda + dlp": METHODS["dlp"],
+    "wanda + alpha": METHODS["alphapruning"],
+    "sparsegpt": METHODS["sparsegpt"],
 }
+"""Published methods; the weights that magnitude compares are those of a row, as with Wanda."""
+
 BEST: dict[str, dict[str, Any]] = {
     "m-wanda on wanda": {"base": "wanda", "group": "row"},
     "m-wanda on wanda, tuned": {
@@ -117,19 +113,21 @@ BEST: dict[str, dict[str, Any]] = {
     "defaults": {},
     "defaults + swap": {"refinement": "swap"},
     "defaults + obs": {"reconstruction": "obs"},
-    "alps": {"criterion": "alps", "allocation": "uniform"},
-    "alps + owl": {"criterion": "alps", "allocation": "owl"},
+    "alps": {**METHODS["alps"], "damping": 0.1},
+    "alps + owl": {**METHODS["alps"], "damping": 0.1, "allocation": "owl"},
 }
-"""What `MWandaConfig()` does on both bases, also with refinement and weight updates; `tuned` uses the OWL that `--tune`
-found best on Wanda's score. N:M patterns fix the allocation, so `tuned` and `+ owl` are left out there."""
+"""What `MWandaConfig()` does, on either base, and what refinement and weight updates make of it; `tuned` has the OWL
+that is best on Wanda's score by `--tune`, and ALPS has the default damping of this library. N:M patterns fix the
+allocation: there this one and `+ owl` are left out."""
 
-PRESETS: dict[str, Preset] = {
-    "quick": Preset({**BASES, "defaults": {}}),
-    "ablation": Preset(_ablation()),
-    "forms": Preset({**BASES, **_forms()}),
-    "allocations": Preset(_allocations()),
-    "baselines": Preset({**BASELINES, **BEST}),
-    "full": Preset(
+GRID_PRESETS: dict[str, GridPreset] = {
+    "quick": GridPreset({**BASES, "defaults": {}}),
+    "ablation": GridPreset(_ablation()),
+    "forms": GridPreset({**BASES, **_forms()}),
+    "allocations": GridPreset(_allocations()),
+    "baselines": GridPreset({**BASELINES, **BEST}),
+    "published": GridPreset({f"preset {name}": settings for name, settings in PRESETS.items()}),
+    "full": GridPreset(
         {**BASELINES, **_ablation(), **BEST, **_forms(), **_allocations()},
         sparsities=(0.3, 0.4, 0.5, 0.6, 0.7, 0.8),
         patterns=("2:4", "4:8"),

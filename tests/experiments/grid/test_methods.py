@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from optimum_mwanda.configuration import MWandaConfig
-from optimum_mwanda.experiments.grid.methods import BEST, PRESETS, choose, expand, label, read_methods
+from optimum_mwanda.experiments.grid.methods import BEST, GRID_PRESETS, choose, expand, label, read_methods
+from optimum_mwanda.presets import PRESETS
 from optimum_mwanda.registry import ALLOCATIONS, CRITERIA
 
 
 def configs(preset: str) -> dict[str, MWandaConfig]:
-    return dict(expand(PRESETS[preset].methods, [0.6], [], {}))
+    return dict(expand(GRID_PRESETS[preset].methods, [0.6], [], {}))
 
 
 def test_ablation_holds_every_subset_of_the_terms_on_both_bases() -> None:
@@ -34,9 +35,9 @@ def test_one_term_is_all_that_differs() -> None:
         assert {key for key in without if without[key] != with_it[key]} == {"variance"}
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", GRID_PRESETS)
 def test_presets_are_legal_at_all_their_points(preset: str) -> None:
-    grid = PRESETS[preset]
+    grid = GRID_PRESETS[preset]
     runs = list(expand(grid.methods, grid.sparsities, grid.patterns, {}))
     points = {label(config.target_sparsity, config.pattern) for _, config in runs}
     assert points == {*(f"{100 * each:g} %" for each in grid.sparsities), *grid.patterns}
@@ -49,6 +50,34 @@ def test_baselines_and_allocations_cover_what_the_library_has() -> None:
         assert {config.allocation for config in configs(preset).values()} == set(ALLOCATIONS)
     owl = configs("baselines")["wanda + owl"]
     assert (owl.criterion, owl.allocation) == ("wanda", "owl")
+
+
+READ_ALIKE = {"language_weights": "equal", "calibration": "dense", "sparsity": 0.6}
+
+
+@pytest.mark.parametrize(
+    ("method", "preset", "changes"),
+    [
+        ("magnitude", "magnitude", {"group": "row"}),
+        ("wanda", "wanda", READ_ALIKE),
+        ("ria", "ria", READ_ALIKE),
+        ("wanda + owl", "owl", READ_ALIKE),
+        ("wanda + dlp", "dlp", READ_ALIKE),
+        ("wanda + alpha", "alphapruning", READ_ALIKE),
+        ("wanda + variance + activation + cwl", "m-wanda", READ_ALIKE),
+        ("sparsegpt", "sparsegpt", {"language_weights": "equal"}),
+        ("alps", "alps", {"language_weights": "equal", "damping": 0.1}),
+    ],
+)
+def test_methods_are_presets_but_for_how_they_read_the_text(
+    method: str, preset: str, changes: dict[str, object]
+) -> None:
+    assert configs("full")[method] == MWandaConfig.preset(preset, **{"sparsity": 0.6, **changes})
+
+
+def test_published_methods_are_the_presets_as_they_are() -> None:
+    found = configs("published")
+    assert found == {f"preset {name}": MWandaConfig.preset(name, sparsity=0.6) for name in PRESETS}
 
 
 def test_pattern_leaves_out_methods_with_an_allocation() -> None:
