@@ -4,12 +4,11 @@ import dataclasses
 import difflib
 import json
 import os
-import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from .config_file import read_settings, write_settings
-from .legal import Number, OneOf, Text, Weighting, setting
+from .legal import Number, OneOf, Text, Weighting, read_pattern, setting
 from .presets import preset_settings
 from .registry import ALLOCATIONS, CRITERIA, list_criteria
 from .values import FrozenDict, describe_fields, is_close, plain, strings
@@ -243,16 +242,8 @@ class MWandaConfig:
 
     @property
     def kept_of(self) -> tuple[int, int] | None:
-        """`(N, M)` of an N:M pattern, which keeps N of every M weights. None if unstructured."""
-        if self.pattern == "unstructured":
-            return None
-        match = re.fullmatch(r"(\d+):(\d+)", self.pattern) if isinstance(self.pattern, str) else None
-        if match is None or not 0 < int(match[1]) < int(match[2]):
-            raise ValueError(
-                f"pattern={self.pattern!r} is not known. Give 'unstructured', or 'N:M' with 0 < N < M to keep N of "
-                "every M weights ('2:4')."
-            )
-        return int(match[1]), int(match[2])
+        """`(N, M)` of an N:M pattern: N weights are kept of every M. None if unstructured."""
+        return read_pattern(self.pattern)
 
     @property
     def needs_grams(self) -> bool:

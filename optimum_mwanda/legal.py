@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Collection, Mapping
 from typing import Any, Protocol
 
@@ -118,6 +119,23 @@ class Weighting(OneOf):
 
     def __str__(self) -> str:
         return f"{super().__str__()} | Mapping[str, float]"
+
+
+def read_pattern(pattern: Any) -> tuple[int, int] | None:
+    """`(N, M)` of an N:M pattern, None for `"unstructured"`.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    if pattern == "unstructured":
+        return None
+    match = re.fullmatch(r"(\d+):(\d+)", pattern) if isinstance(pattern, str) else None
+    if match is None or not 0 < int(match[1]) < int(match[2]):
+        raise ValueError(
+            f"pattern={pattern!r} is not known. Give 'unstructured', or 'N:M' with 0 < N < M to keep N of "
+            "every M weights ('2:4')."
+        )
+    return int(match[1]), int(match[2])
 
 
 def setting(default: Any, help: str, legal: Legal | None = None) -> Any:

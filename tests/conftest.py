@@ -8,6 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# On tiny tensors a second thread costs more than it gives, and on a busy machine it costs very much.
+for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")
 
 import hypothesis
 import pytest
@@ -58,7 +61,7 @@ class DeprecationsAreErrors(logging.Handler):
 for library in ("transformers", "datasets", "huggingface_hub"):
     logging.getLogger(library).addHandler(DeprecationsAreErrors())
 
-torch.set_num_threads(1)  # on tiny tensors a second thread costs more than it gives
+torch.set_num_threads(1)
 
 
 SIZES = {
