@@ -10,6 +10,7 @@ and the files are called tune-PART. `optimum-cli mwanda compare` does the same f
 """
 
 import argparse
+import json
 from pathlib import Path
 
 import torch
@@ -61,6 +62,9 @@ def main() -> None:
     parser.add_argument(
         "--test-tokens", type=int, default=ComparisonPlan.tokens_per_language, help="evaluated tokens per language"
     )
+    parser.add_argument(
+        "--settings", type=json.loads, default={}, help='of every method, {"bos": "none"} for example (default: none)'
+    )
     args = parser.parse_args()
     folders = list(args.joint)
     if args.model:
@@ -105,6 +109,7 @@ def measure(path: Path, folder: Path, args: argparse.Namespace) -> None:
             "samples_per_language": args.samples,
             "sequence_length": args.sequence_length,
             "tokens_per_language": args.test_tokens,
+            "settings": args.settings,
             **PARTS[part],
         }
         if args.methods:
