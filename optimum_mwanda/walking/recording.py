@@ -1,12 +1,13 @@
 """Recording what each block is called with, without running the blocks."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ..modeling.blocks import run_blocks
 from .store import HiddenStates
@@ -85,11 +86,8 @@ def _recording(blocks: Mapping[str, nn.Module], calls: Calls, hidden: HiddenStat
             calls[name].append((args[1:], rest))
 
         handles.append(block.register_forward_pre_hook(keep, with_kwargs=True))
-    try:
+    with _removing(handles):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
@@ -99,7 +97,13 @@ def _noting(blocks: Mapping[str, nn.Module], counts: dict[str, int | None]) -> I
     def note(_: nn.Module, __: Any, output: Any, name: str) -> None:
         counts[name] = None if torch.is_tensor(output) else len(output)
 
-    handles = [block.register_forward_hook(partial(note, name=name)) for name, block in blocks.items()]
+    with _removing([block.register_forward_hook(partial(note, name=name)) for name, block in blocks.items()]):
+        yield
+
+
+@contextmanager
+def _removing(handles: Sequence[RemovableHandle]) -> Iterator[None]:
+    """Removes hooks at the end of the block."""
     try:
         yield
     finally:

@@ -1,6 +1,7 @@
 """The way through a model, in steps of weights that are looked at and edited together."""
 
 import abc
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -52,7 +53,7 @@ class Step:
     def __init__(self, weights: Sequence[PrunableWeight], look: Callable[[], Seen]) -> None:
         self.weights = weights
         self.look = look
-        self._edits: list[_Edit] = []
+        self._edits: deque[_Edit] = deque()
 
     def write(self, weight: PrunableWeight, pruned: Tensor, values: Tensor | None) -> None:
         """Notes a change to a weight; the model changes when the walk leaves the step.
@@ -73,7 +74,7 @@ class Step:
         """
         holders = {edit.weight.stored: edit.weight for edit in self._edits}
         while self._edits:
-            self._edits.pop(0).commit(editor)
+            self._edits.popleft().commit(editor)
             check_interrupts()
         return {name: count_zeros(weight.holder) for name, weight in holders.items()}
 
