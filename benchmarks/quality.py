@@ -26,7 +26,7 @@ from optimum_mwanda.experiments.grid.runner import run_comparison
 from optimum_mwanda.experiments.grid.runs import read_results
 from optimum_mwanda.experiments.grid.summary import make_sections
 
-FEW = {**GRID_PRESETS["quick"].methods, **choose(BEST, ["defaults + obs"])}
+FEW = {**GRID_PRESETS["quick"].methods, **choose(BEST, ["m-wanda on ria", "m-wanda on ria + obs"])}
 PARTS = {
     "ablation": {"methods": GRID_PRESETS["ablation"].methods},
     "forms": {"methods": GRID_PRESETS["forms"].methods},

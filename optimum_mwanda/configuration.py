@@ -33,10 +33,10 @@ class MWandaConfig:
         f"updates the remaining weights ({list_criteria(updates=True)}).",
         OneOf(CRITERIA, register="register_criterion"),
     )
-    base: str = setting("ria", "Score that 'mwanda' builds on.", OneOf(("wanda", "ria")))
+    base: str = setting("wanda", "Score that 'mwanda' builds on.", OneOf(("wanda", "ria")))
     ria_exponent: float = setting(0.5, "Exponent of the activation norm in RIA.", Number(at_least=0))
     variance: str = setting(
-        "std", "Cross-lingual variance term of 'mwanda'.", OneOf(("none", "std", "variance", "relative_variance"))
+        "none", "Cross-lingual variance term of 'mwanda'.", OneOf(("none", "std", "variance", "relative_variance"))
     )
     variance_weight: float = setting(0.5, "Weight of the variance term.", Number(at_least=0))
     activation: str = setting(
@@ -49,18 +49,18 @@ class MWandaConfig:
     )
     activation_exponent: float = setting(0.5, "Exponent of the activation probability.", Number(at_least=0))
     group: str = setting(
-        "matrix",
+        "row",
         "Which weights compete with each other: those of a 'row' or of the whole 'matrix'.",
         OneOf(("row", "matrix")),
     )
     allocation: str | None = setting(
         None,
-        "Sparsity per block; 'alpha' is AlphaPruning. None: 'owl', or 'uniform' for an N:M pattern.",
+        "Sparsity per block; 'alpha' is AlphaPruning. None: 'outliers', or 'uniform' for an N:M pattern.",
         OneOf(ALLOCATIONS, register="register_allocation"),
     )
     allocation_strength: float = setting(
         0.04,
-        "Lambda: block sparsities spread over a range of 2 * lambda; with 'alpha', the smallest and the largest are in "
+        "Lambda: block sparsities lie within a range of 2 * lambda; with 'alpha', the smallest and the largest are in "
         "the ratio (1 - lambda) to (1 + lambda).",
         Number(at_least=0),
     )
@@ -186,7 +186,7 @@ class MWandaConfig:
         """Fills in the sparsity and the allocation that the pattern implies."""
         kept = self.kept_of
         if kept is None:
-            defaults: dict[str, Any] = {"sparsity": 0.5, "allocation": "owl"}
+            defaults: dict[str, Any] = {"sparsity": 0.5, "allocation": "outliers"}
         else:
             defaults = {"sparsity": 1 - kept[0] / kept[1], "allocation": "uniform"}
             if self.sparsity is not None and not is_close(self.sparsity, defaults["sparsity"]):

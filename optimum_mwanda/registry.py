@@ -88,6 +88,7 @@ CRITERIA: dict[str, Criterion] = {
 ALLOCATIONS: dict[str, Allocation] = {
     "uniform": Allocation(needs_data=False),
     "owl": Allocation(_from("pruning.importance:owl")),
+    "outliers": Allocation(_from("pruning.importance:owl"), _from("pruning.allocation:allocate_outliers")),
     "cwl": Allocation(_from("pruning.importance:cwl"), compares_languages=True),
     "dlp": Allocation(_from("pruning.importance:dlp")),
     "alpha": Allocation(

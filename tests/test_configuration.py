@@ -364,6 +364,6 @@ def test_what_data_are_needed_and_when(given: dict[str, Any], statistics: bool, 
 def test_the_docstring_says_what_each_setting_may_be() -> None:
     text = " ".join((MWandaConfig.__doc__ or "").split())
     assert "sparsity (`float in [0, 1) | None`, defaults to `None`)" in text
-    assert "base (`'wanda' | 'ria'`, defaults to `'ria'`)" in text
+    assert "base (`'wanda' | 'ria'`, defaults to `'wanda'`)" in text
     assert "batch_size (`int at least 1`, defaults to `8`)" in text
     assert "owl_multiplier (`float above 0`, defaults to `5.0`)" in text

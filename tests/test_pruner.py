@@ -27,7 +27,10 @@ def settings(**values: object) -> MWandaConfig:
 
 
 def quiet(restore_on_failure: bool = True, **values: object) -> MWandaPruner:
-    return MWandaPruner(settings(**values), progress=False, restore_on_failure=restore_on_failure)
+    """A pruner that compares whole matrices, so that small ones lose the asked share too."""
+    return MWandaPruner(
+        settings(**{"group": "matrix", **values}), progress=False, restore_on_failure=restore_on_failure
+    )
 
 
 def matrices(model: nn.Module, blocks: str = ".layers.|.h.") -> dict[str, Tensor]:

@@ -43,7 +43,7 @@ def ones(weight: Tensor, *_: Any) -> Tensor:
 
 def test_the_package_has_these_in_this_order() -> None:
     assert list(CRITERIA) == ["magnitude", "wanda", "ria", "mwanda", "sparsegpt", "alps"]
-    assert list(ALLOCATIONS) == ["uniform", "owl", "cwl", "dlp", "alpha"]
+    assert list(ALLOCATIONS) == ["uniform", "owl", "outliers", "cwl", "dlp", "alpha"]
     assert [name for name, criterion in CRITERIA.items() if criterion.updates] == ["sparsegpt", "alps"]
 
 
@@ -123,7 +123,7 @@ def test_a_score_without_data_needs_no_text() -> None:
     config = pruner(criterion="signed", allocation="uniform").config
     assert not config.needs_statistics
     model = make_model()
-    pruner(criterion="signed", allocation="uniform").prune(model)
+    pruner(criterion="signed", group="matrix", allocation="uniform").prune(model)
     weight = model.model.layers[0].mlp.up_proj.weight
     assert weight.max() > 0 >= weight.median()
     assert weight.min() == 0

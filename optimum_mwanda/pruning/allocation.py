@@ -96,10 +96,37 @@ def allocate(
     Returns:
         One sparsity per block, rounded to 12 decimals.
     """
+    protection = _relative(torch.tensor(importance, dtype=torch.float64))
+    return _protect(protection, parameters, target, strength, bounds)
+
+
+def allocate_outliers(
+    importance: Sequence[float],
+    parameters: Sequence[int],
+    target: float,
+    strength: float,
+    bounds: tuple[float, float] = (0.0, 1.0),
+) -> list[float]:
+    """Maps block importances to block sparsities so that only blocks far above the others are pruned less.
+
+    `s_b = S − 2λ·clip(D_b / median(D) − 3/2, 0, 1)`, shifted as in `allocate`. There the importances of every model
+    span the same range of sparsities, however little they differ; here blocks that are much alike get much the same
+    sparsity.
+
+    Args:
+        importance: `D`, one per block, not negative; higher keeps more.
+        parameters: `P`, prunable weights per block.
+        target: `S`.
+        strength: `λ`: a block of at least 5/2 times the median is protected by `2λ`, one of at most 3/2 times not.
+        bounds: Lowest and highest sparsity of a block, with the target between them.
+
+    Returns:
+        One sparsity per block, rounded to 12 decimals.
+    """
     scores = torch.tensor(importance, dtype=torch.float64)
-    sizes = torch.tensor(parameters, dtype=torch.float64)
-    sparsities = _shift_to_target(-2 * strength * _relative(scores), sizes, target, bounds).tolist()
-    return [round(sparsity, 12) for sparsity in sparsities]
+    median = scores.quantile(0.5)
+    protection = torch.where(scores > 1.5 * median, (scores / median - 1.5).clamp(max=1), 0.0)
+    return _protect(protection, parameters, target, strength, bounds)
 
 
 def allocate_ratios(
@@ -130,6 +157,15 @@ def allocate_ratios(
     ratios = 1 + spread - 2 * spread * _relative(scores)
     scale = target * sizes.sum() / (ratios * sizes).sum()
     return allocate(importance, parameters, target, spread * scale.item(), bounds)
+
+
+def _protect(
+    protection: Tensor, parameters: Sequence[int], target: float, strength: float, bounds: tuple[float, float]
+) -> list[float]:
+    """Takes `2λ` times its protection, in [0, 1], off the sparsity of every block, and meets the target."""
+    sizes = torch.tensor(parameters, dtype=torch.float64)
+    sparsities = _shift_to_target(-2 * strength * protection, sizes, target, bounds).tolist()
+    return [round(sparsity, 12) for sparsity in sparsities]
 
 
 def _relative(scores: Tensor) -> Tensor:

@@ -104,7 +104,7 @@ def test_flags_say_what_each_setting_may_be() -> None:
     add_settings(parser)
     text = parser.format_help()
     assert "--criterion {magnitude,wanda,ria,mwanda,sparsegpt,alps}" in text
-    assert "--allocation {uniform,owl,cwl,dlp,alpha}" in text
+    assert "--allocation {uniform,owl,outliers,cwl,dlp,alpha}" in text
     assert "--base {wanda,ria}" in text
     assert "(default: 0.5; at least 0)" in text
     assert "(default: 0.95; in [0, 1])" in text

@@ -24,10 +24,12 @@ CONFIGS: dict[str, dict[str, object]] = {
     "wanda": {"criterion": "wanda", "group": "row", "allocation": "uniform"},
     "ria": {"criterion": "ria", "group": "matrix", "allocation": "uniform"},
     "mwanda on wanda with cwl": {"base": "wanda", "group": "row", "variance": "std", "allocation": "cwl"},
+    "mwanda on ria with owl": {"base": "ria", "variance": "std", "group": "matrix", "allocation": "owl"},
     "mwanda with every term": {
         "base": "ria",
         "variance": "relative_variance",
         "activation": "positive",
+        "group": "matrix",
         "allocation": "owl",
         "sparsity": 0.7,
     },

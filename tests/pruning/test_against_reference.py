@@ -29,6 +29,7 @@ CRITERIA: list[dict[str, object]] = [
 ALLOCATIONS: list[dict[str, object]] = [
     {"allocation": "uniform"},
     {"allocation": "owl"},
+    {"allocation": "outliers", "owl_multiplier": 7.0},  # so far out, the shares of the blocks differ by factors
     {"allocation": "cwl", "cwl_direction": "shared"},
     {"allocation": "cwl", "cwl_direction": "specific"},
 ]

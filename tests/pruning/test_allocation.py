@@ -11,6 +11,7 @@ from optimum_mwanda import SparsityPlan
 from optimum_mwanda.pruning.allocation import (
     BlockPlan,
     allocate,
+    allocate_outliers,
     allocate_ratios,
     cross_lingual_correlation,
     median_score,
@@ -86,6 +87,43 @@ def test_only_the_order_and_spacing_of_importances_matter() -> None:
     importance = np.array([0.25, 0.5, 1.0, 0.0])
     expected = allocate(importance.tolist(), [1, 2, 3, 4], 0.6, 0.1)
     assert allocate((4 * importance - 8).tolist(), [1, 2, 3, 4], 0.6, 0.1) == expected
+
+
+@pytest.mark.parametrize(
+    ("importance", "sizes", "bounds", "expected"),
+    [
+        # the median is 2: 5 is 2.5 times that, 4 is twice that; s = c − (0.2, 0, 0.1, 0, 0) with 5c − 0.3 = 2.5
+        ([5, 2, 4, 2, 1], [1] * 5, (0, 1), [0.36, 0.56, 0.46, 0.56, 0.56]),
+        # more than 2.5 times the median is no more than 2.5 times
+        ([900, 1, 1], [2, 1, 1], (0, 1), [0.4, 0.6, 0.6]),
+        # the protected block stops at 0.45, and the others take 1.5 − 0.45
+        ([900, 1, 1], [1, 1, 1], (0.45, 1), [0.45, 0.525, 0.525]),
+        # the median of an even number lies halfway between the middle two: 1.5 here
+        ([1, 1, 2, 3], [1] * 4, (0, 1), [0.525, 0.525, 0.525, 0.425]),
+        # most blocks have no outlier at all: those that have one are protected
+        ([0, 0.1, 0], [1, 1, 1], (0, 1), [0.566666666667, 0.366666666667, 0.566666666667]),
+        ([0, 0], [1, 2], (0, 1), [0.5, 0.5]),
+        ([3, 4, 5, 4.4], [1, 2, 3, 4], (0, 1), [0.5] * 4),
+    ],
+)
+def test_outlying_blocks_by_hand(
+    importance: list[float], sizes: list[int], bounds: tuple[float, float], expected: list[float]
+) -> None:
+    assert allocate_outliers(importance, sizes, 0.5, 0.1, bounds) == pytest.approx(expected, abs=2e-12)
+
+
+@given(problems())
+@settings(deadline=None, max_examples=200)
+def test_protecting_outlying_blocks_meets_target_bounds_range_and_order(problem: Problem) -> None:
+    signed, sizes, target, strength, (low, high) = problem
+    importance = [abs(each) for each in signed]
+    sparsities = allocate_outliers(importance, sizes, target, strength, (low, high))
+    assert np.average(sparsities, weights=sizes) == pytest.approx(target, abs=1e-9)
+    assert all(low - 1e-12 <= s <= high + 1e-12 for s in sparsities)
+    assert max(sparsities) - min(sparsities) <= 2 * strength + 1e-11
+    for (_, sparser), (_, denser) in pairwise(sorted(zip(importance, sparsities, strict=True))):
+        assert denser <= sparser + 1e-12
+    assert allocate_outliers([4 * each for each in importance], sizes, target, strength, (low, high)) == sparsities
 
 
 @given(problems(), st.floats(0, 1))

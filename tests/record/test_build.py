@@ -189,7 +189,8 @@ def test_pruning_without_data_records_no_languages() -> None:
 
 def test_a_changed_plan_moves_the_target() -> None:
     model = make_model()
-    pruner = MWandaPruner(MWandaConfig(criterion="magnitude", allocation="uniform"), progress=False)
+    config = MWandaConfig(criterion="magnitude", group="matrix", allocation="uniform")
+    pruner = MWandaPruner(config, progress=False)
     pruner.apply(model, plan=pruner.allocate(model).replace({BLOCKS[0]: 0.8}))
     assert model.config.mwanda_config["target_sparsity"] == 0.6
     assert model.config.mwanda_config["blocks"]["sparsity"] == pytest.approx([0.8, 0.5, 0.5], abs=1e-3)

@@ -28,7 +28,7 @@ DOWN = "model.layers.2.mlp.down_proj"
 
 
 def pruned(family: str = "llama", **changes: Any) -> PreTrainedModel:
-    config = MWandaConfig(criterion="magnitude", allocation="uniform", **changes)
+    config = MWandaConfig(**{"criterion": "magnitude", "group": "matrix", "allocation": "uniform", **changes})
     return MWandaPruner(config, progress=False).apply(make_model(family))
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import statistics
 from dataclasses import KW_ONLY, dataclass
 from fractions import Fraction
 from itertools import combinations
@@ -288,6 +289,19 @@ def _outlier_percentage(weights: list[np.ndarray], matrices: list[MatrixStats], 
     return 100.0 * float(np.sum(entries > settings.owl_multiplier * entries.mean())) / len(entries)
 
 
+def _relative(importance: list[Fraction]) -> list[Fraction]:
+    span = max(importance) - min(importance)
+    return [(each - min(importance)) / span if span else Fraction(0) for each in importance]
+
+
+def _outlying(importance: list[Fraction]) -> list[Fraction]:
+    """0 up to 3/2 times the median, 1 from 5/2 times the median on, linear between."""
+    median = statistics.median(importance)
+    if median == 0:
+        return [Fraction(int(each > 0)) for each in importance]
+    return [min(max(each / median - Fraction(3, 2), Fraction(0)), Fraction(1)) for each in importance]
+
+
 def _allocate(importance: list[float], sizes: list[int], settings: Settings) -> list[float]:
     """Solve Σ P_b · clip(s_b + c, low, high) = S · Σ P_b for the constant c in exact rational arithmetic."""
     target, strength = Fraction(settings.sparsity), Fraction(settings.allocation_strength)
@@ -295,8 +309,8 @@ def _allocate(importance: list[float], sizes: list[int], settings: Settings) -> 
     if not low <= target <= high:
         raise ValueError("the target sparsity lies outside the bounds of a block")
     exact = [Fraction(d) for d in importance]
-    span = max(exact) - min(exact)
-    start = [target - 2 * strength * ((d - min(exact)) / span if span else 0) for d in exact]
+    protection = _outlying(exact) if settings.allocation == "outliers" else _relative(exact)
+    start = [target - 2 * strength * share for share in protection]
 
     def clipped(shift: Fraction) -> list[Fraction]:
         return [min(max(s + shift, low), high) for s in start]
@@ -325,7 +339,7 @@ def _plan(blocks: list[dict[str, nn.Module]], dense: dict[str, MatrixStats], set
     importance = []
     for block in blocks:
         matrices = [dense[name] for name in block]
-        if settings.allocation == "owl":
+        if settings.allocation in ("owl", "outliers"):
             importance.append(_outlier_percentage([_weight(m) for m in block.values()], matrices, settings))
         elif settings.allocation == "cwl":
             sign = {"shared": 1.0, "specific": -1.0}[settings.cwl_direction]

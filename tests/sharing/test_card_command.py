@@ -79,7 +79,7 @@ def test_command_names_what_differs_from_the_defaults_and_the_main_settings() ->
     config = MWandaConfig(sequence_length=128, language_weights={"sw": 2.0, "yo": 1.5}, exclude=["*.q_proj", "a b"])
     assert command_of(config, {"en": {"tokens": 1, "weight": 1.0}})[5:] == [
         *("--dataset", "calibration.jsonl", "--sparsity", "0.5", "--criterion", "mwanda"),
-        *("--pattern", "unstructured", "--allocation", "owl", "--language-weights", "sw=2.0", "yo=1.5"),
+        *("--pattern", "unstructured", "--allocation", "outliers", "--language-weights", "sw=2.0", "yo=1.5"),
         *("--sequence-length", "128", "--exclude", "*.q_proj", "a b", "--languages", "en", "--seed", "0"),
     ]
 

@@ -21,6 +21,9 @@ BY_THE_PLAN = ("sparsity", "pattern", "languages", "samples_per_language", "sequ
 OF_THE_TEXT = ("bos",)
 """Settings of the calibration, which methods share, and of the evaluation: the plan may set them for all."""
 
+OF_THE_ALLOCATION = ("allocation", "allocation_strength", "owl_multiplier", "cwl_direction")
+"""Settings that say nothing where an N:M pattern fixes the sparsity of every block."""
+
 BASES: dict[str, dict[str, Any]] = {name: METHODS[name] for name in ("wanda", "ria")}
 """Each score in its published group. Outside the grid `published` all methods read the text in one way: languages weigh
 the same, and one calibration of the dense model serves all methods that do not look block by block."""
@@ -100,25 +103,27 @@ BASELINES: dict[str, dict[str, Any]] = {
 }
 """Published methods; the weights that magnitude compares are those of a row, as with Wanda."""
 
+_ON_WANDA: dict[str, Any] = {"base": "wanda", "variance": "std", "group": "row", "allocation": "owl"}
+_ON_RIA: dict[str, Any] = {"base": "ria", "variance": "std", "group": "matrix", "allocation": "owl"}
+_ALPS: dict[str, Any] = {**METHODS["alps"], "damping": 0.1}
+
 BEST: dict[str, dict[str, Any]] = {
-    "m-wanda on wanda": {"base": "wanda", "group": "row"},
-    "m-wanda on wanda, tuned": {
-        "base": "wanda",
-        "group": "row",
-        "allocation": "owl",
-        "allocation_strength": 0.06,
-        "owl_multiplier": 16.0,
-    },
-    "m-wanda on wanda + swap": {"base": "wanda", "group": "row", "refinement": "swap"},
     "defaults": {},
     "defaults + swap": {"refinement": "swap"},
     "defaults + obs": {"reconstruction": "obs"},
-    "alps": {**METHODS["alps"], "damping": 0.1},
-    "alps + owl": {**METHODS["alps"], "damping": 0.1, "allocation": "owl"},
+    "m-wanda on wanda": _ON_WANDA,
+    "m-wanda on wanda, tuned": {**_ON_WANDA, "allocation_strength": 0.06, "owl_multiplier": 16.0},
+    "m-wanda on wanda + swap": {**_ON_WANDA, "refinement": "swap"},
+    "m-wanda on ria": _ON_RIA,
+    "m-wanda on ria + swap": {**_ON_RIA, "refinement": "swap"},
+    "m-wanda on ria + obs": {**_ON_RIA, "reconstruction": "obs"},
+    "alps": _ALPS,
+    "alps + owl": {**_ALPS, "allocation": "owl"},
+    "alps + outliers": {**_ALPS, "allocation": "outliers"},
 }
-"""What `MWandaConfig()` does, on either base, and what refinement and weight updates make of it; `tuned` has the OWL
-that is best on Wanda's score by `--tune`, and ALPS has the default damping of this library. N:M patterns fix the
-allocation: there this one and `+ owl` are left out."""
+"""What `MWandaConfig()` does, the variance term with OWL on either base, and what refinement and weight updates make of
+them; `tuned` has the OWL that is best on Wanda's score by `--tune` on a small model, and ALPS has the default damping
+of this library."""
 
 GRID_PRESETS: dict[str, GridPreset] = {
     "quick": GridPreset({**BASES, "defaults": {}}),
@@ -168,8 +173,8 @@ def expand(
 ) -> Iterator[tuple[str, MWandaConfig]]:
     """Every method at every sparsity and pattern.
 
-    An N:M pattern fixes the sparsity of every block, so methods that name an allocation are left out there. If methods
-    have the same settings, the first is kept.
+    An N:M pattern fixes the sparsity of every block, so what methods say about the allocation does not apply there. If
+    methods have the same settings, the first is kept.
 
     Args:
         methods: What to compare.
@@ -185,8 +190,8 @@ def expand(
     for point, (name, settings) in itertools.product(points, methods.items()):
         if taken := [key for key in settings if key in (*BY_THE_PLAN, *OF_THE_TEXT)]:
             raise ValueError(f"Method {name!r} sets {taken[0]!r}, which is the same for all methods: leave it out.")
-        if "pattern" in point and settings.get("allocation") not in (None, "uniform"):
-            continue
+        if "pattern" in point:
+            settings = {key: value for key, value in settings.items() if key not in OF_THE_ALLOCATION}
         try:
             config = MWandaConfig.from_dict({**shared, **settings, **point})
         except (ValueError, TypeError) as error:

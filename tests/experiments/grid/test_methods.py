@@ -80,9 +80,11 @@ def test_published_methods_are_the_presets_as_they_are() -> None:
     assert found == {f"preset {name}": MWandaConfig.preset(name, sparsity=0.6) for name in PRESETS}
 
 
-def test_pattern_leaves_out_methods_with_an_allocation() -> None:
+def test_pattern_keeps_one_of_the_methods_that_differ_in_the_allocation() -> None:
     runs = dict(expand(BEST, [], ["2:4"], {}))
-    assert "sparsegpt + owl" not in runs
+    assert "alps" in runs
+    assert not {"alps + owl", "alps + outliers", "m-wanda on wanda, tuned"} & runs.keys()
+    assert (runs["m-wanda on ria"].base, runs["m-wanda on ria"].allocation) == ("ria", "uniform")
     assert (runs["defaults"].allocation, runs["defaults"].target_sparsity) == ("uniform", 0.5)
 
 
