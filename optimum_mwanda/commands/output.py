@@ -23,9 +23,10 @@ def new_folder(path: str, overwrite: bool) -> Iterator[Path]:
     """Gives a folder to fill, as `storage.outputs.new_folder` does, or says how to get one.
 
     Raises:
-        UsageError: If the folder exists and must not be replaced, or cannot be created.
+        UsageError: If the folder exists and must not be replaced, cannot be created, or is complete but cannot be moved
+            into its place, where it is kept then.
     """
-    with contextlib.ExitStack() as stack:
+    with errors_as(UsageError, outputs.CommitError), contextlib.ExitStack() as stack:
         with errors_as(UsageError, OSError):
             try:
                 folder = stack.enter_context(outputs.new_folder(path, overwrite))
