@@ -8,7 +8,7 @@ from ..registry import CRITERIA
 from .base import Result, Subcommand, add_common_options
 from .errors import DataError, UsageError, errors_as
 from .models import add_model_options, check_prunable, load_model, load_tokenizer, pruning_errors
-from .output import add_overwrite, new_folder
+from .output import add_overwrite, check_paths, new_folder
 from .saving import add_storage_options, facts, summary, write_checkpoint
 from .setting_flags import add_settings, read_settings
 
@@ -47,6 +47,7 @@ class ApplyCommand(Subcommand):
     def execute(self) -> Result:
         """Prunes a fresh copy of the model for each sparsity; all folders appear together."""
         args = self.args
+        check_paths(args, {"OUT": args.output})
         wanted = args.sparsities or [None]
         if len(set(wanted)) < len(wanted):
             raise UsageError("--sparsity names a value twice: give each one once.")

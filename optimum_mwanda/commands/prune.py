@@ -10,7 +10,7 @@ from .dataset import add_dataset_options, add_held_out_options, check_calibratio
 from .errors import DataError, HubError, UsageError, errors_as, one_line
 from .evaluate import compare, measure, write_report
 from .models import add_model_options, check_prunable, load_model, load_tokenizer, pruning_errors
-from .output import add_overwrite, check_distinct, check_file, new_folder
+from .output import add_overwrite, check_file, check_paths, new_folder
 from .saving import add_storage_options, facts, summary, write_checkpoint
 from .setting_flags import add_settings, read_settings
 
@@ -65,7 +65,7 @@ class PruneCommand(Subcommand):
         """Prunes and writes everything at once."""
         args, config = self.args, read_settings(self.args)
         page = None if args.report is None else check_file(args.report, args.overwrite)
-        check_distinct({"OUT": args.output, "--report": args.report})
+        check_paths(args, {"OUT": args.output, "--report": args.report})
         with new_folder(args.output, args.overwrite) as folder:
             self._check(config)
             model, tokenizer, report = self._prune(config)

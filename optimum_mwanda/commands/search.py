@@ -19,7 +19,7 @@ from .models import (
     load_tokenizer,
     pruning_errors,
 )
-from .output import add_overwrite, check_distinct, check_file, new_folder
+from .output import add_overwrite, check_file, check_paths, new_folder
 from .saving import add_storage_options, summary, write_checkpoint
 from .setting_flags import add_settings, read_settings
 
@@ -77,7 +77,7 @@ class SearchCommand(Subcommand):
         """Searches and writes what is asked for."""
         args = self.args
         target = None if args.trials is None else check_file(args.trials, args.overwrite)
-        check_distinct({"OUT": args.output, "--trials": args.trials})
+        check_paths(args, {"OUT": args.output, "--trials": args.trials})
         search, record = self._search_and_write(self._space())
         parts = [search.to_markdown()]
         if record is not None:

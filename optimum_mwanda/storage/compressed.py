@@ -5,6 +5,7 @@ The files have names that transformers does not look for on its own, so without 
 
 import fnmatch
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from ..utils import abridged
 from .coded import COMPRESSED, DTYPES, FORMAT, check_count, check_format, decoded_names, decoded_view, stored_parts
 from .files import (
     COMPRESSED_INDEX_FILE,
@@ -20,12 +22,15 @@ from .files import (
     INDEX_FILE,
     WEIGHTS_FILE,
     opened,
+    own_file,
     read_config,
     read_index_metadata,
     weight_files,
 )
 from .outputs import new_folder
 from .writer import SafetensorsWriter
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -200,14 +205,32 @@ def _check_outside(source: Path, output: str | os.PathLike[str]) -> None:
 
 
 def _copy_others(source: Path, folder: Path) -> None:
-    """Copies everything except weights; weights in subfolders belong to other modules and are copied."""
+    """Copies the files of a folder, except weights; weights in subfolders belong to other modules and are copied.
 
-    def ignored(directory: str, names: list[str]) -> list[str]:
-        if Path(directory) != source:
-            return []
-        return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in _NOT_COPIED)]
-
-    shutil.copytree(source, folder, ignore=ignored, dirs_exist_ok=True)
+    Links are followed as `own_file` says, because those of a foreign folder may lead to files that nobody meant to
+    publish. What is left out is logged.
+    """
+    left_out = []
+    for place, folders, files in os.walk(source):
+        names = [*files, *(name for name in folders if os.path.islink(os.path.join(place, name)))]
+        if Path(place) == source:
+            folders[:], names = (
+                [name for name in group if not any(fnmatch.fnmatchcase(name, pattern) for pattern in _NOT_COPIED)]
+                for group in (folders, names)
+            )
+        for name in sorted(names):
+            path = Path(place, name)
+            if own_file(path, source):
+                target = folder / path.relative_to(source)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, target)
+            else:
+                left_out.append(str(path.relative_to(source)))
+    if left_out:
+        logger.warning(
+            "Not copied, because they are links out of the folder or no ordinary files: %s. Copy what you need.",
+            abridged(left_out),
+        )
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -37,10 +37,9 @@ def new_folder(path: str | os.PathLike[str], overwrite: bool = False) -> Iterato
             is creating it.
     """
     target = Path(path).resolve()
-    _check_place(target, path)
+    check_folder(path, overwrite)
     with _scratch(target, path) as scratch:
-        if not overwrite and not is_free(target):
-            raise FileExistsError(f"{path} exists and is not empty: name another folder.")
+        check_folder(path, overwrite)  # an earlier result may have been put there now
         before = _content(target)
         folder = scratch / "new"
         folder.mkdir()
@@ -65,7 +64,20 @@ def write_text(target: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
-def _check_place(target: Path, path: str | os.PathLike[str]) -> None:
+def write_bytes(target: Path, data: bytes) -> None:
+    """Writes the whole file or nothing."""
+    with whole_file(target) as partial:
+        partial.write_bytes(data)
+
+
+def check_folder(path: str | os.PathLike[str], overwrite: bool = False) -> None:
+    """Checks that `new_folder` may put a folder at a path.
+
+    Raises:
+        FileExistsError: If there is a folder that is not empty.
+        OSError: If there is something else that cannot be replaced.
+    """
+    target = Path(path).resolve()
     if target.exists() and not target.is_dir():
         raise NotADirectoryError(f"{path} is a file: name a folder.")
     if os.path.ismount(target):
@@ -73,6 +85,8 @@ def _check_place(target: Path, path: str | os.PathLike[str]) -> None:
     for place in (Path.cwd(), Path.home()):
         if target == place or target in place.parents:
             raise OSError(f"{path} is or holds {place}, which must not be replaced: name another folder.")
+    if not overwrite and not is_free(target):
+        raise FileExistsError(f"{path} exists and is not empty: name another folder.")
 
 
 @contextlib.contextmanager

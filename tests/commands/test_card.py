@@ -1,11 +1,13 @@
 """`--harness` of `card` and `evaluate`: whose results they are."""
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from huggingface_hub import ModelCard
 
 from ..evaluation.harness.test_results import TASKS, make_results
 from .conftest import Pruned, Run
@@ -99,3 +101,24 @@ def test_swapped_results_of_repositories_are_refused(cli: Cli, folder: Path, tmp
     dense, pruned = results(tmp_path / "dense.json", "acme/base"), results(tmp_path / "pruned.json", "me/small")
     assert cli("card", folder, "--harness", pruned, dense, "--repo-id", "me/small").code == 2
     assert cli("card", folder, "--harness", dense, pruned, "--repo-id", "me/small").code == 0
+
+
+def test_link_out_of_the_folder_is_neither_read_nor_written_through(cli: Cli, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    (folder / "README.md").symlink_to(tmp_path / "mine.txt")
+    run = cli("card", folder)
+    assert run.code == 4
+    assert "is a link to" in run.error
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+def test_card_is_replaced_only_by_one_that_is_complete(cli: Cli, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "README.md").write_text("My own words.\n")
+
+    def half(self: ModelCard, path: Path) -> None:
+        Path(path).write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(ModelCard, "save", half)
+    assert cli("card", folder).code == 4
+    assert (folder / "README.md").read_text() == "My own words.\n"

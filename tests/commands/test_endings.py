@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable
@@ -176,6 +177,38 @@ class TestOutput:
         (tmp_path / "out").write_text("x")
         with pytest.raises(UsageError, match="is a file"), new_folder(str(tmp_path / "out"), overwrite=True):
             pass
+
+
+class TestInputs:
+    def test_output_never_replaces_what_is_read(
+        self, cli: Cli, model: Path, data: Path, statistics: Path, tmp_path: Path
+    ) -> None:
+        source = Path(shutil.copytree(model, tmp_path / "models" / "source"))
+        text, sums = (Path(shutil.copy(path, tmp_path)) for path in (data, statistics))
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        words = ("--dataset", text, *SMALL, "--overwrite")
+        for run, message in (
+            (cli("prune", source, source, *words), f"OUT is or holds {source}, which MODEL names"),
+            (cli("prune", source, source.parent, *words), "which MODEL names"),
+            (cli("prune", source, tmp_path / "out", *words, "--eval-dataset", text, "--report", text), "--dataset"),
+            (cli("apply", source, sums, tmp_path, "--overwrite"), "OUT is or holds"),
+            (cli("calibrate", source, text, *words), "STATS is or holds"),
+            (cli("search", source, source, *words, "--eval-dataset", text), "which MODEL names"),
+            (cli("evaluate", source, *words[:2], "--output", text, "--overwrite"), "which --dataset names"),
+            (cli("compress", source, source.parent, "--overwrite"), "which would be replaced"),
+        ):
+            assert run.code == 2, run.err
+            assert message in run.error
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+    def test_current_folder_is_refused_though_it_is_empty(
+        self, cli: Cli, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        for words in ((), ("--overwrite",)):
+            run = cli("prune", model, ".", *MAGNITUDE, *words)
+            assert (run.code, "must not be replaced" in run.error) == (2, True)
+        assert Path.cwd().is_dir()
 
 
 def restore_signals() -> None:

@@ -1,4 +1,6 @@
 import json
+import os
+import shutil
 import string
 from collections.abc import Callable
 from pathlib import Path
@@ -371,3 +373,48 @@ def test_writer_aligns_every_tensor_and_writes_what_safetensors_reads(tmp_path: 
         assert read[name].data_ptr() % tensor.element_size() == 0
         assert torch.equal(read[name].float(), tensor.float())
     assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]
+
+
+def test_links_out_of_a_folder_are_not_copied_but_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source, secret = tmp_path / "source", tmp_path / "secret"
+    make_sparse(make_model()).save_pretrained(source)
+    (secret / "deeper").mkdir(parents=True)
+    (secret / "key").write_text("secret")
+    (source / "sub").mkdir()
+    (source / "sub" / "own.txt").write_text("own")
+    for name, target in {
+        "notes.txt": secret / "key",
+        "folder": secret,
+        "sub/deep": secret,
+        "endless": "/dev/zero",
+        "loop": source / "loop",
+        "lost": tmp_path / "nothing",
+        "inside.txt": source / "sub" / "own.txt",
+    }.items():
+        os.symlink(target, source / name)
+    os.mkfifo(source / "pipe")
+    compress(source, tmp_path / "small")
+    decompress(tmp_path / "small", tmp_path / "plain")
+    for folder in ("small", "plain"):
+        found = {path.relative_to(tmp_path / folder).as_posix() for path in (tmp_path / folder).rglob("*")}
+        assert {name for name in found if "model" not in name} == {
+            "config.json",
+            "generation_config.json",
+            "inside.txt",
+            "sub",
+            "sub/own.txt",
+        }
+    for name in ("notes.txt", "folder", "sub/deep", "endless", "loop", "lost", "pipe"):
+        assert name in caplog.text
+
+
+def test_links_of_a_hub_cache_are_followed_into_its_blobs(tmp_path: Path) -> None:
+    snapshot, blobs = tmp_path / "models--me--tiny" / "snapshots" / "abc", tmp_path / "models--me--tiny" / "blobs"
+    make_sparse(make_model()).save_pretrained(snapshot)
+    blobs.mkdir()
+    for number, path in enumerate(sorted(snapshot.iterdir())):
+        shutil.move(path, blobs / str(number))
+        os.symlink(f"../../blobs/{number}", path)
+    compress(snapshot, tmp_path / "small")
+    assert (tmp_path / "small" / "generation_config.json").is_file()
+    assert not (tmp_path / "small" / "generation_config.json").is_symlink()
