@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from optimum.commands.base import BaseOptimumCLICommand
 
-from .errors import INTERNAL_ERROR, INTERRUPTED, CommandError, ModelError, one_line, visible
+from .errors import INTERNAL_ERROR, INTERRUPTED, CommandError, ModelError, exhausted, one_line, visible
 from .plugins import add_plugins, import_plugins
 
 
@@ -76,9 +76,11 @@ class Subcommand(BaseOptimumCLICommand):  # type: ignore[misc]
             self._fail("interrupted", INTERRUPTED)
         except Terminated as end:
             self._fail(f"terminated by {end.signal.name}", 128 + end.signal)
-        except CommandError as error:
-            self._fail(one_line(error), error.exit_code)
         except Exception as error:
+            if (reason := exhausted(error)) is not None:
+                self._fail(reason, ModelError.exit_code)
+            if isinstance(error, CommandError):
+                self._fail(one_line(error), error.exit_code)
             self._fail(f"internal error: {type(error).__name__}: {one_line(error)} (--debug shows more)")
         _show(json.dumps(_finite(result.values), indent=2, ensure_ascii=False) if self.args.json else result.text)
         if result.failure is not None:

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import importlib.util
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,7 +23,7 @@ from .models import (
     load_tokenizer,
     pruning_errors,
 )
-from .output import add_overwrite, check_file, check_folder, check_paths, new_folder
+from .output import add_overwrite, check_file, check_folder, check_paths, check_writable, new_folder
 
 if TYPE_CHECKING:
     from ..experiments.grid.runs import Results
@@ -79,7 +80,11 @@ class CompareCommand(Subcommand):
             if path is not None:
                 check_file(path, args.overwrite)
         if args.plots is not None:
+            if importlib.util.find_spec("matplotlib") is None:
+                raise UsageError("--plots needs matplotlib: pip install 'optimum-mwanda[plots]'.")
             check_folder(args.plots, args.overwrite)
+        if not args.tables_only:
+            check_writable(args.results)
 
     def _plan(self) -> ComparisonPlan:
         """What to run; checks it before anything is loaded."""

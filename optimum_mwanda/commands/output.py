@@ -2,11 +2,13 @@
 
 import argparse
 import contextlib
+import os
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ..storage import outputs
-from .errors import UsageError, errors_as
+from .errors import ModelError, UsageError, errors_as
 
 
 def add_overwrite(parser: argparse._ActionsContainer) -> None:
@@ -47,7 +49,38 @@ def check_file(path: str, overwrite: bool) -> Path:
     nearest = next((parent for parent in target.absolute().parents if parent.exists()), None)
     if nearest is not None and not nearest.is_dir():
         raise UsageError(f"{path} cannot be written: {nearest} is not a folder.")
+    check_writable(target)
     return target
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Checks that something can be made or replaced at a path; a file system may be read-only.
+
+    Raises:
+        UsageError: If it cannot.
+    """
+    parents = Path(path).absolute().parents
+    nearest = next(parent for parent in parents if parent.exists())
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UsageError(f"{path} cannot be written: {nearest} is read-only for you. Name another path.")
+
+
+def check_room(folder: Path, needed: int) -> None:
+    """Checks before the work that there is room for its result.
+
+    Args:
+        folder: Where it will be written; it exists.
+        needed: Bytes.
+
+    Raises:
+        ModelError: If there is not.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise ModelError(
+            f"The disk of the output has {free:,} bytes free, but {needed:,} are needed: make room, or name a path on "
+            "another disk."
+        )
 
 
 def check_folder(path: str, overwrite: bool) -> None:
@@ -61,6 +94,7 @@ def check_folder(path: str, overwrite: bool) -> None:
             outputs.check_folder(path, overwrite)
         except FileExistsError as error:
             raise UsageError(f"{path} exists and is not empty: name another folder, or give --overwrite.") from error
+    check_writable(Path(path).resolve())
 
 
 def check_paths(args: argparse.Namespace, written: Mapping[str, str | None]) -> None:

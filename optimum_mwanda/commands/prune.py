@@ -11,7 +11,7 @@ from .errors import DataError, HubError, UsageError, errors_as, one_line
 from .evaluate import compare, measure, write_report
 from .models import add_model_options, check_prunable, load_model, load_tokenizer, pruning_errors
 from .output import add_overwrite, check_file, check_paths, new_folder
-from .saving import add_storage_options, facts, summary, write_checkpoint
+from .saving import add_storage_options, check_model_room, facts, summary, write_checkpoint
 from .setting_flags import add_settings, read_settings
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class PruneCommand(Subcommand):
         check_paths(args, {"OUT": args.output, "--report": args.report})
         with new_folder(args.output, args.overwrite) as folder:
             self._check(config)
-            model, tokenizer, report = self._prune(config)
+            model, tokenizer, report = self._prune(config, folder)
             record = write_checkpoint(model, tokenizer, folder, args, report)
         parts = [summary(record), *([report.to_markdown()] if report else []), f"Wrote {args.output}."]
         if page is not None and report is not None:
@@ -86,7 +86,7 @@ class PruneCommand(Subcommand):
         }
         return Result("\n\n".join(parts), values)
 
-    def _prune(self, config: "MWandaConfig") -> "tuple[Any, Any, PerplexityComparison | None]":
+    def _prune(self, config: "MWandaConfig", folder: Path) -> "tuple[Any, Any, PerplexityComparison | None]":
         """The pruned model, its tokenizer, and the evaluation if one was asked for."""
         args = self.args
         with (
@@ -96,6 +96,7 @@ class PruneCommand(Subcommand):
             model = load_model(args.model, args, args.revision)
             tokenizer = load_tokenizer(args.model, args)
             check_prunable(model, config)
+            check_model_room(model, folder, args, config.target_sparsity)
             dense = None if held_out is None else self._evaluate(model, tokenizer, held_out, config)
             with pruning_errors():
                 from ..pruner import MWandaPruner

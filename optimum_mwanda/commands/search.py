@@ -20,7 +20,7 @@ from .models import (
     pruning_errors,
 )
 from .output import add_overwrite, check_file, check_paths, new_folder
-from .saving import add_storage_options, summary, write_checkpoint
+from .saving import add_storage_options, check_model_room, summary, write_checkpoint
 from .setting_flags import add_settings, read_settings
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class SearchCommand(Subcommand):
         """The result, and the record of the model if one was written."""
         args, record = self.args, None
         with contextlib.suppress(_NothingFound), self._folder() as folder:
-            search, model, tokenizer = self._search(space)
+            search, model, tokenizer = self._search(space, folder)
             if folder is not None:
                 if search.chosen is None:
                     raise _NothingFound
@@ -115,7 +115,7 @@ class SearchCommand(Subcommand):
         args = self.args
         return contextlib.nullcontext() if args.output is None else new_folder(args.output, args.overwrite)
 
-    def _search(self, space: "SearchSpace") -> "tuple[SparsitySearch, Any, Any]":
+    def _search(self, space: "SearchSpace", folder: "Path | None") -> "tuple[SparsitySearch, Any, Any]":
         """The result, the model, which is pruned there if it will be written, and its tokenizer."""
         from ..experiments.search.bisection import find_sparsity
 
@@ -128,6 +128,8 @@ class SearchCommand(Subcommand):
             tokenizer = load_tokenizer(args.model, args)
             check_prunable(model, space.config)
             check_measurable(model)
+            if folder is not None:
+                check_model_room(model, folder, args, space.bounds[1])
             with pruning_errors():
                 search = find_sparsity(
                     model,

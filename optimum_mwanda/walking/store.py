@@ -94,6 +94,9 @@ class OnDisk(HiddenStates):
         """A part of the file that holds a copy."""
         start = math.ceil(self._size / _ALIGNMENT) * _ALIGNMENT
         self._size = start + states.nbytes
+        if hasattr(os, "posix_fallocate") and states.nbytes:
+            # On a full disk this is an error; to write into a file with holes would end the process.
+            os.posix_fallocate(self._file.fileno(), start, states.nbytes)
         self._file.truncate(self._size)
         mapped = np.memmap(self._file, dtype=np.uint8, mode="r+", offset=start, shape=states.nbytes)
         return torch.from_numpy(mapped).view(states.dtype).view(states.shape).copy_(states)

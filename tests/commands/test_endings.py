@@ -1,5 +1,7 @@
 """Exit codes, interrupts, and folders that appear as a whole or not at all."""
 
+import errno
+import importlib.util
 import json
 import os
 import re
@@ -8,11 +10,15 @@ import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from safetensors import SafetensorError
 
-import optimum_mwanda.sharing.model_card
+import optimum_mwanda.sharing.folder
+from optimum_mwanda import MWandaPruner
 from optimum_mwanda.commands.base import _termination_as_exit
 from optimum_mwanda.commands.errors import UsageError
 from optimum_mwanda.commands.models import pruning_errors
@@ -177,6 +183,71 @@ class TestOutput:
         (tmp_path / "out").write_text("x")
         with pytest.raises(UsageError, match="is a file"), new_folder(str(tmp_path / "out"), overwrite=True):
             pass
+
+
+class TestResources:
+    def test_room_for_the_model_is_checked_before_it_is_pruned(
+        self, cli: Cli, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+        monkeypatch.setattr(MWandaPruner, "prune", None)
+        run = cli("prune", model, tmp_path / "out", *MAGNITUDE)
+        assert run.code == 4
+        assert re.search(r"1,000 bytes free, but [\d,]{6,} are needed", run.error)
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize(
+        ("error", "message"),
+        [
+            (OSError(errno.ENOSPC, "No space left on device"), "the disk is full: [Errno 28]"),
+            (SafetensorError("I/O error: No space left on device (os error 28)"), "the disk is full"),
+            (MemoryError("Unable to allocate 9.00 GiB"), "memory does not suffice: Unable to allocate 9.00 GiB"),
+            (torch.cuda.OutOfMemoryError("Tried to allocate 2.00 GiB"), "Tried to allocate 2.00 GiB"),
+            (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 7 bytes"), "7 bytes"),
+        ],
+        ids=lambda value: type(value).__name__,
+    )
+    @pytest.mark.parametrize("during", ["pruning", "saving"])
+    def test_full_disk_and_memory_are_model_errors_that_say_what_was_needed(
+        self,
+        cli: Cli,
+        model: Path,
+        tmp_path: Path,
+        error: Exception,
+        message: str,
+        during: str,
+        broken_card: Callable[[BaseException], None],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        def fail(*_: Any) -> None:
+            raise error
+
+        if during == "saving":
+            broken_card(error)
+        else:
+            monkeypatch.setattr(MWandaPruner, "prune", fail)
+        run = cli("prune", model, tmp_path / "out", *MAGNITUDE)
+        assert (run.code, list(tmp_path.iterdir())) == (4, [])
+        assert message in run.error
+
+    @pytest.mark.parametrize(
+        "words",
+        [("calibrate", "m", "OUT/s"), ("evaluate", "m", "--output", "OUT/r"), ("compare", "m", "--results", "OUT/r")],
+    )
+    def test_read_only_place_is_found_before_the_work(
+        self, cli: Cli, tmp_path: Path, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(os, "access", lambda *_: False)
+        run = cli(*(word.replace("OUT", str(tmp_path)) for word in words), "--dataset", "no.jsonl")
+        assert (run.code, f"{tmp_path} is read-only" in run.error) == (2, True), run.err
+
+    def test_plots_without_matplotlib_are_refused_before_the_runs(
+        self, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        find = importlib.util.find_spec
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find(name))
+        run = cli("compare", "m", "--results", tmp_path / "r", "--dataset", "d", "--plots", tmp_path / "plots")
+        assert (run.code, "--plots needs matplotlib" in run.error) == (2, True)
 
 
 class TestInputs:
