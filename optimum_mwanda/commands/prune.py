@@ -48,7 +48,7 @@ class PruneCommand(Subcommand):
         add_dataset_options(parser, required=False, purpose="Calibration text, not needed for magnitude pruning")
         group = add_held_out_options(parser, required=False)
         group.add_argument(
-            "--eval-tokens",
+            "--tokens-per-language",
             type=int,
             metavar="N",
             default=EvaluationSettings.tokens_per_language,
@@ -127,7 +127,7 @@ class PruneCommand(Subcommand):
                 raise HubError("--push-to-hub needs a token with write access: run `hf auth login`, or set HF_TOKEN.")
 
     def _evaluate(self, model: Any, tokenizer: Any, held_out: Any, config: "MWandaConfig") -> Any:
-        settings = EvaluationSettings.like(config, tokens_per_language=self.args.eval_tokens)
+        settings = EvaluationSettings.like(config, tokens_per_language=self.args.tokens_per_language)
         return measure(model, tokenizer, held_out, settings, progress=not self.args.quiet)
 
     def _write_report(self, page: Path, report: "PerplexityComparison", record: "SparsityRecord") -> None:

@@ -63,7 +63,7 @@ class SearchCommand(Subcommand):
             "--eval-languages", nargs="+", metavar="NAME", help="Languages that must not degrade (default: all)"
         )
         group.add_argument(
-            "--eval-tokens",
+            "--tokens-per-language",
             type=int,
             metavar="N",
             default=EvaluationSettings.tokens_per_language,
@@ -145,7 +145,7 @@ class SearchCommand(Subcommand):
                     apply=args.output is not None,
                     progress=not args.quiet,
                     languages=args.eval_languages,
-                    tokens_per_language=args.eval_tokens,
+                    tokens_per_language=args.tokens_per_language,
                 )
         return search, model, tokenizer
 

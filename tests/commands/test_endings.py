@@ -1,17 +1,20 @@
 """Exit codes, interrupts, and folders that appear as a whole or not at all."""
 
+import argparse
 import errno
 import importlib.util
+import io
 import json
 import os
 import re
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -19,7 +22,7 @@ from safetensors import SafetensorError
 
 import optimum_mwanda.sharing.folder
 from optimum_mwanda import MWandaPruner
-from optimum_mwanda.commands.base import _termination_as_exit
+from optimum_mwanda.commands.base import Result, Subcommand, _termination_as_exit
 from optimum_mwanda.commands.errors import UsageError
 from optimum_mwanda.commands.models import pruning_errors
 from optimum_mwanda.commands.output import new_folder
@@ -183,6 +186,34 @@ class TestOutput:
         (tmp_path / "out").write_text("x")
         with pytest.raises(UsageError, match="is a file"), new_folder(str(tmp_path / "out"), overwrite=True):
             pass
+
+
+class Greeting(Subcommand):
+    """A command whose result has characters that few consoles have."""
+
+    VALUES: ClassVar[dict[str, Any]] = {"text": "× 日本語 é 😀"}
+
+    def execute(self) -> Result:
+        print("× 日本語", file=sys.stderr)
+        return Result(self.VALUES["text"], self.VALUES)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1251", "utf-8"])
+@pytest.mark.parametrize("as_json", [False, True])
+def test_console_that_lacks_characters_shows_their_codes(
+    encoding: str, as_json: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+    parser = argparse.ArgumentParser()
+    args = argparse.Namespace(json=as_json, quiet=False, debug=False)
+    Greeting(None, args=args, parser=parser, from_defaults_factory=True).run()
+    text = out.buffer.getvalue().decode(encoding)
+    if as_json:
+        assert json.loads(text) == Greeting.VALUES
+    else:
+        assert text == ("× 日本語 é 😀\n" if encoding == "utf-8" else "\\xd7 \\u65e5\\u672c\\u8a9e \\xe9 \\U0001f600\n")
 
 
 class TestResources:
