@@ -3,19 +3,31 @@
 The files have names that transformers does not look for on its own, so without this package a load fails.
 """
 
+import errno
 import fnmatch
 import json
 import logging
+import math
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from ..utils import abridged
-from .coded import COMPRESSED, DTYPES, FORMAT, check_count, check_format, decoded_names, decoded_view, stored_parts
+from .coded import (
+    COMPRESSED,
+    DTYPES,
+    FORMAT,
+    check_count,
+    check_format,
+    decoded_names,
+    decoded_view,
+    names_in,
+    stored_parts,
+)
 from .files import (
     COMPRESSED_INDEX_FILE,
     COMPRESSED_WEIGHTS_FILE,
@@ -155,6 +167,9 @@ def _convert(
     dense, coded = (WEIGHTS_FILE, INDEX_FILE), (COMPRESSED_WEIGHTS_FILE, COMPRESSED_INDEX_FILE)
     old, new = (coded, dense) if decompressing else (dense, coded)
     paths = weight_files(source, compressed=decompressing)
+    names_in(paths)
+    if decompressing:
+        _check_room(paths, folder)
     if [path.name for path in paths] == [old[0]]:
         return False, _convert_file(paths[0], folder / new[0], parts)[0]
     weight_map: dict[str, str] = {}
@@ -169,6 +184,26 @@ def _convert(
     return True, list(weight_map)
 
 
+def _check_room(paths: Sequence[Path], folder: Path) -> None:
+    """Checks before anything is decoded that the disk holds it: a small file can claim to be a very large tensor."""
+    needed = 0
+    for path in paths:
+        with opened(path) as file:
+            tensors = decoded_view({name: file.get_slice(name) for name in file.keys()})  # noqa: SIM118
+            for name, tensor in tensors.items():
+                if tensor.get_dtype() in DTYPES:
+                    needed += math.prod(tensor.get_shape()) * DTYPES[tensor.get_dtype()].itemsize
+                else:
+                    raise _unknown_type(name, path, tensor)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(errno.ENOSPC, f"the dense weights need {needed:,} bytes, but only {free:,} are free")
+
+
+def _unknown_type(name: str, path: Path, tensor: Any) -> ValueError:
+    return ValueError(f"{name!r} in {path} has type {tensor.get_dtype()}: only {', '.join(DTYPES)} can be converted.")
+
+
 def _convert_file(
     source: Path, target: Path, parts: Callable[[str, Tensor], Mapping[str, Tensor]]
 ) -> tuple[list[str], int]:
@@ -178,9 +213,7 @@ def _convert_file(
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
         for name, tensor in slices.items():
             if tensor.get_dtype() not in DTYPES:
-                raise ValueError(
-                    f"{name!r} in {source} has type {tensor.get_dtype()}: only {', '.join(DTYPES)} can be converted."
-                )
+                raise _unknown_type(name, source, tensor)
         for name, tensor in decoded_view(slices).items():
             for part, data in parts(name, tensor[...]).items():
                 writer.add(part, data)
