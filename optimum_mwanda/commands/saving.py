@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from ..evaluation.report import PerplexityComparison
     from ..record.schema import SparsityRecord
 
-_LOADED_FROM = re.compile(r'AutoModel\w*\.from_pretrained\("([^"]*)"\)')
+# Bounded, because a README may come from anywhere, and without bounds a long word takes very long.
+_LOADED_FROM = re.compile(r'AutoModel\w{0,64}\.from_pretrained\("([^"]{0,256})"\)')
 
 
 def add_storage_options(parser: argparse.ArgumentParser) -> None:
