@@ -106,13 +106,17 @@ def check_activations(place: str | os.PathLike[str]) -> None:
     """Checks where hidden states should be kept.
 
     Raises:
-        ValueError: If the place is neither `"device"` nor `"cpu"` nor a folder.
+        ValueError: If the place is neither `"device"` nor `"cpu"` nor a folder that can be written to.
     """
-    if place not in ("device", "cpu") and not Path(place).is_dir():
+    if place in ("device", "cpu"):
+        return
+    if not Path(place).is_dir():
         raise ValueError(
             f"activations={os.fspath(place)!r} is not allowed: give 'device', 'cpu', or an existing folder for a "
             "memory-mapped file."
         )
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ValueError(f"activations={os.fspath(place)!r} is a folder that is read-only for you: give another one.")
 
 
 def make_store(place: str | os.PathLike[str]) -> HiddenStates:

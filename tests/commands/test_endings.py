@@ -182,6 +182,26 @@ class TestOutput:
         assert "interrupted" in run.error
         assert list(tmp_path.iterdir()) == []
 
+    def test_result_is_kept_and_named_if_something_appears_in_its_place(
+        self, cli: Cli, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        out = tmp_path / "out"
+
+        def write(*_: Any) -> None:
+            out.mkdir()
+            (out / "mine.txt").write_text("mine")
+
+        monkeypatch.setattr(optimum_mwanda.sharing.folder, "write_card", write)
+        run = cli("prune", model, out, *MAGNITUDE)
+        kept = tmp_path / ".out.mwanda" / "complete"
+        assert run.code == 2
+        assert f"The result is complete in {kept}" in run.error
+        assert (kept / "model.safetensors").is_file()
+        assert [path.name for path in out.iterdir()] == ["mine.txt"]
+        run = cli("prune", model, out, *MAGNITUDE, "--overwrite")
+        assert (run.code, f"left its complete result in {kept}" in run.error) == (2, True)
+        assert (kept / "model.safetensors").is_file()
+
     def test_file_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "out").write_text("x")
         with pytest.raises(UsageError, match="is a file"), new_folder(str(tmp_path / "out"), overwrite=True):

@@ -73,3 +73,9 @@ def test_full_disk_is_an_error_and_does_not_end_the_process(tmp_path: Path, monk
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(OSError, match="No space left"):
         store.append(torch.zeros(2, 3))
+
+
+def test_folder_that_cannot_be_written_to_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(ValueError, match="read-only for you"):
+        MWandaPruner(activations=tmp_path)
