@@ -3,8 +3,12 @@
 import dataclasses
 import math
 import textwrap
+import types
+import typing
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
+
+T = TypeVar("T")
 
 
 class FrozenDict(dict[str, Any]):
@@ -40,6 +44,29 @@ def check_number(name: str, value: Any, is_legal: Callable[[Any], bool], allowed
     """
     if not is_number(value) or not is_legal(value):
         raise ValueError(f"{name}={value!r} is not allowed: give {allowed}.")
+
+
+def check_types(instance: T) -> T:
+    """Checks the plain fields of a dataclass that was read from a file.
+
+    Args:
+        instance: Its fields with other types than strings, numbers, bools and None are not checked.
+
+    Returns:
+        The same.
+
+    Raises:
+        ValueError: If a field has a value of another type.
+    """
+    for field in dataclasses.fields(instance):  # type: ignore[arg-type]
+        kinds = typing.get_args(field.type) if isinstance(field.type, types.UnionType) else (field.type,)
+        if not set(kinds) <= {str, int, float, bool, types.NoneType}:
+            continue
+        value = getattr(instance, field.name)
+        if type(value) not in kinds and not (float in kinds and type(value) is int):
+            names = " or ".join(getattr(kind, "__name__", str(kind)) for kind in kinds)
+            raise ValueError(f"{field.name} is {textwrap.shorten(repr(value), 80)}, and not a value of type {names}")
+    return instance
 
 
 def strings(name: str, value: Any) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..data.chunks import LanguageCoverage, coverage_table
 from ..storage.outputs import whole_file
 from ..utils import sum_dtype
+from ..values import check_types
 from .coverage import ExpertCoverage
 
 logger = logging.getLogger(__name__)
@@ -222,19 +223,41 @@ class CalibrationStatistics:
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             if header["version"] != FORMAT_VERSION:
                 raise ValueError(f"its format version is {header['version']}, this library reads {FORMAT_VERSION}")
-            return cls(
+            loaded = cls(
                 _group(tensors),
-                tuple(LanguageCoverage(**entry) for entry in header["coverage"]),
+                tuple(check_types(LanguageCoverage(**entry)) for entry in header["coverage"]),
                 {language: tuple(digests) for language, digests in header["fingerprints"].items()},
                 header["model"],
                 header["model_fingerprint"],
-                tuple(LanguageCoverage(**entry) for entry in header["left_out"]),
+                tuple(check_types(LanguageCoverage(**entry)) for entry in header["left_out"]),
                 tuple(header.get("experts", ())),
             )
+            return _checked(loaded)
         except (SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{os.fspath(path)!r} holds no calibration statistics that can be read: {error}"
             ) from error
+
+
+def _checked(statistics: CalibrationStatistics) -> CalibrationStatistics:
+    """Refuses sums that no calibration gives: a wrong shape would be broadcast, and NaN compares as false."""
+    languages = statistics.languages
+    if not languages or len(set(languages)) < len(languages) or statistics.fingerprints.keys() != set(languages):
+        raise ValueError(f"coverage names the languages {languages}, and fingerprints {[*statistics.fingerprints]}")
+    for name, entry in statistics.weights.items():
+        tokens, width = entry.tokens, entry.square_sum.shape[-1:]
+        if tokens.dtype != torch.int64 or tokens.shape != (len(languages),) or bool((tokens < 0).any()):
+            raise ValueError(f"the tokens of {name!r} are not one count for each of the {len(languages)} languages")
+        for kind, sums in {"square_sum": entry.square_sum, **entry.active}.items():
+            if not sums.is_floating_point() or sums.shape != (len(languages), *width):
+                raise ValueError(f"{kind} of {name!r} has the shape {tuple(sums.shape)}, and not a row per language")
+            if not bool((torch.isfinite(sums) & (sums >= 0)).all()):
+                raise ValueError(f"{kind} of {name!r} holds a sum that is negative, NaN or infinite")
+            if kind != "square_sum" and bool((sums > tokens[:, None]).any()):
+                raise ValueError(f"{kind} of {name!r} counts more than there are tokens")
+            if bool((sums[tokens == 0] > 0).any()):
+                raise ValueError(f"{kind} of {name!r} holds sums over no tokens")
+    return check_types(statistics)
 
 
 def _counts(parts: Sequence[CalibrationStatistics], language: str) -> list[tuple[Any, ...]]:

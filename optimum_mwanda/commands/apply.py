@@ -8,8 +8,8 @@ from ..registry import CRITERIA
 from .base import Result, Subcommand, add_common_options
 from .errors import DataError, UsageError, errors_as
 from .models import add_model_options, check_prunable, load_model, load_tokenizer, pruning_errors
-from .output import add_overwrite, new_folder
-from .saving import add_storage_options, facts, summary, write_checkpoint
+from .output import add_overwrite, check_paths, new_folder
+from .saving import add_storage_options, check_model_room, facts, summary, write_checkpoint
 from .setting_flags import add_settings, read_settings
 
 if TYPE_CHECKING:
@@ -47,12 +47,13 @@ class ApplyCommand(Subcommand):
     def execute(self) -> Result:
         """Prunes a fresh copy of the model for each sparsity; all folders appear together."""
         args = self.args
+        check_paths(args, {"OUT": args.output})
         wanted = args.sparsities or [None]
         if len(set(wanted)) < len(wanted):
             raise UsageError("--sparsity names a value twice: give each one once.")
         configs = [read_settings(args, **({} if each is None else {"sparsity": each})) for each in wanted]
         _check(configs[0])
-        records = {}
+        records: dict[str, SparsityRecord] = {}
         with new_folder(args.output, args.overwrite) as folder:
             from ..calibration.statistics import CalibrationStatistics
 
@@ -60,17 +61,20 @@ class ApplyCommand(Subcommand):
                 statistics = CalibrationStatistics.load(args.statistics)
             for config in configs:
                 name = f"sparsity-{config.target_sparsity:g}" if len(configs) > 1 else ""
-                records[str(Path(args.output, name))] = self._prune(config, statistics, folder / name)
+                records[str(Path(args.output, name))] = self._prune(
+                    config, statistics, folder / name, [each.target_sparsity for each in configs[len(records) :]]
+                )
         lines = [f"{path}: {summary(record)}" for path, record in records.items()]
         models = [{"output": path, **facts(record)} for path, record in records.items()]
         return Result("\n".join(lines), {"models": models})
 
-    def _prune(self, config: "MWandaConfig", statistics: Any, folder: Path) -> "SparsityRecord":
+    def _prune(self, config: "MWandaConfig", statistics: Any, folder: Path, left: list[float]) -> "SparsityRecord":
         from ..pruner import MWandaPruner
 
         args = self.args
         model = load_model(args.model, args, args.revision)
         check_prunable(model, config)
+        check_model_room(model, folder if folder.exists() else folder.parent, args, *left)
         with pruning_errors():
             MWandaPruner(config, progress=not args.quiet, restore_on_failure=False).apply(model, statistics)
         return write_checkpoint(model, load_tokenizer(args.model, args), folder, args)

@@ -5,6 +5,7 @@ import argparse
 import contextlib
 import dataclasses
 import importlib
+import io
 import json
 import math
 import os
@@ -17,7 +18,7 @@ from typing import Any, NoReturn
 
 from optimum.commands.base import BaseOptimumCLICommand
 
-from .errors import INTERNAL_ERROR, INTERRUPTED, CommandError, ModelError, one_line, visible
+from .errors import INTERNAL_ERROR, INTERRUPTED, CommandError, ModelError, exhausted, one_line, visible
 from .plugins import add_plugins, import_plugins
 
 
@@ -65,6 +66,7 @@ class Subcommand(BaseOptimumCLICommand):  # type: ignore[misc]
 
     def run(self) -> None:
         """Does the work, prints the result, and ends the process if the exit code is not 0."""
+        _write_any_character()
         try:
             with _termination_as_exit(), contextlib.redirect_stdout(sys.stderr):
                 if self.args.quiet:
@@ -76,11 +78,13 @@ class Subcommand(BaseOptimumCLICommand):  # type: ignore[misc]
             self._fail("interrupted", INTERRUPTED)
         except Terminated as end:
             self._fail(f"terminated by {end.signal.name}", 128 + end.signal)
-        except CommandError as error:
-            self._fail(one_line(error), error.exit_code)
         except Exception as error:
+            if (reason := exhausted(error)) is not None:
+                self._fail(reason, ModelError.exit_code)
+            if isinstance(error, CommandError):
+                self._fail(one_line(error), error.exit_code)
             self._fail(f"internal error: {type(error).__name__}: {one_line(error)} (--debug shows more)")
-        _show(json.dumps(_finite(result.values), indent=2, ensure_ascii=False) if self.args.json else result.text)
+        _show(_as_json(result.values) if self.args.json else result.text)
         if result.failure is not None:
             self._fail(result.failure, ModelError.exit_code)
 
@@ -92,6 +96,19 @@ class Subcommand(BaseOptimumCLICommand):  # type: ignore[misc]
         if self.args.debug and sys.exc_info()[0] is not None:
             traceback.print_exc()
         self.parser.exit(code, f"{self.parser.prog}: error: {message}\n")
+
+
+def _write_any_character() -> None:
+    """Lets a console that lacks a character show its code instead of ending the command after all the work."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _as_json(values: dict[str, Any]) -> str:
+    # JSON has escapes of its own for what the console may lack.
+    is_unicode = "utf" in (getattr(sys.stdout, "encoding", None) or "utf-8").lower()
+    return json.dumps(_finite(values), indent=2, ensure_ascii=not is_unicode)
 
 
 def _show(text: str) -> None:

@@ -7,7 +7,7 @@ from .base import Result, Subcommand, add_common_options
 from .dataset import add_dataset_options, open_dataset
 from .errors import DataError, errors_as
 from .models import add_model_options, check_prunable, load_model, load_tokenizer, pruning_errors
-from .output import add_overwrite, check_file
+from .output import add_overwrite, check_file, check_paths
 from .setting_flags import add_settings, read_settings
 
 
@@ -33,6 +33,7 @@ class CalibrateCommand(Subcommand):
         """Calibrates and writes one file."""
         args = self.args
         config = read_settings(args)
+        check_paths(args, {"STATS": args.statistics})
         target = check_file(args.statistics, args.overwrite)
         with open_dataset(args.dataset, args.dataset_config, args.split, args.streaming) as dataset:
             model = load_model(args.model, args, args.revision)

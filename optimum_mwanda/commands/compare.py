@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import importlib.util
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,7 +23,7 @@ from .models import (
     load_tokenizer,
     pruning_errors,
 )
-from .output import check_distinct
+from .output import add_overwrite, check_file, check_folder, check_paths, check_writable, new_folder
 
 if TYPE_CHECKING:
     from ..experiments.grid.runs import Results
@@ -60,7 +61,7 @@ class CompareCommand(Subcommand):
         path = Path(args.results)
         if not 0 < args.confidence < 1:
             raise UsageError(f"--confidence {args.confidence}: give a number between 0 and 1.")
-        check_distinct({"--results": args.results, "--tables": args.tables, "--report": args.report})
+        self._check_output()
         results = self._read(path) if args.tables_only else self._run(path, self._plan())
         for name in (*(args.show or ()), *([] if args.baseline is None else [args.baseline])):
             if name not in results.names:
@@ -69,6 +70,21 @@ class CompareCommand(Subcommand):
         if not sections:
             raise DataError(f"{path} holds no finished run: run the comparison without --tables-only.")
         return self._show(sections, results)
+
+    def _check_output(self) -> None:
+        """Checks at once for errors that would otherwise appear after all runs."""
+        args = self.args
+        named = {"--tables": args.tables, "--plots": args.plots, "--report": args.report}
+        check_paths(args, {"--results": args.results, **named})
+        for path in (args.tables, args.report):
+            if path is not None:
+                check_file(path, args.overwrite)
+        if args.plots is not None:
+            if importlib.util.find_spec("matplotlib") is None:
+                raise UsageError("--plots needs matplotlib: pip install 'optimum-mwanda[plots]'.")
+            check_folder(args.plots, args.overwrite)
+        if not args.tables_only:
+            check_writable(args.results)
 
     def _plan(self) -> ComparisonPlan:
         """What to run; checks it before anything is loaded."""
@@ -152,9 +168,11 @@ class CompareCommand(Subcommand):
                 write_text(Path(args.tables), text)
                 written.append(Path(args.tables))
             if args.plots is not None:
-                written += plot_sections(sections, Path(args.plots), *choice)
+                with new_folder(args.plots, args.overwrite) as folder:
+                    names = [path.name for path in plot_sections(sections, folder, *choice)]
+                written += [Path(args.plots, name) for name in names]
             if args.report is not None:
-                written += write_reports(sections, Path(args.report), *choice)
+                written += write_reports(sections, Path(args.report), *choice, overwrite=args.overwrite)
         wrote = "\n".join(f"Wrote {path}." for path in written)
         values = {
             "results": args.results,
@@ -267,6 +285,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--tables", metavar="FILE", help="Markdown file to write the tables to (default: none)")
     group.add_argument("--plots", metavar="FOLDER", help="Folder to write PNG and SVG pictures to (default: none)")
     group.add_argument("--report", metavar="FILE", help="HTML page to write (default: none)")
+    add_overwrite(group)
 
 
 def _settings(text: str) -> Mapping[str, Any]:

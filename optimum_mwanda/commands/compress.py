@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from .base import Result, Subcommand, add_common_options
-from .errors import ModelError, errors_as
+from .errors import ModelError, UsageError, errors_as
 from .output import add_overwrite, new_folder
 from .saving import refresh_card
 
@@ -29,6 +29,8 @@ class CompressCommand(Subcommand):
     def execute(self) -> Result:
         """Converts and says how large the result is."""
         args = self.args
+        if Path(args.output).resolve() in Path(args.input).resolve().parents:
+            raise UsageError(f"{args.output} holds {args.input}, which would be replaced: name another folder.")
         before = _bytes(args.input)  # OUT may replace IN
         with new_folder(args.output, args.overwrite) as folder, errors_as(ModelError):
             self.convert(args.input, folder)

@@ -1,6 +1,7 @@
 """What can go wrong with a command, and what the shell is told."""
 
 import contextlib
+import errno
 import re
 from collections.abc import Iterator
 from typing import ClassVar
@@ -39,6 +40,29 @@ class HubError(CommandError):
     """A push that failed after everything else had succeeded."""
 
     exit_code = 5
+
+
+def exhausted(error: BaseException) -> str | None:
+    """What was used up, if that is the reason for an error: disk or memory. Every library says it in its own way."""
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        text = str(link)
+        if (isinstance(link, OSError) and link.errno in _DISK) or _DISK_FULL.search(text):
+            return f"the disk is full: {one_line(link)}. Make room, or write to another disk."
+        if isinstance(link, MemoryError) or _MEMORY_FULL.search(f"{type(link).__name__}: {text}"):
+            return (
+                f"the memory does not suffice: {one_line(link)}. Give a smaller --batch-size or --sequence-length, "
+                "--dtype bfloat16, or a machine with more memory."
+            )
+        link = link.__cause__ or link.__context__
+    return None
+
+
+_DISK = (errno.ENOSPC, errno.EDQUOT) if hasattr(errno, "EDQUOT") else (errno.ENOSPC,)
+_DISK_FULL = re.compile(r"No space left on device|os error 28\b|Disk quota exceeded")
+_MEMORY_FULL = re.compile(r"^OutOfMemoryError: |can't allocate memory|^OSError: \[Errno 12\]|out of memory")
 
 
 @contextlib.contextmanager

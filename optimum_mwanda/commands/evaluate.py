@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..evaluation.settings import CONFIDENCE, EvaluationSettings
-from ..storage.outputs import whole_file, write_text
+from ..storage.outputs import write_text
 from .base import Result, Subcommand, add_common_options
 from .dataset import add_dataset_options, open_dataset
 from .errors import DataError, UsageError, errors_as, one_line
 from .models import add_model_options, check_measurable, load_config, load_model, load_tokenizer, pruning_errors
-from .output import add_overwrite, check_distinct, check_file
+from .output import add_overwrite, check_file, check_paths
 from .parser import with_default
 from .saving import check_harness, read_harness
 from .setting_flags import flag, form_of
@@ -76,7 +76,7 @@ class EvaluateCommand(Subcommand):
         args = self.args
         target = None if args.output is None else check_file(args.output, args.overwrite)
         page = None if args.report is None else check_file(args.report, args.overwrite)
-        check_distinct({"--output": args.output, "--report": args.report})
+        check_paths(args, {"--output": args.output, "--report": args.report})
         harness = self._harness()
         for name in ("batch_size", "tokens_per_language"):
             if (value := getattr(args, name)) is not None and value < 1:
@@ -223,8 +223,7 @@ def write_report(
     """
     from ..reporting.page import write_html_report
 
-    with whole_file(path) as partial:
-        write_html_report(partial, result, record, harness=harness)
+    write_html_report(path, result, record, harness=harness)
 
 
 def measure(

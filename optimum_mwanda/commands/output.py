@@ -2,14 +2,16 @@
 
 import argparse
 import contextlib
+import os
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ..storage import outputs
-from .errors import UsageError, errors_as
+from .errors import ModelError, UsageError, errors_as
 
 
-def add_overwrite(parser: argparse.ArgumentParser) -> None:
+def add_overwrite(parser: argparse._ActionsContainer) -> None:
     """Adds the flag that `new_folder` and `check_file` ask for."""
     parser.add_argument(
         "--overwrite",
@@ -23,16 +25,13 @@ def new_folder(path: str, overwrite: bool) -> Iterator[Path]:
     """Gives a folder to fill, as `storage.outputs.new_folder` does, or says how to get one.
 
     Raises:
-        UsageError: If the folder exists and must not be replaced, or cannot be created.
+        UsageError: If the folder exists and must not be replaced, cannot be created, or is complete but cannot be moved
+            into its place, where it is kept then.
     """
-    with contextlib.ExitStack() as stack:
+    with errors_as(UsageError, outputs.CommitError), contextlib.ExitStack() as stack:
+        check_folder(path, overwrite)
         with errors_as(UsageError, OSError):
-            try:
-                folder = stack.enter_context(outputs.new_folder(path, overwrite))
-            except FileExistsError as error:
-                raise UsageError(
-                    f"{path} exists and is not empty: name another folder, or give --overwrite."
-                ) from error
+            folder = stack.enter_context(outputs.new_folder(path, overwrite))
         yield folder
 
 
@@ -50,19 +49,89 @@ def check_file(path: str, overwrite: bool) -> Path:
     nearest = next((parent for parent in target.absolute().parents if parent.exists()), None)
     if nearest is not None and not nearest.is_dir():
         raise UsageError(f"{path} cannot be written: {nearest} is not a folder.")
+    check_writable(target)
     return target
 
 
-def check_distinct(paths: Mapping[str, str | None]) -> None:
-    """Checks that no two arguments name the same file, because only the last output would remain.
-
-    Args:
-        paths: Argument, as the user knows it, to its value.
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Checks that something can be made or replaced at a path; a file system may be read-only.
 
     Raises:
-        UsageError: If two name the same file.
+        UsageError: If it cannot.
+    """
+    parents = Path(path).absolute().parents
+    nearest = next(parent for parent in parents if parent.exists())
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UsageError(f"{path} cannot be written: {nearest} is read-only for you. Name another path.")
+
+
+def check_room(folder: Path, needed: int) -> None:
+    """Checks before the work that there is room for its result.
+
+    Args:
+        folder: Where it will be written; it exists.
+        needed: Bytes.
+
+    Raises:
+        ModelError: If there is not.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise ModelError(
+            f"The disk of the output has {free:,} bytes free, but {needed:,} are needed: make room, or name a path on "
+            "another disk."
+        )
+
+
+def check_folder(path: str, overwrite: bool) -> None:
+    """Checks that a folder can be written, before the work that produces its content.
+
+    Raises:
+        UsageError: If it is not empty and must not be replaced, or cannot be replaced.
+    """
+    with errors_as(UsageError, OSError):
+        try:
+            outputs.check_folder(path, overwrite)
+        except FileExistsError as error:
+            raise UsageError(f"{path} exists and is not empty: name another folder, or give --overwrite.") from error
+    check_writable(Path(path).resolve())
+
+
+def check_paths(args: argparse.Namespace, written: Mapping[str, str | None]) -> None:
+    """Checks that no output replaces another one, or anything that the command reads.
+
+    Args:
+        args: All arguments.
+        written: Argument, as the user knows it, to the path that will be written.
+
+    Raises:
+        UsageError: If two outputs are one file, or an output is or holds an input.
     """
     known: dict[Path, str] = {}
-    for name, path in paths.items():
+    for name, path in written.items():
         if path is not None and (first := known.setdefault(Path(path).resolve(), name)) != name:
             raise UsageError(f"{first} and {name} both name {path}: give each its own path.")
+    for source, name in _READ.items():
+        value = getattr(args, source, None) if name not in written else None
+        for path in [value] if isinstance(value, str) else value or ():
+            place = Path(path).resolve()
+            for target, output in known.items():
+                if place.exists() and (target == place or target in place.parents):
+                    raise UsageError(
+                        f"{output} is or holds {path}, which {name} names: name another path for {output}."
+                    )
+
+
+_READ = {
+    "model": "MODEL",
+    "statistics": "STATS",
+    "tokenizer": "--tokenizer",
+    "dense": "--dense",
+    "dense_report": "--dense-report",
+    "dataset": "--dataset",
+    "eval_dataset": "--eval-dataset",
+    "harness": "--harness",
+    "config": "--config",
+    "grid": "--grid",
+}
+"""Arguments that name what a command reads."""

@@ -10,8 +10,8 @@ from .dataset import add_dataset_options, add_held_out_options, check_calibratio
 from .errors import DataError, HubError, UsageError, errors_as, one_line
 from .evaluate import compare, measure, write_report
 from .models import add_model_options, check_prunable, load_model, load_tokenizer, pruning_errors
-from .output import add_overwrite, check_distinct, check_file, new_folder
-from .saving import add_storage_options, facts, summary, write_checkpoint
+from .output import add_overwrite, check_file, check_paths, new_folder
+from .saving import add_storage_options, check_model_room, facts, summary, write_checkpoint
 from .setting_flags import add_settings, read_settings
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class PruneCommand(Subcommand):
         add_dataset_options(parser, required=False, purpose="Calibration text, not needed for magnitude pruning")
         group = add_held_out_options(parser, required=False)
         group.add_argument(
-            "--eval-tokens",
+            "--tokens-per-language",
             type=int,
             metavar="N",
             default=EvaluationSettings.tokens_per_language,
@@ -65,10 +65,10 @@ class PruneCommand(Subcommand):
         """Prunes and writes everything at once."""
         args, config = self.args, read_settings(self.args)
         page = None if args.report is None else check_file(args.report, args.overwrite)
-        check_distinct({"OUT": args.output, "--report": args.report})
+        check_paths(args, {"OUT": args.output, "--report": args.report})
         with new_folder(args.output, args.overwrite) as folder:
             self._check(config)
-            model, tokenizer, report = self._prune(config)
+            model, tokenizer, report = self._prune(config, folder)
             record = write_checkpoint(model, tokenizer, folder, args, report)
         parts = [summary(record), *([report.to_markdown()] if report else []), f"Wrote {args.output}."]
         if page is not None and report is not None:
@@ -86,7 +86,7 @@ class PruneCommand(Subcommand):
         }
         return Result("\n\n".join(parts), values)
 
-    def _prune(self, config: "MWandaConfig") -> "tuple[Any, Any, PerplexityComparison | None]":
+    def _prune(self, config: "MWandaConfig", folder: Path) -> "tuple[Any, Any, PerplexityComparison | None]":
         """The pruned model, its tokenizer, and the evaluation if one was asked for."""
         args = self.args
         with (
@@ -96,6 +96,7 @@ class PruneCommand(Subcommand):
             model = load_model(args.model, args, args.revision)
             tokenizer = load_tokenizer(args.model, args)
             check_prunable(model, config)
+            check_model_room(model, folder, args, config.target_sparsity)
             dense = None if held_out is None else self._evaluate(model, tokenizer, held_out, config)
             with pruning_errors():
                 from ..pruner import MWandaPruner
@@ -126,7 +127,7 @@ class PruneCommand(Subcommand):
                 raise HubError("--push-to-hub needs a token with write access: run `hf auth login`, or set HF_TOKEN.")
 
     def _evaluate(self, model: Any, tokenizer: Any, held_out: Any, config: "MWandaConfig") -> Any:
-        settings = EvaluationSettings.like(config, tokens_per_language=self.args.eval_tokens)
+        settings = EvaluationSettings.like(config, tokens_per_language=self.args.tokens_per_language)
         return measure(model, tokenizer, held_out, settings, progress=not self.args.quiet)
 
     def _write_report(self, page: Path, report: "PerplexityComparison", record: "SparsityRecord") -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..sharing.names import CARD_NAME, EVALUATION_NAME, HARNESS_NAME, REPO_ID
 from .errors import DataError, ModelError, UsageError, errors_as, one_line
+from .output import check_room
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     from ..evaluation.report import PerplexityComparison
     from ..record.schema import SparsityRecord
 
-_LOADED_FROM = re.compile(r'AutoModel\w*\.from_pretrained\("([^"]*)"\)')
+# Bounded, because a README may come from anywhere, and without bounds a long word takes very long.
+_LOADED_FROM = re.compile(r'AutoModel\w{0,64}\.from_pretrained\("([^"]{0,256})"\)')
 
 
 def add_storage_options(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +35,24 @@ def add_storage_options(parser: argparse.ArgumentParser) -> None:
         metavar="ID",
         help="Repository of the dense model, for the card (default: MODEL, if it is a repository)",
     )
+
+
+def check_model_room(model: "PreTrainedModel", folder: Path, args: argparse.Namespace, *sparsities: float) -> None:
+    """Checks before a model is pruned that there is room for what `write_checkpoint` will write.
+
+    Args:
+        model: The dense model.
+        folder: As for `write_checkpoint`.
+        args: All arguments.
+        *sparsities: One for every result.
+
+    Raises:
+        ModelError: If there is not.
+    """
+    dense = sum(parameter.nbytes for parameter in model.parameters())
+    # A compressed checkpoint is made of a dense one, which goes when it is complete.
+    stored = [dense * (1 - sparsity) if args.compressed else dense for sparsity in sparsities]
+    check_room(folder, int(sum(stored)) + dense * args.compressed)
 
 
 def write_checkpoint(

@@ -19,8 +19,8 @@ from .models import (
     load_tokenizer,
     pruning_errors,
 )
-from .output import add_overwrite, check_distinct, check_file, new_folder
-from .saving import add_storage_options, summary, write_checkpoint
+from .output import add_overwrite, check_file, check_paths, new_folder
+from .saving import add_storage_options, check_model_room, summary, write_checkpoint
 from .setting_flags import add_settings, read_settings
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class SearchCommand(Subcommand):
             "--eval-languages", nargs="+", metavar="NAME", help="Languages that must not degrade (default: all)"
         )
         group.add_argument(
-            "--eval-tokens",
+            "--tokens-per-language",
             type=int,
             metavar="N",
             default=EvaluationSettings.tokens_per_language,
@@ -77,7 +77,7 @@ class SearchCommand(Subcommand):
         """Searches and writes what is asked for."""
         args = self.args
         target = None if args.trials is None else check_file(args.trials, args.overwrite)
-        check_distinct({"OUT": args.output, "--trials": args.trials})
+        check_paths(args, {"OUT": args.output, "--trials": args.trials})
         search, record = self._search_and_write(self._space())
         parts = [search.to_markdown()]
         if record is not None:
@@ -104,7 +104,7 @@ class SearchCommand(Subcommand):
         """The result, and the record of the model if one was written."""
         args, record = self.args, None
         with contextlib.suppress(_NothingFound), self._folder() as folder:
-            search, model, tokenizer = self._search(space)
+            search, model, tokenizer = self._search(space, folder)
             if folder is not None:
                 if search.chosen is None:
                     raise _NothingFound
@@ -115,7 +115,7 @@ class SearchCommand(Subcommand):
         args = self.args
         return contextlib.nullcontext() if args.output is None else new_folder(args.output, args.overwrite)
 
-    def _search(self, space: "SearchSpace") -> "tuple[SparsitySearch, Any, Any]":
+    def _search(self, space: "SearchSpace", folder: "Path | None") -> "tuple[SparsitySearch, Any, Any]":
         """The result, the model, which is pruned there if it will be written, and its tokenizer."""
         from ..experiments.search.bisection import find_sparsity
 
@@ -128,6 +128,8 @@ class SearchCommand(Subcommand):
             tokenizer = load_tokenizer(args.model, args)
             check_prunable(model, space.config)
             check_measurable(model)
+            if folder is not None:
+                check_model_room(model, folder, args, space.bounds[1])
             with pruning_errors():
                 search = find_sparsity(
                     model,
@@ -143,7 +145,7 @@ class SearchCommand(Subcommand):
                     apply=args.output is not None,
                     progress=not args.quiet,
                     languages=args.eval_languages,
-                    tokens_per_language=args.eval_tokens,
+                    tokens_per_language=args.tokens_per_language,
                 )
         return search, model, tokenizer
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..utils import as_percent, markdown_table
+from ..values import check_types
 from . import tables
 from .bootstrap import check_confidence
 from .changes import METRICS, Change, Metric, measure_change
@@ -95,13 +96,15 @@ class PerplexityReport:
     def from_dict(cls, values: Mapping[str, Any]) -> "PerplexityReport":
         """Inverse of `to_dict`; `tokens_per_language`, `seed` and `bos` may be missing, as in older reports."""
         scores = [LanguageScore.from_dict(entry) for entry in values["languages"]]
-        return cls(
-            {score.language: score for score in scores},
-            values["model"],
-            values["sequence_length"],
-            values.get("tokens_per_language"),
-            values.get("seed"),
-            values.get("bos", cls.bos),
+        return check_types(
+            cls(
+                {score.language: score for score in scores},
+                values["model"],
+                values["sequence_length"],
+                values.get("tokens_per_language"),
+                values.get("seed"),
+                values.get("bos", cls.bos),
+            )
         )
 
     def to_json(self) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..values import check_types
 from .bootstrap import Array, resampled_sums
 
 
@@ -126,7 +127,7 @@ class LanguageScore:
             bytes = kept["bytes"]
             windows = Windows(tuple(kept["nll"]), tuple(kept["tokens"]), None if bytes is None else tuple(bytes))
         later = {name: values.get(name) for name in ("digest", "unknown")}
-        return cls(values["language"], values["tokens"], values["nll"], values["bytes"], windows, **later)
+        return check_types(cls(values["language"], values["tokens"], values["nll"], values["bytes"], windows, **later))
 
 
 def _lists(fields: list[tuple[str, Any]]) -> dict[str, Any]:

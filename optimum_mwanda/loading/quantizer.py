@@ -30,11 +30,11 @@ from ..storage.coded import (
     CodedTensor,
     check_count,
     check_format,
-    decoded_names,
     decoded_view,
+    names_in,
 )
 from ..storage.conversion import parameter_names
-from ..storage.files import COMPRESSED_INDEX_FILE, COMPRESSED_WEIGHTS_FILE, check_index, opened
+from ..storage.files import COMPRESSED_INDEX_FILE, COMPRESSED_WEIGHTS_FILE, check_index
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -148,7 +148,7 @@ class CompressedLoader(_WhileLoading):
         """Removes that name again, which other checkpoints of this model do not share, and checks the files.
 
         Raises:
-            ValueError: If a file cannot be read, or tensors are missing.
+            ValueError: If a file cannot be read, tensors are missing, or one is there twice.
         """
         if hasattr(model.config, "transformers_weights"):
             del model.config.transformers_weights
@@ -159,13 +159,9 @@ class CompressedLoader(_WhileLoading):
 
 def _names_in(files: Iterable[str]) -> set[str]:
     """Names of the tensors in the files of a compressed checkpoint, from their headers."""
-    names: set[str] = set()
-    for path in files:
-        # A model class may add its own files to those of the checkpoint.
-        if path.endswith(COMPRESSED_WEIGHTS_FILE.removeprefix("model")):
-            with opened(Path(path)) as file:
-                names.update(file.keys())
-    return decoded_names(names)
+    # A model class may add its own files to those of the checkpoint.
+    ending = COMPRESSED_WEIGHTS_FILE.removeprefix("model")
+    return names_in(Path(path) for path in files if path.endswith(ending))
 
 
 def _without_tensor(model: "PreTrainedModel", stored: set[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Lets Ctrl-C act only where it can do no harm."""
+"""Lets Ctrl-C, and other signals that ask a process to end, act only where they can do no harm."""
 
 import signal
 import threading
@@ -6,22 +6,31 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 _guard: "_Guard | None" = None
 
 
 class _Guard:
-    """Replaces Python's handler and keeps an interrupt until it may be raised."""
+    """Replaces the handlers in Python and keeps signals until they may act."""
 
     def __init__(self) -> None:
-        self.previous = signal.getsignal(signal.SIGINT)
-        self.pending = False
+        found = {each: signal.getsignal(each) for each in _SIGNALS}
+        # Those that are ignored stay ignored, and what has no handler in Python ends the process on the spot.
+        self.previous = {each: handler for each, handler in found.items() if callable(handler)}
+        self.pending: list[int] = []
         self.open = False
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        if self.open and callable(self.previous):
-            self.previous(number, frame)
+        if self.open:
+            self.previous[signal.Signals(number)](number, frame)
         else:
-            self.pending = True
+            self.pending.append(number)
+
+    def raise_pending(self) -> None:
+        """Lets the first signal act; what comes later asks for the same."""
+        if self.pending:
+            number, self.pending = self.pending[0], []
+            signal.raise_signal(number)
 
 
 @contextmanager
@@ -32,20 +41,21 @@ def deferred_interrupts() -> Iterator[None]:
     interrupted: in other threads, and inside another such block, this does nothing.
     """
     global _guard
-    ignored = signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None)
-    if _guard is not None or ignored or threading.current_thread() is not threading.main_thread():
+    if _guard is not None or threading.current_thread() is not threading.main_thread():
         yield
         return
     guard = _Guard()
-    signal.signal(signal.SIGINT, guard.handle)
     _guard = guard
     try:
+        for each in guard.previous:
+            signal.signal(each, guard.handle)
         yield
     finally:
         _guard = None
-        signal.signal(signal.SIGINT, guard.previous)
-        if guard.pending:
-            signal.raise_signal(signal.SIGINT)
+        for each, handler in guard.previous.items():
+            if signal.getsignal(each) == guard.handle:  # a handler may have decided what is to come after it
+                signal.signal(each, handler)
+        guard.raise_pending()
 
 
 @contextmanager
@@ -57,9 +67,7 @@ def interruptible() -> Iterator[None]:
         return
     guard.open = True
     try:
-        if guard.pending:
-            guard.pending = False
-            signal.raise_signal(signal.SIGINT)
+        guard.raise_pending()
         yield
     finally:
         guard.open = False

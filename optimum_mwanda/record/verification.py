@@ -16,6 +16,7 @@ from ..utils import markdown_table
 from .matrices import StoredMatrix, count_matrices, loaded_matrices, read_matrices
 from .parts import RecordedMatrix
 from .schema import RECORD_KEY, SparsityRecord
+from .tails import Tails
 
 ModelOrPath = nn.Module | str | os.PathLike[str]
 
@@ -171,16 +172,12 @@ def match_names(recorded: Sequence[RecordedMatrix], existing: Collection[str]) -
         Recorded to existing name; names without a unique match are left out.
     """
     exact = {matrix.name for matrix in recorded}.intersection(existing)
-    tails: dict[str, list[str]] = {}
-    for name in set(existing) - exact:
-        for tail in _tails(name):
-            tails.setdefault(tail, []).append(name)
+    others = Tails(set(existing) - exact)
     matched = {name: name for name in exact}
     for matrix in recorded:
         if matrix.name not in exact:
             shortest = len(matrix.name) - len(matrix.block) + len(".".join(matrix.block.split(".")[-2:]))
-            shared = (tails[tail] for tail in _tails(matrix.name) if tail in tails and len(tail) >= shortest)
-            candidates = next(shared, [])
+            candidates = others.sharing_most(matrix.name, shortest)
             if len(candidates) > 1:
                 parts = set(matrix.name.split("."))
                 candidates = [name for name in candidates if parts.issubset(name.split("."))]
@@ -188,12 +185,6 @@ def match_names(recorded: Sequence[RecordedMatrix], existing: Collection[str]) -
                 matched[matrix.name] = candidates[0]
     uses = Counter(matched.values())
     return {name: found for name, found in matched.items() if uses[found] == 1}
-
-
-def _tails(name: str) -> list[str]:
-    """`a.b.c`, `b.c`, `c`."""
-    parts = name.split(".")
-    return [".".join(parts[start:]) for start in range(len(parts))]
 
 
 def _recorded_and_found(

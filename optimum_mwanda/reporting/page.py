@@ -18,6 +18,7 @@ from ..evaluation.changes import METRICS
 from ..evaluation.harness.comparison import HarnessComparison
 from ..evaluation.report import PerplexityComparison, PerplexityReport
 from ..record.schema import SparsityRecord
+from ..storage.outputs import write_bytes
 from .page_tables import (
     Table,
     calibration_table,
@@ -109,7 +110,7 @@ def write_html_report(
         sections.append(_calibration(statistics, blocks, draw))
     heading = f"What pruning changes in {model}" if comparison.pruned else f"{model}, per language"
     page = _render(title or heading, _facts(comparison, record), sections, draw)
-    Path(path).write_text(page, encoding="utf-8", newline="\n")
+    write_bytes(Path(path), page.encode())
 
 
 def _results(comparison: PerplexityComparison, draw: bool) -> Section:

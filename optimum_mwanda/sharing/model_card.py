@@ -17,7 +17,8 @@ from ..modeling.architecture import auto_class
 from ..record.schema import SparsityRecord
 from ..record.verification import sparsity_record
 from ..reporting.plots import plot_block_sparsity, plot_degradation
-from ..storage.files import checkpoint_folder, read_config
+from ..storage.files import checkpoint_folder, own_file, read_config
+from ..storage.outputs import whole_file
 from .card_content import PrunedModelCard
 from .card_license import hub_license, local_license
 from .card_text import clean
@@ -149,15 +150,23 @@ def write_card(content: PrunedModelCard, folder: str | os.PathLike[str]) -> Path
     """Writes a card and its pictures into a folder, or updates the card in it."""
     path = Path(folder, CARD_NAME)
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_symlink() and not own_file(path, path.parent):
+        raise ValueError(
+            f"{path} is a link to {path.readlink()}, outside its folder: put a file in its place, or delete it."
+        )
     existing = path.read_bytes().decode("utf-8-sig") if path.is_file() else None
-    if importlib.util.find_spec("matplotlib") is not None:
+    has_plots = importlib.util.find_spec("matplotlib") is not None
+    if has_plots:
+        degradation = None if content.comparison is None else DEGRADATION_PLOT
+        content = dataclasses.replace(content, plot=SPARSITY_PLOT, degradation_plot=degradation)
+    card = content.to_card()
+    card = card if existing is None else update_card(existing, card)
+    if has_plots:
         plot_block_sparsity(content.record, path.with_name(SPARSITY_PLOT))
-        content = dataclasses.replace(content, plot=SPARSITY_PLOT)
         if content.comparison is not None:
             plot_degradation(content.comparison, path.with_name(DEGRADATION_PLOT))
-            content = dataclasses.replace(content, degradation_plot=DEGRADATION_PLOT)
-    card = content.to_card()
-    (card if existing is None else update_card(existing, card)).save(path)
+    with whole_file(path) as partial:
+        card.save(partial)
     return path
 
 

@@ -5,7 +5,9 @@ A tensor `x` that becomes smaller is stored as its values, one-dimensional and u
 silently leaving `x` out.
 """
 
+import zlib
 from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,10 +15,11 @@ from torch import Tensor
 
 from ..utils import abridged
 from .bitmask import Form, check_lengths, choose_form, damaged, decode, encode
+from .files import opened
 
 COMPRESSED = "mwanda-compressed"
 """`quant_method` of a compressed checkpoint."""
-FORMAT = 1
+FORMAT = 2
 """Version of the layout."""
 CODE = ".mwanda_code"
 FORM = ".mwanda_form"
@@ -38,11 +41,30 @@ DTYPES = {
 """Data types of safetensors."""
 
 _MAX_DIMENSIONS = 8
+_CHECKSUM_BYTES = 4
 
 
 def decoded_names(names: Iterable[str]) -> set[str]:
     """Names of the tensors whose parts have these names."""
     return {name.removesuffix(CODE).removesuffix(FORM) for name in names}
+
+
+def names_in(paths: Iterable[Path]) -> set[str]:
+    """Names of the tensors in the files of one checkpoint, from their headers; a coded one counts once.
+
+    Raises:
+        ValueError: If a file cannot be read, or a tensor is in two of them.
+    """
+    found: dict[str, Path] = {}
+    for path in paths:
+        with opened(path) as file:
+            for name in decoded_names(file.keys()):
+                if (first := found.setdefault(name, path)) != path:
+                    raise ValueError(
+                        f"{name!r} is both in {first} and in {path}: delete the file that does not belong to the "
+                        "checkpoint, or get the checkpoint again from its source."
+                    )
+    return set(found)
 
 
 def check_format(format: Any) -> None:
@@ -51,11 +73,13 @@ def check_format(format: Any) -> None:
     Raises:
         ValueError: If it is another version.
     """
-    if format != FORMAT:
-        raise ValueError(
-            f"The checkpoint is compressed with layout {format!r}, but this optimum-mwanda reads layout {FORMAT}: "
-            "install a newer optimum-mwanda."
-        )
+    if format == FORMAT:
+        return
+    is_newer = isinstance(format, int) and format > FORMAT
+    raise ValueError(
+        f"The checkpoint is compressed with layout {format!r}, but this optimum-mwanda reads layout {FORMAT}: "
+        + ("install a newer optimum-mwanda." if is_newer else "compress the dense checkpoint again.")
+    )
 
 
 def check_count(expected: Any, stored: Collection[str], missing: Callable[[], Iterable[str]] = tuple) -> None:
@@ -90,7 +114,17 @@ def stored_parts(name: str, tensor: Tensor) -> dict[str, Tensor]:
     if form is None:
         return {name: tensor}
     values, code = encode(tensor, form)
+    code = torch.cat([code, _checksum(form, values, code)])
     return {name: values, name + CODE: code, name + FORM: torch.tensor(form.to_list())}
+
+
+def _checksum(form: Form, values: Tensor, code: Tensor) -> Tensor:
+    """CRC-32 of form, values and code, little-endian, uint8, shape `(4,)`: most damage to an N:M code is legal too."""
+    found = 0
+    for part in (torch.tensor(form.to_list()), values, code):
+        if part.numel():
+            found = zlib.crc32(part.contiguous().view(-1).view(torch.uint8).numpy().data, found)
+    return torch.tensor(list(found.to_bytes(_CHECKSUM_BYTES, "little")), dtype=torch.uint8)
 
 
 class CodedTensor:
@@ -118,7 +152,7 @@ class CodedTensor:
         code_dtype, code = _header(self._code)
         if len(values) != 1 or not self._dtype.is_floating_point or len(code) != 1 or code_dtype != torch.uint8:
             raise damaged(name, f"it holds {self._dtype} of shape {values} and {code_dtype} of shape {code}")
-        check_lengths(name, self.form, values[0], code[0])
+        check_lengths(name, self.form, values[0], code[0] - _CHECKSUM_BYTES)
         if max_numel is not None and self.form.numel > max_numel:
             raise damaged(name, f"it has shape {self.form.shape}, but the model has room for {max_numel} weights")
 
@@ -134,9 +168,14 @@ class CodedTensor:
         """Decodes the whole tensor and indexes it.
 
         Raises:
-            ValueError: If the code disagrees with form or values.
+            ValueError: If the code disagrees with form, values or checksum.
         """
-        return decode(self._name, self.form, self._values[...].cpu(), self._code[...].cpu())[index]
+        values, stored = self._values[...].cpu(), self._code[...].cpu()
+        code, checksum = stored[:-_CHECKSUM_BYTES], stored[-_CHECKSUM_BYTES:]
+        tensor = decode(self._name, self.form, values, code)
+        if not torch.equal(_checksum(self.form, values, code), checksum):
+            raise damaged(self._name, "its checksum is another")
+        return tensor[index]
 
 
 def _header(tensor: Any) -> tuple[torch.dtype, tuple[int, ...]]:

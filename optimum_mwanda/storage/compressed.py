@@ -3,29 +3,46 @@
 The files have names that transformers does not look for on its own, so without this package a load fails.
 """
 
+import errno
 import fnmatch
 import json
+import logging
+import math
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from .coded import COMPRESSED, DTYPES, FORMAT, check_count, check_format, decoded_names, decoded_view, stored_parts
+from ..utils import abridged
+from .coded import (
+    COMPRESSED,
+    DTYPES,
+    FORMAT,
+    check_count,
+    check_format,
+    decoded_names,
+    decoded_view,
+    names_in,
+    stored_parts,
+)
 from .files import (
     COMPRESSED_INDEX_FILE,
     COMPRESSED_WEIGHTS_FILE,
     INDEX_FILE,
     WEIGHTS_FILE,
     opened,
+    own_file,
     read_config,
     read_index_metadata,
     weight_files,
 )
 from .outputs import new_folder
 from .writer import SafetensorsWriter
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -150,6 +167,9 @@ def _convert(
     dense, coded = (WEIGHTS_FILE, INDEX_FILE), (COMPRESSED_WEIGHTS_FILE, COMPRESSED_INDEX_FILE)
     old, new = (coded, dense) if decompressing else (dense, coded)
     paths = weight_files(source, compressed=decompressing)
+    names_in(paths)
+    if decompressing:
+        _check_room(paths, folder)
     if [path.name for path in paths] == [old[0]]:
         return False, _convert_file(paths[0], folder / new[0], parts)[0]
     weight_map: dict[str, str] = {}
@@ -164,6 +184,26 @@ def _convert(
     return True, list(weight_map)
 
 
+def _check_room(paths: Sequence[Path], folder: Path) -> None:
+    """Checks before anything is decoded that the disk holds it: a small file can claim to be a very large tensor."""
+    needed = 0
+    for path in paths:
+        with opened(path) as file:
+            tensors = decoded_view({name: file.get_slice(name) for name in file.keys()})  # noqa: SIM118
+            for name, tensor in tensors.items():
+                if tensor.get_dtype() in DTYPES:
+                    needed += math.prod(tensor.get_shape()) * DTYPES[tensor.get_dtype()].itemsize
+                else:
+                    raise _unknown_type(name, path, tensor)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(errno.ENOSPC, f"the dense weights need {needed:,} bytes, but only {free:,} are free")
+
+
+def _unknown_type(name: str, path: Path, tensor: Any) -> ValueError:
+    return ValueError(f"{name!r} in {path} has type {tensor.get_dtype()}: only {', '.join(DTYPES)} can be converted.")
+
+
 def _convert_file(
     source: Path, target: Path, parts: Callable[[str, Tensor], Mapping[str, Tensor]]
 ) -> tuple[list[str], int]:
@@ -173,9 +213,7 @@ def _convert_file(
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
         for name, tensor in slices.items():
             if tensor.get_dtype() not in DTYPES:
-                raise ValueError(
-                    f"{name!r} in {source} has type {tensor.get_dtype()}: only {', '.join(DTYPES)} can be converted."
-                )
+                raise _unknown_type(name, source, tensor)
         for name, tensor in decoded_view(slices).items():
             for part, data in parts(name, tensor[...]).items():
                 writer.add(part, data)
@@ -200,14 +238,32 @@ def _check_outside(source: Path, output: str | os.PathLike[str]) -> None:
 
 
 def _copy_others(source: Path, folder: Path) -> None:
-    """Copies everything except weights; weights in subfolders belong to other modules and are copied."""
+    """Copies the files of a folder, except weights; weights in subfolders belong to other modules and are copied.
 
-    def ignored(directory: str, names: list[str]) -> list[str]:
-        if Path(directory) != source:
-            return []
-        return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in _NOT_COPIED)]
-
-    shutil.copytree(source, folder, ignore=ignored, dirs_exist_ok=True)
+    Links are followed as `own_file` says, because those of a foreign folder may lead to files that nobody meant to
+    publish. What is left out is logged.
+    """
+    left_out = []
+    for place, folders, files in os.walk(source):
+        names = [*files, *(name for name in folders if os.path.islink(os.path.join(place, name)))]
+        if Path(place) == source:
+            folders[:], names = (
+                [name for name in group if not any(fnmatch.fnmatchcase(name, pattern) for pattern in _NOT_COPIED)]
+                for group in (folders, names)
+            )
+        for name in sorted(names):
+            path = Path(place, name)
+            if own_file(path, source):
+                target = folder / path.relative_to(source)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, target)
+            else:
+                left_out.append(str(path.relative_to(source)))
+    if left_out:
+        logger.warning(
+            "Not copied, because they are links out of the folder or no ordinary files: %s. Copy what you need.",
+            abridged(left_out),
+        )
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -132,6 +132,16 @@ def read_index_metadata(folder: Path, index: str) -> dict[str, Any]:
     return metadata if isinstance(metadata, dict) else {}
 
 
+def own_file(path: Path, folder: Path) -> bool:
+    """Whether a path in a folder is an ordinary file that belongs to it.
+
+    A link counts if it leads to a file in the folder or, in a cache of the Hub, to one of its blobs.
+    """
+    real, home = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
+    blobs = [parent.with_name("blobs") for parent in (home, *home.parents) if parent.name == "snapshots"]
+    return real.is_file() and any(place in real.parents for place in (home, *blobs))
+
+
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[Any]:
     """Opens a safetensors file.

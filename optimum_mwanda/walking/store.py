@@ -94,6 +94,9 @@ class OnDisk(HiddenStates):
         """A part of the file that holds a copy."""
         start = math.ceil(self._size / _ALIGNMENT) * _ALIGNMENT
         self._size = start + states.nbytes
+        if hasattr(os, "posix_fallocate") and states.nbytes:
+            # On a full disk this is an error; to write into a file with holes would end the process.
+            os.posix_fallocate(self._file.fileno(), start, states.nbytes)
         self._file.truncate(self._size)
         mapped = np.memmap(self._file, dtype=np.uint8, mode="r+", offset=start, shape=states.nbytes)
         return torch.from_numpy(mapped).view(states.dtype).view(states.shape).copy_(states)
@@ -103,13 +106,17 @@ def check_activations(place: str | os.PathLike[str]) -> None:
     """Checks where hidden states should be kept.
 
     Raises:
-        ValueError: If the place is neither `"device"` nor `"cpu"` nor a folder.
+        ValueError: If the place is neither `"device"` nor `"cpu"` nor a folder that can be written to.
     """
-    if place not in ("device", "cpu") and not Path(place).is_dir():
+    if place in ("device", "cpu"):
+        return
+    if not Path(place).is_dir():
         raise ValueError(
             f"activations={os.fspath(place)!r} is not allowed: give 'device', 'cpu', or an existing folder for a "
             "memory-mapped file."
         )
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ValueError(f"activations={os.fspath(place)!r} is a folder that is read-only for you: give another one.")
 
 
 def make_store(place: str | os.PathLike[str]) -> HiddenStates:

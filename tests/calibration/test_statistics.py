@@ -265,3 +265,36 @@ def test_merged_unknown_tokens_add_up_unless_some_are_not_known() -> None:
 
     assert {each.unknown for each in counted(2, 0).merge(counted(3, 1)).coverage} == {5}
     assert {each.unknown for each in counted(2, 0).merge(counted(None, 1)).coverage} == {None}
+
+
+DAMAGE: dict[str, Callable[[WeightStatistics], dict[str, Any]]] = {
+    "NaN": lambda e: {"square_sum": e.square_sum * float("nan")},
+    "infinite": lambda e: {"square_sum": e.square_sum + float("inf")},
+    "negative": lambda e: {"square_sum": -e.square_sum},
+    "one row": lambda e: {"square_sum": e.square_sum[:1]},
+    "one count": lambda e: {"tokens": e.tokens[:1]},
+    "negative count": lambda e: {"tokens": -e.tokens},
+    "counts as numbers with a point": lambda e: {"tokens": e.tokens.double()},
+    "no tokens": lambda e: {"tokens": e.tokens * 0},
+    "more active than there": lambda e: {"active": {key: a + 1e6 for key, a in e.active.items()}},
+    "narrow activity": lambda e: {"active": {key: a[:, :1] for key, a in e.active.items()}},
+    "a number": lambda e: {"square_sum": torch.tensor(1.0)},
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_sums_that_no_calibration_gives_are_refused(damage: str, tmp_path: Path) -> None:
+    found = of("en sw")
+    name, entry = next(iter(found.weights.items()))
+    changed = dataclasses.replace(entry, **DAMAGE[damage](entry))
+    dataclasses.replace(found, weights=found.weights | {name: changed}).save(tmp_path / "s")
+    with pytest.raises(ValueError, match=rf"s' holds no calibration statistics that can be read: .*'{name}'"):
+        CalibrationStatistics.load(tmp_path / "s")
+
+
+@pytest.mark.parametrize("change", [{"rows": "<b>"}, {"language": 3}, {"tokens": None}])
+def test_coverage_of_another_type_is_refused(change: dict[str, Any], tmp_path: Path) -> None:
+    found = of("en")
+    dataclasses.replace(found, coverage=(dataclasses.replace(found.coverage[0], **change),)).save(tmp_path / "s")
+    with pytest.raises(ValueError, match="holds no calibration statistics"):
+        CalibrationStatistics.load(tmp_path / "s")

@@ -1,11 +1,16 @@
 """`--harness` of `card` and `evaluate`: whose results they are."""
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from huggingface_hub import ModelCard
+
+from optimum_mwanda.commands.saving import repositories_on_card
+from optimum_mwanda.sharing.card_update import BEGIN, END
 
 from ..evaluation.harness.test_results import TASKS, make_results
 from .conftest import Pruned, Run
@@ -99,3 +104,66 @@ def test_swapped_results_of_repositories_are_refused(cli: Cli, folder: Path, tmp
     dense, pruned = results(tmp_path / "dense.json", "acme/base"), results(tmp_path / "pruned.json", "me/small")
     assert cli("card", folder, "--harness", pruned, dense, "--repo-id", "me/small").code == 2
     assert cli("card", folder, "--harness", dense, pruned, "--repo-id", "me/small").code == 0
+
+
+def test_link_out_of_the_folder_is_neither_read_nor_written_through(cli: Cli, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    (folder / "README.md").symlink_to(tmp_path / "mine.txt")
+    run = cli("card", folder)
+    assert run.code == 4
+    assert "is a link to" in run.error
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+def test_card_is_replaced_only_by_one_that_is_complete(cli: Cli, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "README.md").write_text("My own words.\n")
+
+    def half(self: ModelCard, path: Path) -> None:
+        Path(path).write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(ModelCard, "save", half)
+    assert cli("card", folder).code == 4
+    assert (folder / "README.md").read_text() == "My own words.\n"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("samples", "<img src=x onerror=alert(1)>\n\n# Buy"),
+        ("value", "1.0"),
+        ("stderr", "<b>"),
+        ("higher_is_better", "yes"),
+        ("benchmark", 3),
+        ("samples", True),
+    ],
+)
+def test_results_with_values_of_other_types_are_refused(
+    cli: Cli, folder: Path, model: Path, tmp_path: Path, field: str, value: object
+) -> None:
+    dense, pruned = results(tmp_path / "dense.json", model), results(tmp_path / "pruned.json", folder)
+    assert cli("card", folder, "--harness", dense, pruned).code == 0
+    kept = json.loads((folder / "harness.json").read_text())
+    for report in (kept["dense"], *kept["pruned"].values()):
+        report["scores"][0][field] = value
+    (folder / "harness.json").write_text(json.dumps(kept))
+    before = (folder / "README.md").read_text()
+    run = cli("card", folder)
+    assert run.code == 3
+    assert f"{field} is " in run.error
+    assert (folder / "README.md").read_text() == before
+
+
+def test_evaluation_with_values_of_other_types_is_refused(cli: Cli, folder: Path) -> None:
+    kept = json.loads((folder / "evaluation.json").read_text())
+    kept["dense"]["sequence_length"] = "<b>16</b>"
+    (folder / "evaluation.json").write_text(json.dumps(kept))
+    run = cli("card", folder)
+    assert (run.code, "sequence_length is '<b>16</b>'" in run.error) == (3, True)
+
+
+def test_long_words_of_a_foreign_readme_are_read_in_one_go(tmp_path: Path) -> None:
+    """With a pattern that has no bounds this took minutes."""
+    card = tmp_path / "README.md"
+    card.write_text(f'{BEGIN}\n{"AutoModel" * 100_000}\nAutoModel.from_pretrained("me/small")\n{END}\n')
+    assert repositories_on_card(card) == {"repo_id": "me/small"}

@@ -107,3 +107,19 @@ def test_every_flag_has_help_with_its_default(cli: Cli, monkeypatch: pytest.Monk
     assert len(flags) > 20
     for line in flags:
         assert "(default: " in line or "(required)" in line, line
+
+
+@pytest.mark.parametrize(("flag", "name"), [("--tables", "t.md"), ("--plots", "plots"), ("--report", "r.html")])
+def test_tables_and_pictures_are_replaced_only_when_asked(
+    cli: Cli, results: Path, tmp_path: Path, flag: str, name: str
+) -> None:
+    target = tmp_path / name
+    mine = target / "mine.txt" if flag == "--plots" else target
+    mine.parent.mkdir(exist_ok=True)
+    mine.write_text("mine")
+    words = ("compare", "--results", results, "--tables-only", flag, target, "--quiet")
+    run = cli(*words)
+    assert (run.code, mine.read_text()) == (2, "mine")
+    assert "--overwrite" in run.error
+    assert cli(*words, "--overwrite").code == 0
+    assert not mine.exists() or mine.read_text() != "mine"

@@ -1,18 +1,28 @@
 """Exit codes, interrupts, and folders that appear as a whole or not at all."""
 
+import argparse
+import errno
+import importlib.util
+import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
+import torch
+from safetensors import SafetensorError
 
-import optimum_mwanda.sharing.model_card
-from optimum_mwanda.commands.base import _termination_as_exit
+import optimum_mwanda.sharing.folder
+from optimum_mwanda import MWandaPruner
+from optimum_mwanda.commands.base import Result, Subcommand, _termination_as_exit
 from optimum_mwanda.commands.errors import UsageError
 from optimum_mwanda.commands.models import pruning_errors
 from optimum_mwanda.commands.output import new_folder
@@ -172,10 +182,155 @@ class TestOutput:
         assert "interrupted" in run.error
         assert list(tmp_path.iterdir()) == []
 
+    def test_result_is_kept_and_named_if_something_appears_in_its_place(
+        self, cli: Cli, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        out = tmp_path / "out"
+
+        def write(*_: Any) -> None:
+            out.mkdir()
+            (out / "mine.txt").write_text("mine")
+
+        monkeypatch.setattr(optimum_mwanda.sharing.folder, "write_card", write)
+        run = cli("prune", model, out, *MAGNITUDE)
+        kept = tmp_path / ".out.mwanda" / "complete"
+        assert run.code == 2
+        assert f"The result is complete in {kept}" in run.error
+        assert (kept / "model.safetensors").is_file()
+        assert [path.name for path in out.iterdir()] == ["mine.txt"]
+        run = cli("prune", model, out, *MAGNITUDE, "--overwrite")
+        assert (run.code, f"left its complete result in {kept}" in run.error) == (2, True)
+        assert (kept / "model.safetensors").is_file()
+
     def test_file_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "out").write_text("x")
         with pytest.raises(UsageError, match="is a file"), new_folder(str(tmp_path / "out"), overwrite=True):
             pass
+
+
+class Greeting(Subcommand):
+    """A command whose result has characters that few consoles have."""
+
+    VALUES: ClassVar[dict[str, Any]] = {"text": "× 日本語 é 😀"}
+
+    def execute(self) -> Result:
+        print("× 日本語", file=sys.stderr)
+        return Result(self.VALUES["text"], self.VALUES)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1251", "utf-8"])
+@pytest.mark.parametrize("as_json", [False, True])
+def test_console_that_lacks_characters_shows_their_codes(
+    encoding: str, as_json: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+    parser = argparse.ArgumentParser()
+    args = argparse.Namespace(json=as_json, quiet=False, debug=False)
+    Greeting(None, args=args, parser=parser, from_defaults_factory=True).run()
+    text = out.buffer.getvalue().decode(encoding)
+    if as_json:
+        assert json.loads(text) == Greeting.VALUES
+    else:
+        assert text == ("× 日本語 é 😀\n" if encoding == "utf-8" else "\\xd7 \\u65e5\\u672c\\u8a9e \\xe9 \\U0001f600\n")
+
+
+class TestResources:
+    def test_room_for_the_model_is_checked_before_it_is_pruned(
+        self, cli: Cli, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+        monkeypatch.setattr(MWandaPruner, "prune", None)
+        run = cli("prune", model, tmp_path / "out", *MAGNITUDE)
+        assert run.code == 4
+        assert re.search(r"1,000 bytes free, but [\d,]{6,} are needed", run.error)
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize(
+        ("error", "message"),
+        [
+            (OSError(errno.ENOSPC, "No space left on device"), "the disk is full: [Errno 28]"),
+            (SafetensorError("I/O error: No space left on device (os error 28)"), "the disk is full"),
+            (MemoryError("Unable to allocate 9.00 GiB"), "memory does not suffice: Unable to allocate 9.00 GiB"),
+            (torch.cuda.OutOfMemoryError("Tried to allocate 2.00 GiB"), "Tried to allocate 2.00 GiB"),
+            (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 7 bytes"), "7 bytes"),
+        ],
+        ids=lambda value: type(value).__name__,
+    )
+    @pytest.mark.parametrize("during", ["pruning", "saving"])
+    def test_full_disk_and_memory_are_model_errors_that_say_what_was_needed(
+        self,
+        cli: Cli,
+        model: Path,
+        tmp_path: Path,
+        error: Exception,
+        message: str,
+        during: str,
+        broken_card: Callable[[BaseException], None],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        def fail(*_: Any) -> None:
+            raise error
+
+        if during == "saving":
+            broken_card(error)
+        else:
+            monkeypatch.setattr(MWandaPruner, "prune", fail)
+        run = cli("prune", model, tmp_path / "out", *MAGNITUDE)
+        assert (run.code, list(tmp_path.iterdir())) == (4, [])
+        assert message in run.error
+
+    @pytest.mark.parametrize(
+        "words",
+        [("calibrate", "m", "OUT/s"), ("evaluate", "m", "--output", "OUT/r"), ("compare", "m", "--results", "OUT/r")],
+    )
+    def test_read_only_place_is_found_before_the_work(
+        self, cli: Cli, tmp_path: Path, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(os, "access", lambda *_: False)
+        run = cli(*(word.replace("OUT", str(tmp_path)) for word in words), "--dataset", "no.jsonl")
+        assert (run.code, f"{tmp_path} is read-only" in run.error) == (2, True), run.err
+
+    def test_plots_without_matplotlib_are_refused_before_the_runs(
+        self, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        find = importlib.util.find_spec
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find(name))
+        run = cli("compare", "m", "--results", tmp_path / "r", "--dataset", "d", "--plots", tmp_path / "plots")
+        assert (run.code, "--plots needs matplotlib" in run.error) == (2, True)
+
+
+class TestInputs:
+    def test_output_never_replaces_what_is_read(
+        self, cli: Cli, model: Path, data: Path, statistics: Path, tmp_path: Path
+    ) -> None:
+        source = Path(shutil.copytree(model, tmp_path / "models" / "source"))
+        text, sums = (Path(shutil.copy(path, tmp_path)) for path in (data, statistics))
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        words = ("--dataset", text, *SMALL, "--overwrite")
+        for run, message in (
+            (cli("prune", source, source, *words), f"OUT is or holds {source}, which MODEL names"),
+            (cli("prune", source, source.parent, *words), "which MODEL names"),
+            (cli("prune", source, tmp_path / "out", *words, "--eval-dataset", text, "--report", text), "--dataset"),
+            (cli("apply", source, sums, tmp_path, "--overwrite"), "OUT is or holds"),
+            (cli("calibrate", source, text, *words), "STATS is or holds"),
+            (cli("search", source, source, *words, "--eval-dataset", text), "which MODEL names"),
+            (cli("evaluate", source, *words[:2], "--output", text, "--overwrite"), "which --dataset names"),
+            (cli("compress", source, source.parent, "--overwrite"), "which would be replaced"),
+        ):
+            assert run.code == 2, run.err
+            assert message in run.error
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+    def test_current_folder_is_refused_though_it_is_empty(
+        self, cli: Cli, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        for words in ((), ("--overwrite",)):
+            run = cli("prune", model, ".", *MAGNITUDE, *words)
+            assert (run.code, "must not be replaced" in run.error) == (2, True)
+        assert Path.cwd().is_dir()
 
 
 def restore_signals() -> None:

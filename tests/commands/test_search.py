@@ -18,7 +18,7 @@ from .conftest import SMALL, Run
 Cli = Callable[..., Run]
 DATA = ("--dataset", SAMPLE_DATA / "calibration.jsonl", "--eval-dataset", SAMPLE_DATA / "evaluation.jsonl")
 FEW = ("--languages", "de", "ta", "--samples-per-language", "4", "--sequence-length", "64")
-FEW_HELD_OUT = ("--eval-languages", "de", "ta", "uk", "--eval-tokens", "256", "--quiet")
+FEW_HELD_OUT = ("--eval-languages", "de", "ta", "uk", "--tokens-per-language", "256", "--quiet")
 GRID = ("--bounds", "0.3", "0.8", "--resolution", "0.1")
 SAMPLE = (SAMPLE_MODEL, *DATA, *FEW, *FEW_HELD_OUT, *GRID)
 

@@ -246,9 +246,9 @@ def test_pruning_while_loading_a_compressed_model_is_refused(stored: Path) -> No
 
 def test_newer_layout_asks_for_a_newer_package(stored: Path, tmp_path: Path) -> None:
     config = json.loads((stored / "stored" / "config.json").read_text())
-    config["quantization_config"]["format"] = 2
+    config["quantization_config"]["format"] = 3
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"layout 2.*install a newer optimum-mwanda"):
+    with pytest.raises(ValueError, match=r"layout 3.*install a newer optimum-mwanda"):
         AutoModelForCausalLM.from_pretrained(tmp_path)
 
 

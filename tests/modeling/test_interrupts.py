@@ -57,6 +57,28 @@ def test_ignored_interrupts_stay_ignored() -> None:
     assert signal.signal(signal.SIGINT, signal.default_int_handler) is signal.SIG_IGN
 
 
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_other_signals_that_end_a_process_wait_too(name: str) -> None:
+    number, reached = signal.Signals[name], []
+
+    def leave(*_: object) -> None:
+        signal.signal(number, signal.SIG_IGN)  # a second one must not disturb what follows
+        raise SystemExit
+
+    before = signal.signal(number, leave)
+    try:
+        with pytest.raises(SystemExit), deferred_interrupts():  # noqa: PT012
+            signal.raise_signal(number)
+            reached.append("end")
+        assert reached == ["end"]
+        signal.signal(number, leave)
+        with pytest.raises(SystemExit), deferred_interrupts(), interruptible():
+            signal.raise_signal(number)
+        assert signal.getsignal(number) is signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
+
+
 def test_other_threads_may_prune() -> None:
     model, errors = make_model(), []
 

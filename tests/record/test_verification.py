@@ -1,3 +1,4 @@
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -5,12 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from optimum_mwanda import MWandaConfig, MWandaPruner
 from optimum_mwanda.record import matrices
 from optimum_mwanda.record.parts import RecordedMatrix
+from optimum_mwanda.record.tails import Tails
 from optimum_mwanda.record.verification import (
     ChangedMatrix,
     match_names,
@@ -336,6 +340,30 @@ def test_one_weight_never_stands_for_two_matrices() -> None:
     names = recorded(("encoder.layers.0", "up"), ("decoder.layers.0", "up"))
     assert match_names(names, ["layers.0.up"]) == {}
     assert match_names(names, ["decoder.layers.0.up"]) == {"decoder.layers.0.up": "decoder.layers.0.up"}
+
+
+PARTS = st.lists(st.sampled_from("ab0"), min_size=1, max_size=4).map(".".join)
+
+
+@given(st.sets(PARTS, max_size=12), PARTS, st.integers(0, 7))
+def test_names_that_share_the_longest_tail_are_found(names: set[str], name: str, shortest: int) -> None:
+    def shared(other: str) -> int:
+        pairs = zip(reversed(name.split(".")), reversed(other.split(".")), strict=False)
+        return len(".".join(part for part, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
+
+    names.discard(name)
+    longest = max(map(shared, names), default=0)
+    expected = [] if not longest or longest < shortest else sorted(x for x in names if shared(x) == longest)
+    assert Tails(names).sharing_most(name, shortest) == expected
+
+
+def test_many_long_names_are_matched_without_all_their_tails() -> None:
+    """All tails of these names would be 10 GB."""
+    long = ".".join("x" * 500)
+    existing = [f"model.{long}.layers.{index}.up" for index in range(20000)]
+    names = recorded(*((f"{long}.layers.{index}", "up") for index in range(2000)))
+    assert len(match_names(names, existing)) == 2000
+    assert match_names(recorded(("layers.1", "x")), [f"{index}.layers.1.x" for index in range(20000)]) == {}
 
 
 def test_compressed_folder_is_verified_without_the_model(tmp_path: Path) -> None:

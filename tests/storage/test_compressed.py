@@ -1,7 +1,10 @@
 import json
+import os
+import shutil
 import string
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -136,7 +139,7 @@ def test_coded_matrices_take_their_share_of_the_dense_size(
 ) -> None:
     save_pretrained_compressed(make_sparse(make_model(), pattern).bfloat16(), tmp_path / "stored")
     tensors = load_file(tmp_path / "stored" / WEIGHTS)
-    assert (tensors[WEIGHT].nbytes + tensors[WEIGHT + CODE].nbytes) / (48 * 32 * 2) == share
+    assert (tensors[WEIGHT].nbytes + tensors[WEIGHT + CODE].nbytes - 4) / (48 * 32 * 2) == share
 
 
 def test_tokenizer_and_other_files_are_kept_and_other_weight_formats_are_not(tmp_path: Path) -> None:
@@ -220,9 +223,9 @@ def test_checkpoints_of_the_wrong_kind_are_refused(dense: Path, stored: Path, tm
     with pytest.raises(FileNotFoundError, match="snapshot_download"):
         compress("someone/model", tmp_path / "new")
     config = json.loads((stored / "config.json").read_text())
-    config["quantization_config"]["format"] = 2
+    config["quantization_config"]["format"] = 3
     (stored / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"layout 2.*install a newer"):
+    with pytest.raises(ValueError, match=r"layout 3.*install a newer"):
         decompress(stored, tmp_path / "new")
 
 
@@ -308,7 +311,7 @@ def test_tensor_larger_than_the_models_own_is_refused_before_it_is_decoded(
     monkeypatch.setattr("optimum_mwanda.storage.coded.decode", lambda *_: pytest.fail("decoded"))
     large = {
         WEIGHT: torch.empty(0, dtype=torch.bfloat16),
-        WEIGHT + CODE: torch.zeros(2 * 48 * 32 // 8, dtype=torch.uint8),
+        WEIGHT + CODE: torch.zeros(2 * 48 * 32 // 8 + 4, dtype=torch.uint8),
         WEIGHT + FORM: torch.tensor([0, 0, 96, 32]),
     }
     corrupt(stored, lambda tensors: tensors.update(large))
@@ -371,3 +374,92 @@ def test_writer_aligns_every_tensor_and_writes_what_safetensors_reads(tmp_path: 
         assert read[name].data_ptr() % tensor.element_size() == 0
         assert torch.equal(read[name].float(), tensor.float())
     assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]
+
+
+def test_links_out_of_a_folder_are_not_copied_but_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source, secret = tmp_path / "source", tmp_path / "secret"
+    make_sparse(make_model()).save_pretrained(source)
+    (secret / "deeper").mkdir(parents=True)
+    (secret / "key").write_text("secret")
+    (source / "sub").mkdir()
+    (source / "sub" / "own.txt").write_text("own")
+    for name, target in {
+        "notes.txt": secret / "key",
+        "folder": secret,
+        "sub/deep": secret,
+        "endless": "/dev/zero",
+        "loop": source / "loop",
+        "lost": tmp_path / "nothing",
+        "inside.txt": source / "sub" / "own.txt",
+    }.items():
+        os.symlink(target, source / name)
+    os.mkfifo(source / "pipe")
+    compress(source, tmp_path / "small")
+    decompress(tmp_path / "small", tmp_path / "plain")
+    for folder in ("small", "plain"):
+        found = {path.relative_to(tmp_path / folder).as_posix() for path in (tmp_path / folder).rglob("*")}
+        assert {name for name in found if "model" not in name} == {
+            "config.json",
+            "generation_config.json",
+            "inside.txt",
+            "sub",
+            "sub/own.txt",
+        }
+    for name in ("notes.txt", "folder", "sub/deep", "endless", "loop", "lost", "pipe"):
+        assert name in caplog.text
+
+
+def test_links_of_a_hub_cache_are_followed_into_its_blobs(tmp_path: Path) -> None:
+    snapshot, blobs = tmp_path / "models--me--tiny" / "snapshots" / "abc", tmp_path / "models--me--tiny" / "blobs"
+    make_sparse(make_model()).save_pretrained(snapshot)
+    blobs.mkdir()
+    for number, path in enumerate(sorted(snapshot.iterdir())):
+        shutil.move(path, blobs / str(number))
+        os.symlink(f"../../blobs/{number}", path)
+    compress(snapshot, tmp_path / "small")
+    assert (tmp_path / "small" / "generation_config.json").is_file()
+    assert not (tmp_path / "small" / "generation_config.json").is_symlink()
+
+
+@pytest.mark.parametrize("pattern", [None, (2, 4), (2, 8), (1, 16)])
+def test_every_flipped_bit_of_a_coded_tensor_is_found(pattern: tuple[int, int] | None) -> None:
+    weight = torch.arange(1, 513, dtype=torch.float32).view(16, 32)
+    kept, run = pattern or (256, 512)
+    weight.view(-1, run)[:, kept:] = 0
+    parts = compressed.stored_parts("w", weight)
+    assert parts["w" + FORM].tolist()[:2] == list(pattern or (0, 0))
+    assert torch.equal(decoded_view(parts)["w"][...], weight)
+    for part in ("w", "w" + CODE):
+        data = parts[part].view(torch.uint8)
+        for byte in range(len(data)):
+            data[byte] ^= 1 << byte % 8
+            with pytest.raises(ValueError, match="'w' cannot be decoded"):
+                decoded_view(parts)["w"][...]
+            data[byte] ^= 1 << byte % 8
+
+
+def test_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
+    dense, stored = tmp_path / "dense", tmp_path / "stored"
+    model = make_sparse(make_model())
+    model.save_pretrained(dense, max_shard_size="20KB")
+    save_pretrained_compressed(model, stored, max_shard_size="20KB")
+    for folder, convert in ((dense, compress), (stored, decompress)):
+        first, second, *_ = sorted(folder.glob("*.safetensors"))
+        tensors = load_file(first)
+        name = next(name for name in tensors if not name.endswith((CODE, FORM)))
+        save_file(load_file(second) | {name: tensors[name] + 1}, second, {"format": "pt"})
+        with pytest.raises(ValueError, match=f"'{name}' is both in .*{first.name} and in .*{second.name}"):
+            convert(folder, tmp_path / "new")
+    with pytest.raises(ValueError, match=f"'{name}' is both in"):
+        AutoModelForCausalLM.from_pretrained(stored)
+
+
+def test_room_for_the_dense_weights_is_checked_before_they_are_decoded(
+    stored: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    huge = {WEIGHT: torch.empty(0), WEIGHT + CODE: torch.zeros(2**20 + 4, dtype=torch.uint8)}
+    corrupt(stored, lambda tensors: tensors.update({**huge, WEIGHT + FORM: torch.tensor([0, 0, 2**10, 2**13])}))
+    monkeypatch.setattr("optimum_mwanda.storage.coded.decode", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2**24))
+    with pytest.raises(OSError, match=r"the dense weights need 33,\d{3},\d{3} bytes, but only 16,777,216 are free"):
+        decompress(stored, stored.with_name("new"))

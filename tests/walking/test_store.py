@@ -1,5 +1,7 @@
 """Wherever hidden states are kept, they come back as they were."""
 
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -60,3 +62,20 @@ def test_places_are_named_by_what_they_are(tmp_path: Path) -> None:
 def test_a_place_that_is_none_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"'.*missing' is not allowed: give 'device', 'cpu', or an existing folder"):
         MWandaPruner(activations=tmp_path / "missing")
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="this platform cannot reserve room")
+def test_full_disk_is_an_error_and_does_not_end_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    store = make_store(tmp_path)
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space left"):
+        store.append(torch.zeros(2, 3))
+
+
+def test_folder_that_cannot_be_written_to_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(ValueError, match="read-only for you"):
+        MWandaPruner(activations=tmp_path)

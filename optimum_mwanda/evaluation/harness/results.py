@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ...values import check_types
 from .tasks import ISO_CODES
 
 Key = tuple[str, str, str]
@@ -122,8 +123,13 @@ class HarnessReport:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "HarnessReport":
-        """Inverse of `to_dict`."""
-        return cls(tuple(HarnessScore(**score) for score in values["scores"]), values["model"], values["version"])
+        """Inverse of `to_dict`.
+
+        Raises:
+            ValueError: If a value has another type: cards show them.
+        """
+        scores = tuple(check_types(HarnessScore(**score)) for score in values["scores"])
+        return check_types(cls(scores, values["model"], values["version"]))
 
 
 def _task_scores(task: str, results: Mapping[str, Any]) -> list[HarnessScore]:
@@ -144,7 +150,7 @@ def _task_scores(task: str, results: Mapping[str, Any]) -> list[HarnessScore]:
                 value=float(value),
                 stderr=float(stderr) if isinstance(stderr, (int, float)) else None,
                 samples=int(results["n-samples"][task]["effective"]),
-                higher_is_better=better.get(metric),
+                higher_is_better=None if better.get(metric) is None else bool(better[metric]),
                 dataset=str(config["dataset_path"]),
                 split=str(config.get("test_split") or config.get("validation_split") or ""),
             )

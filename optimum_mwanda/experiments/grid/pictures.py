@@ -46,7 +46,11 @@ def plot_sections(
 
 
 def write_reports(
-    sections: Sequence[Section], path: Path, baseline: str = BASELINE, show: Sequence[str] = ()
+    sections: Sequence[Section],
+    path: Path,
+    baseline: str = BASELINE,
+    show: Sequence[str] = (),
+    overwrite: bool = True,
 ) -> list[Path]:
     """Writes an HTML page per calibration.
 
@@ -55,9 +59,13 @@ def write_reports(
         path: File of the page; if there are several, the calibration is added to each name.
         baseline: Method to show.
         show: Methods to show instead of the baseline and the best ones.
+        overwrite: Whether to replace files that exist.
 
     Returns:
         The files.
+
+    Raises:
+        FileExistsError: If a file exists and must not be replaced.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     groups = list(_by_condition(sections))
@@ -72,6 +80,8 @@ def write_reports(
         }
         comparison = PerplexityComparison(group[0].dense, pruned, group[0].seen, group[0].confidence)
         target = path if len(groups) == 1 else path.with_stem(f"{path.stem}-{_file_name(condition)}")
+        if target.exists() and not overwrite:
+            raise FileExistsError(f"{target} exists: give another name or --overwrite, with --tables-only.")
         title = f"Pruning {group[0].dense.model or 'a model'}, calibration: {condition}"
         write_html_report(target, comparison, curves=make_curves(group, baseline, show) or None, title=title)
         files.append(target)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...evaluation.bootstrap import Estimate
+from ...storage.outputs import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axis import Axis
@@ -73,7 +74,7 @@ def save_figure(figure: "Figure", path: str | os.PathLike[str]) -> None:
     kind = Path(path).suffix.lower().removeprefix(".")
     if kind not in _METADATA:
         raise ValueError(f"{os.fspath(path)!r} cannot be written as a picture: end its name in .png or .svg.")
-    Path(path).write_bytes(render(figure, kind))
+    write_bytes(Path(path), render(figure, kind))
 
 
 def style(index: int) -> dict[str, Any]:
