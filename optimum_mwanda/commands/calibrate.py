@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 
 from .base import Result, Subcommand, add_common_options
-from .dataset import add_dataset_options, open_dataset
+from .dataset import add_dataset_options, open_text
 from .errors import DataError, errors_as
 from .models import add_model_options, check_prunable, load_model, load_tokenizer, pruning_errors
 from .output import add_overwrite, check_file
@@ -34,7 +34,7 @@ class CalibrateCommand(Subcommand):
         args = self.args
         config = read_settings(args)
         target = check_file(args.statistics, args.overwrite)
-        with open_dataset(args.dataset, args.dataset_config, args.split, args.streaming) as dataset:
+        with open_text(args, config) as dataset:
             model = load_model(args.model, args, args.revision)
             tokenizer = load_tokenizer(args.model, args)
             check_prunable(model, config)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..evaluation.settings import CONFIDENCE, EvaluationSettings
 from ..storage.outputs import whole_file, write_text
 from .base import Result, Subcommand, add_common_options
-from .dataset import add_dataset_options, open_dataset
+from .dataset import add_dataset_options, open_text
 from .errors import DataError, UsageError, errors_as, one_line
 from .models import add_model_options, check_measurable, load_config, load_model, load_tokenizer, pruning_errors
 from .output import add_overwrite, check_distinct, check_file
@@ -91,7 +91,7 @@ class EvaluateCommand(Subcommand):
         for name, revision in ((args.model, args.revision), (args.dense, None)):
             if name is not None:
                 load_config(name, args, revision)  # a wrong name must fail before a long evaluation
-        with open_dataset(args.dataset, args.dataset_config, args.split, args.streaming) as dataset:
+        with open_text(args, settings) as dataset:
             report, record = self._evaluate(args.model, dataset, settings, dense, args.revision)
             if args.dense is not None:
                 dense = self._evaluate(args.dense, dataset, settings)[0]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..evaluation.settings import EvaluationSettings
 from .base import Result, Subcommand, add_common_options
-from .dataset import add_dataset_options, add_held_out_options, check_calibration_text, open_dataset
+from .dataset import add_dataset_options, add_held_out_options, check_calibration_text, open_held_out, open_text
 from .errors import DataError, HubError, UsageError, errors_as, one_line
 from .evaluate import compare, measure, write_report
 from .models import add_model_options, check_prunable, load_model, load_tokenizer, pruning_errors
@@ -90,8 +90,8 @@ class PruneCommand(Subcommand):
         """The pruned model, its tokenizer, and the evaluation if one was asked for."""
         args = self.args
         with (
-            open_dataset(args.dataset, args.dataset_config, args.split, args.streaming) as dataset,
-            open_dataset(args.eval_dataset, args.eval_dataset_config, args.eval_split) as held_out,
+            open_text(args, config) as dataset,
+            open_held_out(args, config) as held_out,
         ):
             model = load_model(args.model, args, args.revision)
             tokenizer = load_tokenizer(args.model, args)
