@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .calibration.statistics import CalibrationStatistics
 from .configuration import MWandaConfig
-from .data.chunks import CalibrationChunks, build_chunks
+from .data.chunks import CalibrationChunks, LanguageCoverage, build_chunks
 from .modeling.blocks import find_blocks, inference_mode
 from .modeling.fingerprint import model_fingerprint
 from .modeling.interrupts import check_interrupts
@@ -56,6 +56,9 @@ class MWandaPruner:
             blocks, `"cpu"` moves them to the machine's memory, and a folder holds them in a memory-mapped file, which
             is gone afterwards. The result is the same.
 
+    Attributes:
+        coverage: Rows, tokens and chunks per language of the text that was read last; empty before that.
+
     Example:
         ```python
         pruner = MWandaPruner(MWandaConfig(sparsity=0.5))
@@ -80,6 +83,7 @@ class MWandaPruner:
         self.progress = progress
         self.restore_on_failure = restore_on_failure
         self.activations = activations
+        self.coverage: tuple[LanguageCoverage, ...] = ()
 
     def prune(
         self,
@@ -111,7 +115,7 @@ class MWandaPruner:
                 "data: pass a dataset."
             )
         weights = self._find_weights(model)
-        chunks = build_chunks(dataset, self.config, model, tokenizer)
+        chunks = self._read(model, dataset, tokenizer)
         watched = flat(weights)
         if self.config.works_blockwise and not ALLOCATIONS[str(self.config.allocation)].needs_data:
             # The walk looks at each block itself; from the dense model, only the experts policy needs statistics.
@@ -146,7 +150,7 @@ class MWandaPruner:
             FloatingPointError: If activations are NaN or infinite.
         """
         weights = self._find_weights(model)
-        chunks = build_chunks(dataset, self.config, model, tokenizer)
+        chunks = self._read(model, dataset, tokenizer)
         return self._calibrate(model, flat(weights), chunks, also_for)
 
     def allocate(self, model: "PreTrainedModel", statistics: CalibrationStatistics | None = None) -> SparsityPlan:
@@ -242,6 +246,11 @@ class MWandaPruner:
         check_resident(flat(weights))
         check_pattern(weights, self.config)
         return weights
+
+    def _read(self, model: "PreTrainedModel", dataset: Any, tokenizer: Any) -> CalibrationChunks:
+        chunks = build_chunks(dataset, self.config, model, tokenizer)
+        self.coverage = chunks.coverage
+        return chunks
 
     def _calibrate(
         self,

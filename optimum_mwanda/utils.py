@@ -50,3 +50,12 @@ def sum_dtype(device: "torch.device") -> "torch.dtype":
 def as_percent(share: float | None) -> str:
     """A share in percent with one decimal; nothing for one that is not known."""
     return "" if share is None else f"{100 * share:.1f} %"
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it, to two units: 12 s, 3 min 20 s, 2 h 5 min."""
+    whole = max(round(seconds), 1)
+    hours, minutes, rest = whole // 3600, whole % 3600 // 60, whole % 60
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -271,9 +271,45 @@ def test_python_code_and_command_line_repeat_the_settings(settings: dict[str, An
         assert words[words.index(f"--{flag}") + 1] == str(getattr(MWandaConfig(**settings), flag))
 
 
-def test_every_setting_is_in_a_table() -> None:
-    cells = {row[0]: row[1] for row in rows(section(create_card(make_record()), "How it was pruned"))}
-    assert {f"`{name}`" for name in make_record()["settings"]} <= cells.keys()
+SHAPED_BY = {
+    "mwanda": ({}, {"base", "variance_weight", "group", "allocation_strength", "sequence_length"}, {"cwl_direction"}),
+    "wanda": (
+        {"criterion": "wanda", "group": "row", "allocation": "uniform"},
+        {"group", "allocation", "calibration", "samples_per_language"},
+        {"base", "variance", "variance_weight", "activation", "ria_exponent", "allocation_strength", "owl_multiplier"},
+    ),
+    "magnitude": (
+        {"criterion": "magnitude", "allocation": "uniform"},
+        {"group", "sparsity", "include"},
+        {"calibration", "languages", "seed", "bos", "batch_size", "damping", "language_weights"},
+    ),
+    "sparsegpt": (
+        {"criterion": "sparsegpt", "group": "row"},
+        {"damping", "calibration"},
+        {"group", "refinement", "refinement_ridge"},
+    ),
+    "pattern": ({"criterion": "wanda", "pattern": "2:4"}, {"pattern"}, {"group", "allocation", "max_block_sparsity"}),
+    "refined": (
+        {"refinement": "swap"},
+        {"refinement_shrinkage"},
+        {"damping", "experts_policy", "language_temperature"},
+    ),
+}
+
+
+@pytest.mark.parametrize("method", SHAPED_BY)
+def test_settings_that_apply_are_in_a_table_and_no_others(method: str) -> None:
+    settings, listed, left_out = SHAPED_BY[method]
+    record = make_record(**settings)
+    card = create_card(record | ({"languages": {}} if method == "magnitude" else {}))
+    cells = {row[0].strip("`"): row[1] for row in rows(section(card, "How it was pruned"))}
+    names = record["settings"].keys() & cells.keys()
+    assert listed <= names
+    assert not left_out & cells.keys()
+    repeated = re.search(r"^config = MWandaConfig\((.*?)^\)$", card.text, re.MULTILINE | re.DOTALL)
+    assert repeated is not None
+    assert set(re.findall(r"^    (\w+)=", repeated[1], re.MULTILINE)) == names
+    assert ("Weights competed" in card.text) is ("group" in names)
     assert cells["sparsest block"] == "62.5 %"
 
 
