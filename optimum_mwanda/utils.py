@@ -1,6 +1,9 @@
 """Small helpers that several rooms need."""
 
+import os
+import re
 from collections.abc import Generator, Iterable, Sequence
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -59,3 +62,18 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes} min"
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def portable_name(name: str) -> str:
+    """What a model or a dataset is called in anything that may leave the machine.
+
+    Of a local path only the last part: the folders of a machine are private. A folder in the cache of the Hub is called
+    after a commit, so its repository is named. A repository id stays as it is.
+    """
+    parts = name.replace("\\", "/").rstrip("/")
+    if cached := re.search(r"(?:^|/)(?:models|datasets)--([^/]+)/snapshots/[^/]+(?:/|$)", parts):
+        return cached[1].replace("--", "/")
+    if name and os.path.isdir(name):
+        return os.path.basename(os.path.abspath(name))
+    is_path = os.path.isabs(name) or name.startswith((".", "~")) or "\\" in name or name.count("/") > 1
+    return PurePath(parts).name if is_path else name

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..utils import as_percent, markdown_table
+from ..utils import as_percent, markdown_table, portable_name
 from . import tables
 from .bootstrap import check_confidence
 from .changes import METRICS, Change, Metric, measure_change
@@ -97,7 +97,7 @@ class PerplexityReport:
         scores = [LanguageScore.from_dict(entry) for entry in values["languages"]]
         return cls(
             {score.language: score for score in scores},
-            values["model"],
+            portable_name(values["model"]),  # older reports hold whole paths
             values["sequence_length"],
             values.get("tokens_per_language"),
             values.get("seed"),
