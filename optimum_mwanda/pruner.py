@@ -1,6 +1,7 @@
 """`MWandaPruner`: calibrate, allocate, apply."""
 
 import dataclasses
+import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
@@ -35,6 +36,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from .evaluation.report import PerplexityComparison
+
+
+logger = logging.getLogger(__name__)
+
+_MORE_ZEROS = 0.005
+"""By how much the share of zeros may exceed what was asked for, which is rounded to whole weights per group."""
 
 
 class MWandaPruner:
@@ -302,6 +309,13 @@ class MWandaPruner:
             record = build_record(model, self.config, walk.weights, walk.zeros, plan, statistics, fingerprint)
             check_interrupts()
             model.config.mwanda_config = record.to_dict()
+        if record.achieved_sparsity > record.target_sparsity + _MORE_ZEROS:
+            logger.warning(
+                "%.1f %% of the weights are zero though %.1f %% were asked for: they were zero before, and pruning "
+                "makes no weight dense again. For a lower sparsity prune the dense model.",
+                100 * record.achieved_sparsity,
+                100 * record.target_sparsity,
+            )
         return model
 
     def _visit(

@@ -21,6 +21,7 @@ class CalibrateCommand(Subcommand):
     def parse_args(parser: argparse.ArgumentParser) -> None:
         """Declares the flags."""
         parser.description = CalibrateCommand.__doc__
+        parser.epilog = "Example: optimum-cli mwanda calibrate MODEL stats.safetensors --dataset texts.jsonl"
         parser.add_argument("model", metavar="MODEL", help="Folder or repository of the dense model")
         parser.add_argument("statistics", metavar="STATS", help="File to write the statistics to: stats.safetensors")
         add_overwrite(parser)

@@ -39,6 +39,10 @@ class CompareCommand(Subcommand):
     def parse_args(parser: argparse.ArgumentParser) -> None:
         """Declares the flags."""
         parser.description = CompareCommand.__doc__
+        parser.epilog = (
+            "Example: optimum-cli mwanda compare MODEL --results results.jsonl "
+            "--dataset texts.jsonl --eval-dataset held_out.jsonl --tables tables.md"
+        )
         parser.add_argument(
             "model", metavar="MODEL", nargs="?", help="Folder or repository of the dense model; not with --tables-only"
         )

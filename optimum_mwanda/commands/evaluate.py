@@ -35,6 +35,9 @@ class EvaluateCommand(Subcommand):
     def parse_args(parser: argparse.ArgumentParser) -> None:
         """Declares the flags."""
         parser.description = EvaluateCommand.__doc__
+        parser.epilog = (
+            "Example: optimum-cli mwanda evaluate PRUNED --dense MODEL --dataset held_out.jsonl --output report.json"
+        )
         parser.add_argument("model", metavar="MODEL", help="Folder or repository of the model")
         dense = parser.add_mutually_exclusive_group()
         dense.add_argument("--dense", metavar="MODEL", help="The dense model to compare with (default: none)")

@@ -37,6 +37,10 @@ class PruneCommand(Subcommand):
     def parse_args(parser: argparse.ArgumentParser) -> None:
         """Declares the flags."""
         parser.description = PruneCommand.__doc__
+        parser.epilog = (
+            "Example: optimum-cli mwanda prune MODEL OUT --dataset texts.jsonl "
+            "--sparsity 0.5 --eval-dataset held_out.jsonl"
+        )
         parser.add_argument("model", metavar="MODEL", help="Folder or repository of the dense model")
         parser.add_argument("output", metavar="OUT", help="Folder to write the pruned model to")
         add_storage_options(parser)

@@ -45,6 +45,10 @@ class SearchCommand(Subcommand):
     def parse_args(parser: argparse.ArgumentParser) -> None:
         """Declares the flags."""
         parser.description = SearchCommand.__doc__
+        parser.epilog = (
+            "Example: optimum-cli mwanda search MODEL OUT --dataset texts.jsonl "
+            "--eval-dataset held_out.jsonl --max-degradation 0.05"
+        )
         parser.add_argument("model", metavar="MODEL", help="Folder or repository of the dense model")
         parser.add_argument(
             "output", metavar="OUT", nargs="?", help="Folder to write the pruned model to (default: write no model)"

@@ -1,5 +1,6 @@
 """Rows with a language, from any kind of dataset that a user may have."""
 
+import difflib
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -254,6 +255,12 @@ def _checked_language(language: Any, language_column: str, index: int) -> str | 
 
 
 def _absent(language: str, present: Iterable[str]) -> ValueError:
+    there = sorted(present)
+    parts = [part for part in re.split(r"[,;\s]+", language) if part]
+    near = difflib.get_close_matches(language.lower(), there, n=1, cutoff=0.75)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    if len(parts) > 1:
+        hint = f" Name several one by one: languages={parts}, on the command line --languages {' '.join(parts)}."
     return ValueError(
-        f"Language {language!r} was asked for, but the dataset has: {', '.join(map(repr, sorted(present))) or 'none'}."
+        f"Language {language!r} was asked for, but the dataset has: {', '.join(map(repr, there)) or 'none'}.{hint}"
     )

@@ -187,8 +187,8 @@ def test_truncated_file_is_refused(tmp_path: Path, kept: int) -> None:
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        (None, FORMAT),
-        ({"format": "pt"}, FORMAT),
+        (None, "another safetensors file"),
+        ({"format": "pt"}, "another safetensors file"),
         ({FORMAT: "no JSON"}, ""),
         ({FORMAT: "[]"}, ""),
         ({FORMAT: "{}"}, "version"),
@@ -265,3 +265,9 @@ def test_merged_unknown_tokens_add_up_unless_some_are_not_known() -> None:
 
     assert {each.unknown for each in counted(2, 0).merge(counted(3, 1)).coverage} == {5}
     assert {each.unknown for each in counted(2, 0).merge(counted(None, 1)).coverage} == {None}
+
+
+def test_weights_of_a_model_are_not_taken_for_statistics(tmp_path: Path) -> None:
+    make_model().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="another safetensors file, perhaps the weights of a model"):
+        CalibrationStatistics.load(tmp_path / "model.safetensors")

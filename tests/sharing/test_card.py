@@ -133,9 +133,15 @@ def test_table_has_dense_and_pruned_perplexity_with_seen_unseen_and_worst() -> N
     ]
 
 
-def test_seen_languages_of_the_report_win_over_those_of_the_record() -> None:
-    card = create_card(make_record(), report=make_report({"en": 0.1, "sw": 0.2}, seen=["sw"]))
-    assert [row[:2] for row in rows(section(card, "Perplexity per language"))[1:3]] == [["`en`", "no"], ["`sw`", "yes"]]
+@pytest.mark.parametrize("seen", [["en"], ["en", "swh_Latn", "tr"], []])
+def test_report_with_other_seen_languages_than_the_record_is_refused(seen: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"record of the model 'en', 'swh_Latn': leave `seen` out"):
+        create_card(make_record(), report=make_report({"en": 0.1, "sw": 0.2}, seen=seen))
+
+
+def test_seen_languages_of_the_report_may_be_those_of_the_record() -> None:
+    card = create_card(make_record(), report=make_report({"en": 0.1, "sw": 0.2}, seen=["swh_Latn", "en"]))
+    assert [row[:2] for row in rows(section(card, "Perplexity per language"))[1:3]] == [["`en`", "yes"], ["`sw`", "no"]]
 
 
 def test_results_are_in_the_metadata_one_entry_per_language() -> None:
@@ -547,7 +553,7 @@ def test_without_matplotlib_the_card_has_a_table(tmp_path: Path, monkeypatch: py
 
 def test_plot_without_matplotlib_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ImportError, match=r"optimum-mwanda\[plots\]"):
+    with pytest.raises(ImportError, match="pip install matplotlib"):
         plot_block_sparsity(SparsityRecord.parse(make_record()), tmp_path / "plot.png")
 
 
