@@ -114,7 +114,7 @@ class PerplexityReport:
         The share of unknown tokens is a column if any is unknown.
         """
         has_unknown = any(score.unknown for score in self.scores.values())
-        return markdown_table(
+        table = markdown_table(
             ["language", "tokens", "nll", "perplexity", "bits per byte", *(["unknown"] if has_unknown else [])],
             [
                 [
@@ -128,6 +128,9 @@ class PerplexityReport:
                 for score in self.scores.values()
             ],
         )
+        return table + tables.without_interval(self.scores)
+
+    __str__ = to_markdown
 
     def to_pandas(self) -> "pandas.DataFrame":
         """A table with one row per language; standard errors have their own columns."""
@@ -281,7 +284,11 @@ class PerplexityComparison:
         """
         changes = {name: self.change(name, metric=metric) for name in self.pruned}
         reports = {name: report.scores for name, report in self.pruned.items()}
-        return tables.comparison_table(self.dense.scores, reports, changes, self.seen, metric)
+        table = tables.comparison_table(self.dense.scores, reports, changes, self.seen, metric)
+        return table + tables.without_interval(self.dense.scores)
+
+    def __str__(self) -> str:
+        return self.to_markdown()
 
     def to_pandas(self) -> "pandas.DataFrame":
         """A table with one row per pruned model and language: both scores, the increases and their intervals."""
