@@ -21,6 +21,12 @@ SPLITS = {word: str(split) for split, words in SPLIT_KEYWORDS.items() for word i
 """What splits are called to the split that is meant."""
 
 
+_UNLABELLED = (
+    "%d of %d rows name no language and are left out. If the dataset comes from CSV files, 'nan' and 'NA' may have "
+    "been read as missing values: load it with keep_default_na=False."
+)
+
+
 class Sink(Protocol):
     """Takes the rows of a language until it has enough."""
 
@@ -191,7 +197,7 @@ def _feed_stream(dataset: IterableDataset, sink: Sink, columns: Columns, languag
             if language not in seen:
                 raise _absent(language, seen)
     if unlabelled:
-        logger.warning("%d of %d rows name no language and are left out.", unlabelled, index + 1)
+        logger.warning(_UNLABELLED, unlabelled, index + 1)
 
 
 def _selected(dataset: Any, columns: Columns) -> Any:
@@ -232,7 +238,7 @@ def _group(labels: list[Any], language_column: str) -> dict[str, list[int]]:
         else:
             groups.setdefault(language, []).append(index)
     if unlabelled:
-        logger.warning("%d of %d rows name no language and are left out.", unlabelled, len(labels))
+        logger.warning(_UNLABELLED, unlabelled, len(labels))
     return groups
 
 
