@@ -109,16 +109,23 @@ def read_wide(dataset: Any, columns: Mapping[str, str]) -> dict[str, Any]:
         ValueError: If there is no such column.
     """
     texts = {}
+    # A stream may not know its columns before its first row.
+    present = list(next(iter(dataset), {})) if dataset.column_names is None else dataset.column_names
     for language, path in columns.items():
-        present = dataset.column_names
-        names = [path] if present is None or path in present else path.split(".")
-        texts[language] = dataset if present is None else dataset.select_columns(_known(names[0], present, language))
+        names = [path] if path in present else path.split(".")
+        selected = dataset.select_columns(_known(names[0], present, language))
         if isinstance(dataset, Dataset):
-            flat = texts[language].flatten() if len(names) > 1 else texts[language]
+            flat = selected.flatten() if len(names) > 1 else selected
             texts[language] = flat[_known(path, flat.column_names, language)[0]]
-        else:
-            for name in names:
-                texts[language] = texts[language][name]
+            continue
+        value: Any = next(iter(selected), {})
+        for depth, name in enumerate(names):
+            if value is not None:  # as in a row without translations, which tells nothing
+                inner = [".".join([*names[:depth], each]) for each in (value if isinstance(value, Mapping) else ())]
+                _known(".".join(names[: depth + 1]), inner, language)
+                value = value[name]
+            selected = selected[name]
+        texts[language] = selected
     return texts
 
 

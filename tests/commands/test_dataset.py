@@ -247,7 +247,7 @@ def test_columns_of_a_wide_table_are_languages(tmp_path: Path, streaming: bool) 
     columns = {code: f"translation.{code}" for code in TEXTS}
     assert contents(tmp_path / "t.jsonl", columns=columns, streaming=streaming) == TEXTS
     with pytest.raises(DataError, match=r"no column 'translation\.xx'"):
-        contents(tmp_path / "t.jsonl", columns={"xx": "translation.xx"})
+        contents(tmp_path / "t.jsonl", columns={"xx": "translation.xx"}, streaming=streaming)
     (tmp_path / "sw.txt").write_text("a")
     with pytest.raises(DataError, match="for one table"):
         contents(tmp_path / "sw.txt", columns=columns)
