@@ -12,8 +12,12 @@ SLOW := tests/pruning/test_against_reference.py tests/storage/test_families.py
 
 .PHONY: demo test test-fast test-oldest test-matrix check style clean
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.runtime: pyproject.toml constraints.txt
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) $(INSTALL) --constraint constraints.txt --editable '.[plots]'
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.runtime
 	$(RUN) $(INSTALL) --constraint constraints.txt --editable '.[tests,quality]'
 	touch $@
 
@@ -22,7 +26,7 @@ $(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
 	$(OLDEST)/bin/python $(INSTALL) --constraint constraints-oldest.txt --editable '.[tests]'
 	touch $@
 
-demo: $(VENV)/.installed  ## prune the embedded sample with Wanda and with M-Wanda, and compare them per language
+demo: $(VENV)/.runtime  ## prune the embedded sample with Wanda and with M-Wanda, and compare them per language
 	$(RUN) examples/01_prune_sample.py --output pruned_sample
 
 test: $(VENV)/.installed  ## run the tests

@@ -1,6 +1,7 @@
 """`MWandaPruner`: calibrate, allocate, apply."""
 
 import dataclasses
+import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from .calibration.statistics import CalibrationStatistics
 from .configuration import MWandaConfig
-from .data.chunks import CalibrationChunks, build_chunks
+from .data.chunks import CalibrationChunks, LanguageCoverage, build_chunks
 from .modeling.blocks import find_blocks, inference_mode
 from .modeling.fingerprint import model_fingerprint
 from .modeling.interrupts import check_interrupts
@@ -37,6 +38,12 @@ if TYPE_CHECKING:
     from .evaluation.report import PerplexityComparison
 
 
+logger = logging.getLogger(__name__)
+
+_MORE_ZEROS = 0.005
+"""By how much the share of zeros may exceed what was asked for, which is rounded to whole weights per group."""
+
+
 class MWandaPruner:
     """Prunes a multilingual language model in one shot.
 
@@ -55,6 +62,9 @@ class MWandaPruner:
             other (sequential calibration, refinement, reconstruction): `"device"` leaves them on the device of the
             blocks, `"cpu"` moves them to the machine's memory, and a folder holds them in a memory-mapped file, which
             is gone afterwards. The result is the same.
+
+    Attributes:
+        coverage: Rows, tokens and chunks per language of the text that was read last; empty before that.
 
     Example:
         ```python
@@ -80,6 +90,7 @@ class MWandaPruner:
         self.progress = progress
         self.restore_on_failure = restore_on_failure
         self.activations = activations
+        self.coverage: tuple[LanguageCoverage, ...] = ()
 
     def prune(
         self,
@@ -111,7 +122,7 @@ class MWandaPruner:
                 "data: pass a dataset."
             )
         weights = self._find_weights(model)
-        chunks = build_chunks(dataset, self.config, model, tokenizer)
+        chunks = self._read(model, dataset, tokenizer)
         watched = flat(weights)
         if self.config.works_blockwise and not ALLOCATIONS[str(self.config.allocation)].needs_data:
             # The walk looks at each block itself; from the dense model, only the experts policy needs statistics.
@@ -146,7 +157,7 @@ class MWandaPruner:
             FloatingPointError: If activations are NaN or infinite.
         """
         weights = self._find_weights(model)
-        chunks = build_chunks(dataset, self.config, model, tokenizer)
+        chunks = self._read(model, dataset, tokenizer)
         return self._calibrate(model, flat(weights), chunks, also_for)
 
     def allocate(self, model: "PreTrainedModel", statistics: CalibrationStatistics | None = None) -> SparsityPlan:
@@ -243,6 +254,11 @@ class MWandaPruner:
         check_pattern(weights, self.config)
         return weights
 
+    def _read(self, model: "PreTrainedModel", dataset: Any, tokenizer: Any) -> CalibrationChunks:
+        chunks = build_chunks(dataset, self.config, model, tokenizer)
+        self.coverage = chunks.coverage
+        return chunks
+
     def _calibrate(
         self,
         model: "PreTrainedModel",
@@ -293,6 +309,13 @@ class MWandaPruner:
             record = build_record(model, self.config, walk.weights, walk.zeros, plan, statistics, fingerprint)
             check_interrupts()
             model.config.mwanda_config = record.to_dict()
+        if record.achieved_sparsity > record.target_sparsity + _MORE_ZEROS:
+            logger.warning(
+                "%.1f %% of the weights are zero though %.1f %% were asked for: they were zero before, and pruning "
+                "makes no weight dense again. For a lower sparsity prune the dense model.",
+                100 * record.achieved_sparsity,
+                100 * record.target_sparsity,
+            )
         return model
 
     def _visit(

@@ -1,6 +1,9 @@
 """Small helpers that several rooms need."""
 
+import os
+import re
 from collections.abc import Generator, Iterable, Sequence
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -50,3 +53,27 @@ def sum_dtype(device: "torch.device") -> "torch.dtype":
 def as_percent(share: float | None) -> str:
     """A share in percent with one decimal; nothing for one that is not known."""
     return "" if share is None else f"{100 * share:.1f} %"
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it, to two units: 12 s, 3 min 20 s, 2 h 5 min."""
+    whole = max(round(seconds), 1)
+    hours, minutes, rest = whole // 3600, whole % 3600 // 60, whole % 60
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def portable_name(name: str) -> str:
+    """What a model or a dataset is called in anything that may leave the machine.
+
+    Of a local path only the last part: the folders of a machine are private. A folder in the cache of the Hub is called
+    after a commit, so its repository is named. A repository id stays as it is.
+    """
+    parts = name.replace("\\", "/").rstrip("/")
+    if cached := re.search(r"(?:^|/)(?:models|datasets)--([^/]+)/snapshots/[^/]+(?:/|$)", parts):
+        return cached[1].replace("--", "/")
+    if name and os.path.isdir(name):
+        return os.path.basename(os.path.abspath(name))
+    is_path = os.path.isabs(name) or name.startswith((".", "~")) or "\\" in name or name.count("/") > 1
+    return PurePath(parts).name if is_path else name

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -67,3 +68,14 @@ def test_every_public_name_can_be_imported() -> None:
         "-c",
         "import optimum_mwanda as o; [getattr(o, name) for name in o.__all__]; assert set(o.__all__) <= set(dir(o))",
     )
+
+
+def test_demo_installs_what_it_runs_with_and_no_more() -> None:
+    make = shutil.which("make")
+    if make is None:
+        pytest.skip("there is no make on this machine")
+    words = [make, "--dry-run", "demo", "VENV=no-such-folder"]
+    plan = subprocess.run(words, cwd=EXAMPLES.parent, capture_output=True, text=True, check=True).stdout
+    assert "pip install" in plan
+    assert "tests" not in plan
+    assert "quality" not in plan

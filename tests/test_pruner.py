@@ -670,3 +670,11 @@ def test_model_with_an_adapter_is_refused() -> None:
     with pytest.raises(ValueError, match=r"carries an adapter.*merge_and_unload"):
         quiet().prune(adapted, ROWS)
     quiet().prune(adapted.merge_and_unload(), ROWS)
+
+
+def test_zeros_that_were_there_before_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    model, settings = make_model(), {"criterion": "magnitude", "allocation": "uniform"}
+    MWandaPruner(MWandaConfig(sparsity=0.6, **settings), progress=False).prune(model)
+    assert not caplog.records
+    MWandaPruner(MWandaConfig(sparsity=0.2, **settings), progress=False).prune(model)
+    assert "60.0 % of the weights are zero though 20.0 % were asked for" in caplog.text

@@ -2,7 +2,7 @@
 
 import argparse
 
-from optimum_mwanda.commands.dataset import add_dataset_options, open_dataset
+from optimum_mwanda.commands.dataset import add_dataset_options, open_text
 from optimum_mwanda.commands.errors import CommandError, one_line
 from optimum_mwanda.evaluation.harness.tasks import (
     DOCUMENTS_PER_LANGUAGE,
@@ -60,7 +60,7 @@ def write_tasks(args: argparse.Namespace) -> list[str]:
         return write_xcopa_tasks(args.folder, args.output)
     if args.command == "xwinograd":
         return write_xwinograd_tasks(args.folder, args.output)
-    with open_dataset(args.dataset, args.dataset_config, args.split, args.streaming) as dataset:
+    with open_text(args, EvaluationSettings(language_column=args.language_column)) as dataset:
         return write_language_tasks(
             dataset,
             args.output,

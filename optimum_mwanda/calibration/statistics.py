@@ -219,7 +219,13 @@ class CalibrationStatistics:
             raise FileNotFoundError(f"There is no statistics file {os.fspath(path)!r}: write one with save().")
         try:
             with safe_open(path, framework="pt") as file:
-                header = json.loads((file.metadata() or {})[FORMAT])
+                metadata = file.metadata() or {}
+                if FORMAT not in metadata:
+                    raise ValueError(
+                        "it is another safetensors file, perhaps the weights of a model. Write statistics with "
+                        "save(), or with `optimum-cli mwanda calibrate`"
+                    )
+                header = json.loads(metadata[FORMAT])
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             if header["version"] != FORMAT_VERSION:
                 raise ValueError(f"its format version is {header['version']}, this library reads {FORMAT_VERSION}")

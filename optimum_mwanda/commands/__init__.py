@@ -5,6 +5,8 @@ Declaring them imports neither torch nor transformers: what is heavy is imported
 
 from typing import Any
 
+from ..version import __version__
+
 
 def declare(parent: Any) -> None:
     """Declares every subcommand.
@@ -26,6 +28,7 @@ def declare(parent: Any) -> None:
     from .prune import PruneCommand
     from .search import SearchCommand
 
+    parent.parser.add_argument("--version", action="version", version=f"optimum-mwanda {__version__}")
     parent.subparsers = parent.parser.add_subparsers(metavar="COMMAND", parser_class=OneLineParser)
     for name, command in {
         "prune": PruneCommand,

@@ -27,6 +27,7 @@ class ApplyCommand(Subcommand):
     def parse_args(parser: argparse.ArgumentParser) -> None:
         """Declares the flags."""
         parser.description = ApplyCommand.__doc__
+        parser.epilog = "Example: optimum-cli mwanda apply MODEL stats.safetensors OUT --sparsity 0.5 0.6"
         parser.add_argument("model", metavar="MODEL", help="Folder or repository of the dense model")
         parser.add_argument("statistics", metavar="STATS", help="File that `calibrate` wrote")
         parser.add_argument("output", metavar="OUT", help="Folder to write to")

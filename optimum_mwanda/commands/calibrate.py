@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 
 from .base import Result, Subcommand, add_common_options
-from .dataset import add_dataset_options, open_dataset
+from .dataset import add_dataset_options, open_text
 from .errors import DataError, errors_as
 from .models import add_model_options, check_prunable, load_model, load_tokenizer, pruning_errors
 from .output import add_overwrite, check_file, check_paths
@@ -21,6 +21,7 @@ class CalibrateCommand(Subcommand):
     def parse_args(parser: argparse.ArgumentParser) -> None:
         """Declares the flags."""
         parser.description = CalibrateCommand.__doc__
+        parser.epilog = "Example: optimum-cli mwanda calibrate MODEL stats.safetensors --dataset texts.jsonl"
         parser.add_argument("model", metavar="MODEL", help="Folder or repository of the dense model")
         parser.add_argument("statistics", metavar="STATS", help="File to write the statistics to: stats.safetensors")
         add_overwrite(parser)
@@ -35,7 +36,7 @@ class CalibrateCommand(Subcommand):
         config = read_settings(args)
         check_paths(args, {"STATS": args.statistics})
         target = check_file(args.statistics, args.overwrite)
-        with open_dataset(args.dataset, args.dataset_config, args.split, args.streaming) as dataset:
+        with open_text(args, config) as dataset:
             model = load_model(args.model, args, args.revision)
             tokenizer = load_tokenizer(args.model, args)
             check_prunable(model, config)

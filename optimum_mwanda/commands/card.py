@@ -26,6 +26,7 @@ class CardCommand(Subcommand):
     def parse_args(parser: argparse.ArgumentParser) -> None:
         """Declares the flags."""
         parser.description = CardCommand.__doc__
+        parser.epilog = "Example: optimum-cli mwanda card PRUNED --report report.json"
         parser.add_argument("model", metavar="MODEL_PATH", help="Folder of the pruned model")
         parser.add_argument(
             "--report",

@@ -13,7 +13,7 @@ from ..experiments.grid.methods import GRID_PRESETS, choose, read_methods
 from ..experiments.grid.plan import ComparisonPlan
 from ..storage.outputs import write_text
 from .base import Result, Subcommand, add_common_options
-from .dataset import add_dataset_options, add_held_out_options, open_dataset
+from .dataset import add_dataset_options, add_held_out_options, open_held_out, open_text
 from .errors import DataError, UsageError, errors_as
 from .models import (
     add_model_options,
@@ -40,6 +40,10 @@ class CompareCommand(Subcommand):
     def parse_args(parser: argparse.ArgumentParser) -> None:
         """Declares the flags."""
         parser.description = CompareCommand.__doc__
+        parser.epilog = (
+            "Example: optimum-cli mwanda compare MODEL --results results.jsonl "
+            "--dataset texts.jsonl --eval-dataset held_out.jsonl --tables tables.md"
+        )
         parser.add_argument(
             "model", metavar="MODEL", nargs="?", help="Folder or repository of the dense model; not with --tables-only"
         )
@@ -145,14 +149,14 @@ class CompareCommand(Subcommand):
         """Text to calibrate on and text to evaluate on."""
         from ..experiments.grid.halves import halve_documents
 
-        args = self.args
-        with open_dataset(args.dataset, args.dataset_config, args.split, args.streaming) as dataset:
+        args, config = self.args, plan.calibration(plan.seeds[0])
+        with open_text(args, config) as dataset:
             if args.tune:
                 with errors_as(DataError, KeyError, TypeError, ValueError):
-                    halves = halve_documents(dataset, plan.calibration(plan.seeds[0]).language_column)
+                    halves = halve_documents(dataset, config.language_column)
                 yield halves
                 return
-            with open_dataset(args.eval_dataset, args.eval_dataset_config, args.eval_split) as held_out:
+            with open_held_out(args, config) as held_out:
                 yield dataset, held_out
 
     def _show(self, sections: Any, results: "Results") -> Result:

@@ -16,11 +16,13 @@ class CompressCommand(Subcommand):
     """
 
     INPUT = "an ordinary checkpoint"
+    EXAMPLE = "compress PRUNED OUT"
 
     @classmethod
     def parse_args(cls, parser: argparse.ArgumentParser) -> None:
         """Declares the flags."""
         parser.description = cls.__doc__
+        parser.epilog = f"Example: optimum-cli mwanda {cls.EXAMPLE}"
         parser.add_argument("input", metavar="IN", help=f"Folder of {cls.INPUT}")
         parser.add_argument("output", metavar="OUT", help="Folder to write to")
         add_overwrite(parser)

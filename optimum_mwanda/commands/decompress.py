@@ -9,6 +9,7 @@ class DecompressCommand(CompressCommand):
     """Turn a compressed checkpoint into an ordinary one that every tool can read."""
 
     INPUT = "a compressed checkpoint"
+    EXAMPLE = "decompress COMPRESSED OUT"
 
     def convert(self, source: str, folder: Path) -> None:
         """Fills the new folder."""

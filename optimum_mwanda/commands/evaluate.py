@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..evaluation.settings import CONFIDENCE, EvaluationSettings
 from ..storage.outputs import write_text
 from .base import Result, Subcommand, add_common_options
-from .dataset import add_dataset_options, open_dataset
+from .dataset import add_dataset_options, open_text
 from .errors import DataError, UsageError, errors_as, one_line
 from .models import add_model_options, check_measurable, load_config, load_model, load_tokenizer, pruning_errors
 from .output import add_overwrite, check_file, check_paths
@@ -35,6 +35,9 @@ class EvaluateCommand(Subcommand):
     def parse_args(parser: argparse.ArgumentParser) -> None:
         """Declares the flags."""
         parser.description = EvaluateCommand.__doc__
+        parser.epilog = (
+            "Example: optimum-cli mwanda evaluate PRUNED --dense MODEL --dataset held_out.jsonl --output report.json"
+        )
         parser.add_argument("model", metavar="MODEL", help="Folder or repository of the model")
         dense = parser.add_mutually_exclusive_group()
         dense.add_argument("--dense", metavar="MODEL", help="The dense model to compare with (default: none)")
@@ -91,7 +94,7 @@ class EvaluateCommand(Subcommand):
         for name, revision in ((args.model, args.revision), (args.dense, None)):
             if name is not None:
                 load_config(name, args, revision)  # a wrong name must fail before a long evaluation
-        with open_dataset(args.dataset, args.dataset_config, args.split, args.streaming) as dataset:
+        with open_text(args, settings) as dataset:
             report, record = self._evaluate(args.model, dataset, settings, dense, args.revision)
             if args.dense is not None:
                 dense = self._evaluate(args.dense, dataset, settings)[0]

@@ -23,6 +23,7 @@ class InspectCommand(Subcommand):
     def parse_args(parser: argparse.ArgumentParser) -> None:
         """Declares the flags."""
         parser.description = InspectCommand.__doc__
+        parser.epilog = "Example: optimum-cli mwanda inspect PRUNED"
         parser.add_argument("model", metavar="MODEL", help="Folder or repository of the pruned model")
         parser.add_argument("--revision", metavar="NAME", help="Branch, tag or commit of MODEL (default: main)")
         add_common_options(parser)

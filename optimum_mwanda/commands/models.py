@@ -28,7 +28,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--device-map",
         type=_device_map,
         metavar="MAP",
-        help="Where to load the weights: cpu, cuda, cuda:1, auto, or a JSON object; needs accelerate (default: cpu)",
+        help="Where to load the weights: cpu, cuda, cuda:1, auto, or a JSON object (default: auto if there is a GPU, "
+        "else cpu)",
     )
     group.add_argument("--tokenizer", metavar="NAME", help="Name or path of the tokenizer (default: MODEL)")
     group.add_argument(
@@ -78,7 +79,7 @@ def load_model(name: str, args: argparse.Namespace, revision: str | None = None)
                 name,
                 config=config,
                 dtype=args.dtype,
-                device_map=args.device_map,
+                device_map=args.device_map or default_device_map(),
                 **_source(args, revision),
                 use_safetensors=None if args.allow_pickle else True,
                 output_loading_info=True,
@@ -95,6 +96,13 @@ def load_model(name: str, args: argparse.Namespace, revision: str | None = None)
                 f"{architecture!r})."
             )
     return model
+
+
+def default_device_map() -> str | None:
+    """Where models are loaded unless the user says so: on the GPUs, if there are any."""
+    import torch
+
+    return "auto" if torch.cuda.is_available() else None
 
 
 def _source(args: argparse.Namespace, revision: str | None) -> dict[str, Any]:

@@ -20,15 +20,42 @@ class OneLineParser(argparse.ArgumentParser):
         """Refuses unknown arguments here, where the known flags can be suggested."""
         found, unknown = super().parse_known_args(args, namespace)
         for argument in unknown:
-            flag = argument.partition("=")[0]
-            near = difflib.get_close_matches(flag, self._option_string_actions, n=1, cutoff=0.6)
-            hint = f" Did you mean {near[0]}?" if near and flag.startswith("-") else ""
-            self.error(f"{argument!r} is not known.{hint}")
+            self.error(f"{argument!r} is not known.{self._hint(argument.partition('=')[0])}")
         return found, unknown
+
+    def _hint(self, flag: str) -> str:
+        """What may have been meant; nothing rather than something else."""
+        if not flag.startswith("--"):
+            return ""
+        for action in self._actions:
+            if not action.option_strings and flag in (f"--{action.dest}", f"--{str(action.metavar).lower()}"):
+                return f" {action.metavar} is given without a flag."
+        flags = list(self._option_string_actions)
+        near = difflib.get_close_matches(flag, flags, n=1, cutoff=0.8)
+        short = sorted((each for each in flags if len(flag) > 5 and _abbreviates(flag, each)), key=len)
+        return f" Did you mean {(near or short)[0]}?" if near or short else ""
+
+    def format_help(self) -> str:
+        """The help, whose first line names what must be given; the list below it has all flags."""
+        if self.usage is None:
+            required = [action for action in self._actions if action.option_strings and action.required]
+            words = [
+                *(f"[{a.metavar}]" if a.nargs == "?" else str(a.metavar) for a in self._get_positional_actions()),
+                *(f"{action.option_strings[0]} {action.metavar}" for action in required),
+                "[flags]",
+            ]
+            self.usage = " ".join([self.prog, *words]).replace("%", "%%")
+        return super().format_help()
 
     def error(self, message: str) -> NoReturn:
         """Ends the process with one line on standard error."""
         self.exit(UsageError.exit_code, f"{self.prog}: error: {one_line(message)} See {self.prog} --help.\n")
+
+
+def _abbreviates(flag: str, other: str) -> bool:
+    """Whether the letters of one stand in the other in the same order: `--seqlen` in `--sequence-length`."""
+    letters = iter(other)
+    return other.startswith(flag[:3]) and all(letter in letters for letter in flag)
 
 
 def with_default(help: str, default: Any) -> str:

@@ -1,12 +1,15 @@
 """`optimum-cli mwanda prune`."""
 
 import argparse
+import dataclasses
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..evaluation.settings import EvaluationSettings
+from ..utils import duration
 from .base import Result, Subcommand, add_common_options
-from .dataset import add_dataset_options, add_held_out_options, check_calibration_text, open_dataset
+from .dataset import add_dataset_options, add_held_out_options, check_calibration_text, open_held_out, open_text
 from .errors import DataError, HubError, UsageError, errors_as, one_line
 from .evaluate import compare, measure, write_report
 from .models import add_model_options, check_prunable, load_model, load_tokenizer, pruning_errors
@@ -16,6 +19,7 @@ from .setting_flags import add_settings, read_settings
 
 if TYPE_CHECKING:
     from ..configuration import MWandaConfig
+    from ..data.chunks import LanguageCoverage
     from ..evaluation.report import PerplexityComparison
     from ..record.schema import SparsityRecord
 
@@ -26,10 +30,17 @@ class PruneCommand(Subcommand):
     With --eval-dataset, the dense and the pruned model are evaluated and compared per language.
     """
 
+    coverage: "tuple[LanguageCoverage, ...]" = ()
+    seconds: float = 0.0
+
     @staticmethod
     def parse_args(parser: argparse.ArgumentParser) -> None:
         """Declares the flags."""
         parser.description = PruneCommand.__doc__
+        parser.epilog = (
+            "Example: optimum-cli mwanda prune MODEL OUT --dataset texts.jsonl "
+            "--sparsity 0.5 --eval-dataset held_out.jsonl"
+        )
         parser.add_argument("model", metavar="MODEL", help="Folder or repository of the dense model")
         parser.add_argument("output", metavar="OUT", help="Folder to write the pruned model to")
         add_storage_options(parser)
@@ -70,7 +81,8 @@ class PruneCommand(Subcommand):
             self._check(config)
             model, tokenizer, report = self._prune(config, folder)
             record = write_checkpoint(model, tokenizer, folder, args, report)
-        parts = [summary(record), *([report.to_markdown()] if report else []), f"Wrote {args.output}."]
+        parts = [*self._calibrated(), summary(record), *([report.to_markdown()] if report else [])]
+        parts.append(f"Wrote {args.output}.")
         if page is not None and report is not None:
             self._write_report(page, report, record)
             parts.append(f"Wrote {page}.")
@@ -82,16 +94,27 @@ class PruneCommand(Subcommand):
             "report": args.report,
             "pushed": pushed,
             "evaluation": None if report is None else report.to_dict(),
+            "seconds": round(self.seconds, 3),
+            "coverage": {entry.language: dataclasses.asdict(entry) for entry in self.coverage},
             **facts(record),
         }
         return Result("\n\n".join(parts), values)
+
+    def _calibrated(self) -> list[str]:
+        """What the model was calibrated on, and how long it took."""
+        from ..data.chunks import coverage_table
+
+        time_taken = f"Pruned in {duration(self.seconds)}"
+        if not self.coverage:
+            return [f"{time_taken}."]
+        return [f"{time_taken}, calibrated on:\n\n{coverage_table(self.coverage)}"]
 
     def _prune(self, config: "MWandaConfig", folder: Path) -> "tuple[Any, Any, PerplexityComparison | None]":
         """The pruned model, its tokenizer, and the evaluation if one was asked for."""
         args = self.args
         with (
-            open_dataset(args.dataset, args.dataset_config, args.split, args.streaming) as dataset,
-            open_dataset(args.eval_dataset, args.eval_dataset_config, args.eval_split) as held_out,
+            open_text(args, config) as dataset,
+            open_held_out(args, config) as held_out,
         ):
             model = load_model(args.model, args, args.revision)
             tokenizer = load_tokenizer(args.model, args)
@@ -105,7 +128,9 @@ class PruneCommand(Subcommand):
                 pruner = MWandaPruner(
                     config, progress=not args.quiet, restore_on_failure=False, activations=args.activations
                 )
+                start = time.monotonic()
                 pruner.prune(model, dataset, tokenizer)
+                self.coverage, self.seconds = pruner.coverage, time.monotonic() - start
             if dense is None:
                 return model, tokenizer, None
             pruned = self._evaluate(model, tokenizer, held_out, config)

@@ -9,7 +9,7 @@ from ..evaluation.settings import EvaluationSettings
 from ..experiments.search.defaults import BOUNDS, MAX_DEGRADATION, RESOLUTION
 from ..storage.outputs import write_text
 from .base import Result, Subcommand, add_common_options
-from .dataset import add_dataset_options, add_held_out_options, check_calibration_text, open_dataset
+from .dataset import add_dataset_options, add_held_out_options, check_calibration_text, open_held_out, open_text
 from .errors import DataError, UsageError, errors_as
 from .models import (
     add_model_options,
@@ -45,6 +45,10 @@ class SearchCommand(Subcommand):
     def parse_args(parser: argparse.ArgumentParser) -> None:
         """Declares the flags."""
         parser.description = SearchCommand.__doc__
+        parser.epilog = (
+            "Example: optimum-cli mwanda search MODEL OUT --dataset texts.jsonl "
+            "--eval-dataset held_out.jsonl --max-degradation 0.05"
+        )
         parser.add_argument("model", metavar="MODEL", help="Folder or repository of the dense model")
         parser.add_argument(
             "output", metavar="OUT", nargs="?", help="Folder to write the pruned model to (default: write no model)"
@@ -121,8 +125,8 @@ class SearchCommand(Subcommand):
 
         args = self.args
         with (
-            open_dataset(args.dataset, args.dataset_config, args.split, args.streaming) as dataset,
-            open_dataset(args.eval_dataset, args.eval_dataset_config, args.eval_split) as held_out,
+            open_text(args, space.config) as dataset,
+            open_held_out(args, space.config) as held_out,
         ):
             model = load_model(args.model, args, args.revision)
             tokenizer = load_tokenizer(args.model, args)

@@ -16,6 +16,36 @@ from ..presets import PRESETS, preset_settings
 from .errors import UsageError, errors_as, one_line
 from .parser import with_default
 
+_THEMES = {
+    "how much and where": (
+        *("sparsity", "pattern", "group", "include", "exclude", "blocks", "experts_policy", "min_expert_tokens"),
+    ),
+    "which weights": (
+        *("criterion", "base", "ria_exponent", "variance", "variance_weight"),
+        *("activation", "activation_threshold", "activation_exponent"),
+    ),
+    "sparsity of each block": (
+        *("allocation", "allocation_strength", "cwl_direction", "owl_multiplier"),
+        *("min_block_sparsity", "max_block_sparsity"),
+    ),
+    "calibration text": (
+        *("language_column", "text_column", "target_column", "languages", "language_weights"),
+        *(
+            "language_temperature",
+            "samples_per_language",
+            "sequence_length",
+            "bos",
+            "batch_size",
+            "calibration",
+            "seed",
+        ),
+    ),
+    "better masks and new values": (
+        *("refinement", "refinement_shrinkage", "refinement_ridge", "reconstruction", "damping"),
+    ),
+}
+"""What settings are about; the help shows them so."""
+
 
 def add_settings(
     parser: argparse.ArgumentParser, settings: type[Any] = MWandaConfig, leave_out: Collection[str] = ()
@@ -30,9 +60,13 @@ def add_settings(
         choices=list(PRESETS),
         help="All settings of a published method, which the flags below override; not with --config (default: none)",
     )
+    groups: dict[str | None, Any] = {None: group}
     for field in dataclasses.fields(settings):
         if field.name not in leave_out:
-            group.add_argument(
+            theme = next((theme for theme, names in _THEMES.items() if field.name in names), None)
+            if theme not in groups:
+                groups[theme] = parser.add_argument_group(f"settings: {theme}")
+            groups[theme].add_argument(
                 flag(field.name),
                 dest=field.name,
                 help=with_default(field.metadata["help"].rstrip("."), _shown(field)),

@@ -8,13 +8,12 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
-from datasets import IterableDataset
 
 from ..configuration import MWandaConfig
 from ..utils import as_percent, markdown_table
 from .encoding import RowEncoder, resolve_sequence_length
 from .packing import Batch, PairPacker, TextPacker
-from .rows import feed
+from .rows import feed, is_read_in_order
 from .special_tokens import warn_of_unknown
 
 if TYPE_CHECKING:
@@ -159,7 +158,7 @@ def build_chunks(
         columns["target_column"] = config.target_column
         packer = PairPacker(RowEncoder(tokenizer, model, **columns), length, samples)
     else:
-        max_per_row = length * samples if isinstance(dataset, IterableDataset) else length
+        max_per_row = length * samples if is_read_in_order(dataset) else length
         packer = TextPacker(RowEncoder(tokenizer, model, **columns, bos=config.bos), length, samples, max_per_row)
     feed(
         dataset,

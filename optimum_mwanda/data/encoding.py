@@ -39,6 +39,11 @@ class RowEncoder:
         target_column: str = MWandaConfig.target_column,
         bos: str = MWandaConfig.bos,
     ) -> None:
+        if not (tokenizer is None or isinstance(tokenizer, (str, os.PathLike)) or callable(tokenizer)):
+            raise TypeError(
+                f"tokenizer is a {type(tokenizer).__name__}: pass a tokenizer, its name or path, or None for the one "
+                "beside the model."
+            )
         self._tokenizer = tokenizer
         self._model = model
         self._text_column = text_column

@@ -1,65 +1,30 @@
 """Rows with a language, from any kind of dataset that a user may have."""
 
-import dataclasses
+import difflib
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from datasets.data_files import SPLIT_KEYWORDS
 
+from .columns import Columns
 from .surrogates import check_whole
 
 logger = logging.getLogger(__name__)
 
 Row = Mapping[str, Any]
 
+SPLITS = {word: str(split) for split, words in SPLIT_KEYWORDS.items() for word in words}
+"""What splits are called to the split that is meant."""
 
-@dataclasses.dataclass(frozen=True)
-class Columns:
-    """Names of the columns to read.
 
-    Attributes:
-        language: Column with the language of a row.
-        text: Column with the text; not needed if there are `input_ids`.
-        target: Column with the target for an encoder-decoder; not needed if there are `input_ids` and `labels`. None
-            for every other model.
-    """
-
-    language: str
-    text: str
-    target: str | None = None
-
-    def hold_ids(self, present: Iterable[str]) -> bool:
-        """Whether rows with these columns are tokenised."""
-        return {"input_ids", "labels"} <= {*present} if self.target else "input_ids" in present
-
-    def check(self, present: Sequence[str] | None, where: str = "", language: bool = True) -> None:
-        """Checks that a dataset or a row has the columns that are needed.
-
-        Args:
-            present: Its columns.
-            where: Which row it is, for messages.
-            language: Whether it needs a language column.
-
-        Raises:
-            ValueError: If a column is missing.
-        """
-        present = present or ()
-        needed = {"language_column": self.language} if language else {}
-        if not self.hold_ids(present):
-            needed |= {"text_column": self.text} | ({"target_column": self.target} if self.target else {})
-        for setting, column in needed.items():
-            if column not in present:
-                advice = f"Name the right one with {setting}."
-                if self.target and setting != "language_column":
-                    advice = (
-                        "An encoder-decoder needs a source and a target: name their columns with text_column and "
-                        "target_column, or give 'input_ids' and 'labels'."
-                    )
-                raise ValueError(
-                    f"Column {column!r} is missing{where}. The dataset has: {', '.join(map(repr, present))}. {advice}"
-                )
+_UNLABELLED = (
+    "%d of %d rows name no language and are left out. If the dataset comes from CSV files, 'nan' and 'NA' may have "
+    "been read as missing values: load it with keep_default_na=False."
+)
 
 
 class Sink(Protocol):
@@ -80,13 +45,15 @@ def feed(
     languages: Sequence[str] | None = None,
     seed: int = 0,
 ) -> None:
-    """Feeds the rows of a dataset to a sink, and no more rows than it needs.
+    """Feeds the rows of a dataset to a sink, and no more rows than it needs, of which only the columns that it needs.
 
     A dataset with random access is read language by language, with its rows in an order drawn from `seed`. A stream is
-    read in its own order, and only until every language in `languages` is full.
+    read in its own order, and only until every language in `languages` is full. A dict may hold a stream per language:
+    each is read until its language is full.
 
     Args:
-        dataset: `datasets.Dataset`, `datasets.IterableDataset`, a dict of language to texts, or a list of rows.
+        dataset: `datasets.Dataset`, `datasets.IterableDataset`, a dict of language to texts or to a dataset, or a list
+            of rows.
         sink: Takes the rows.
         language_column: Column that names the language.
         text_column: Column with the text; not needed if there is an `input_ids` column.
@@ -101,17 +68,15 @@ def feed(
     """
     columns = Columns(language_column, text_column, target_column)
     if isinstance(dataset, (DatasetDict, IterableDatasetDict)):
-        splits = ", ".join(map(repr, dataset))
-        raise ValueError(
-            f"The dataset still has splits ({splits}): pass one of them, dataset[{next(iter(dataset))!r}]."
-        )
+        _check_languages(dataset, columns)
     if isinstance(dataset, IterableDataset):
         _feed_stream(dataset, sink, columns, languages)
         return
+    if isinstance(dataset, Mapping):
+        _feed_dict(dataset, sink, columns, languages, seed)
+        return
     if isinstance(dataset, Dataset):
         row_at, labels = _open_table(dataset, columns)
-    elif isinstance(dataset, Mapping):
-        row_at, labels = _open_dict(dataset, columns)
     elif isinstance(dataset, Sequence) and not isinstance(dataset, (str, bytes)):
         row_at, labels = _open_list(dataset, columns)
     else:
@@ -129,43 +94,78 @@ def feed(
             sink.add(language, row_at(groups[language][position]))
 
 
+def is_read_in_order(dataset: Any) -> bool:
+    """Whether rows come in an order of their own, so that nobody knows how many there are."""
+    if isinstance(dataset, Mapping):
+        return any(not isinstance(texts, (Dataset, Sequence)) for texts in dataset.values())
+    return isinstance(dataset, IterableDataset)
+
+
 def _open_table(dataset: Dataset, columns: Columns) -> tuple[Callable[[int], Row], list[Any]]:
-    columns.check(dataset.column_names)
-    table = dataset.with_format(None)
+    columns.check(dataset.features)
+    table = _selected(dataset, columns).with_format(None)
     labels = table.select_columns([columns.language])[:][columns.language]
     decode = _label_decoder(dataset.features, columns.language)
     return table.__getitem__, [decode(label) for label in labels]
-
-
-def _open_dict(dataset: Mapping[str, Any], columns: Columns) -> tuple[Callable[[int], Row], list[Any]]:
-    if columns.language in dataset and (columns.text in dataset or "input_ids" in dataset):
-        raise ValueError(
-            f"The dict has the columns {', '.join(map(repr, dataset))}: pass it as Dataset.from_dict(...). A plain "
-            "dict maps each language to its texts."
-        )
-    rows: list[Row] = []
-    labels: list[Any] = []
-    for language, texts in dataset.items():
-        if isinstance(texts, (str, bytes, Mapping)) or not isinstance(texts, Iterable):
-            raise TypeError(
-                f"The dict of texts holds a {type(texts).__name__} for language {language!r}: give a list of texts."
-            )
-        for text in texts:
-            rows.append(text if isinstance(text, Mapping) else {columns.text: text})
-            labels.append(language)
-    if silent := [language for language in dataset if language not in labels]:
-        logger.warning("There are no texts for: %s.", ", ".join(map(repr, silent)))
-    for row in rows:
-        columns.check(list(row), language=False)
-    return rows.__getitem__, labels
 
 
 def _open_list(dataset: Sequence[Any], columns: Columns) -> tuple[Callable[[int], Row], list[Any]]:
     for index, row in enumerate(dataset):
         if not isinstance(row, Mapping):
             raise TypeError(f"Row {index} of the list is a {type(row).__name__}: rows are dicts of column to value.")
-        columns.check(list(row), f" in row {index}")
+        columns.check(row, f" in row {index}", indexed=False)
     return dataset.__getitem__, [row[columns.language] for row in dataset]
+
+
+def _feed_dict(
+    dataset: Mapping[str, Any], sink: Sink, columns: Columns, languages: Sequence[str] | None, seed: int
+) -> None:
+    if columns.language in dataset and (columns.text in dataset or "input_ids" in dataset):
+        raise ValueError(
+            f"The dict has the columns {', '.join(map(repr, dataset))}: pass it as Dataset.from_dict(...). A plain "
+            "dict maps each language to its texts."
+        )
+    for language, texts in dataset.items():
+        if not isinstance(language, str) or not language:
+            raise TypeError(f"The dict of texts has the key {language!r}: its keys are language codes as strings.")
+        check_whole(language, "A language of the dict")
+        if isinstance(texts, (str, bytes, Mapping)) or not isinstance(texts, Iterable):
+            raise TypeError(
+                f"The dict of texts holds a {type(texts).__name__} for language {language!r}: give a list of texts."
+            )
+    silent = []
+    for language in sorted(dataset) if languages is None else dict.fromkeys(languages):
+        if language not in dataset:
+            raise _absent(language, dataset)
+        is_silent = True
+        for row in _rows_of(dataset[language], columns, seed):
+            is_silent = False
+            sink.add(language, row)
+            if sink.is_full(language):  # a stream gives no row that nobody needs
+                break
+        if is_silent and languages is not None:
+            raise _absent(language, {*dataset} - {language})
+        silent += [language] if is_silent else []
+    if silent:
+        logger.warning("There are no texts for: %s.", ", ".join(map(repr, silent)))
+
+
+def _rows_of(texts: Any, columns: Columns, seed: int) -> Iterator[Row]:
+    """The rows of one language: in random order where any can be looked up, else in their own."""
+    if isinstance(texts, (Dataset, IterableDataset)):
+        if texts.features is not None:
+            columns.check(texts.features, language=False)
+        texts = _selected(texts, columns)
+    if isinstance(texts, Dataset):
+        texts = texts.with_format(None)
+    if isinstance(texts, (Dataset, Sequence)):
+        found = (texts[int(index)] for index in np.random.default_rng(seed).permutation(len(texts)))
+    else:
+        found = iter(texts)
+    for text in found:
+        row = text if isinstance(text, Mapping) else {columns.text: text}
+        columns.check(row, language=False)
+        yield row
 
 
 def _feed_stream(dataset: IterableDataset, sink: Sink, columns: Columns, languages: Sequence[str] | None) -> None:
@@ -175,11 +175,15 @@ def _feed_stream(dataset: IterableDataset, sink: Sink, columns: Columns, languag
             "name the languages, or pass dataset.take(n)."
         )
     decode = _label_decoder(dataset.features, columns.language)
+    if dataset.features is not None:
+        columns.check(dataset.features)
     seen: set[str] = set()
-    for index, row in enumerate(dataset):
-        columns.check(list(row), f" in row {index}" if index else "")
+    unlabelled = 0
+    for index, row in enumerate(_selected(dataset, columns)):
+        columns.check(row, f" in row {index}" if index else "")
         language = _checked_language(decode(row[columns.language]), columns.language, index)
         if language is None:
+            unlabelled += 1
             continue
         seen.add(language)
         if languages is not None and language not in languages:
@@ -187,10 +191,41 @@ def _feed_stream(dataset: IterableDataset, sink: Sink, columns: Columns, languag
         if not sink.is_full(language):
             sink.add(language, row)
             if languages is not None and all(map(sink.is_full, languages)):
-                return
-    for language in languages or ():
-        if language not in seen:
-            raise _absent(language, seen)
+                break
+    else:
+        for language in languages or ():
+            if language not in seen:
+                raise _absent(language, seen)
+    if unlabelled:
+        logger.warning(_UNLABELLED, unlabelled, index + 1)
+
+
+def _selected(dataset: Any, columns: Columns) -> Any:
+    """The dataset without columns that nobody needs: to decode an image or a sound takes time and other packages."""
+    present = dataset.column_names
+    return dataset if present is None else dataset.select_columns(columns.needed(present))
+
+
+def _check_languages(dataset: Mapping[str, Any], columns: Columns) -> None:
+    """Checks that the parts of a `DatasetDict` are languages, as in a plain dict.
+
+    Raises:
+        ValueError: If they are splits.
+    """
+    if is_by_language(dataset, columns.language):
+        return
+    first = next(iter(dataset), "train")
+    raise ValueError(
+        f"The dataset still has splits ({', '.join(map(repr, dataset))}): pass one of them, dataset[{first!r}]. If "
+        "each is a language, pass dict(dataset)."
+    )
+
+
+def is_by_language(dataset: Mapping[str, Any], language_column: str) -> bool:
+    """Whether the parts of a `DatasetDict` are languages: they have no column for it, and are not called as splits."""
+    named = any(re.split(r"[\W_\d]", name)[0].lower() in SPLITS for name in map(str, dataset))
+    labelled = any(language_column in (part.column_names or ()) for part in dataset.values())
+    return bool(dataset) and not named and not labelled
 
 
 def _group(labels: list[Any], language_column: str) -> dict[str, list[int]]:
@@ -203,7 +238,7 @@ def _group(labels: list[Any], language_column: str) -> dict[str, list[int]]:
         else:
             groups.setdefault(language, []).append(index)
     if unlabelled:
-        logger.warning("%d of %d rows name no language and are left out.", unlabelled, len(labels))
+        logger.warning(_UNLABELLED, unlabelled, len(labels))
     return groups
 
 
@@ -226,6 +261,12 @@ def _checked_language(language: Any, language_column: str, index: int) -> str | 
 
 
 def _absent(language: str, present: Iterable[str]) -> ValueError:
+    there = sorted(present)
+    parts = [part for part in re.split(r"[,;\s]+", language) if part]
+    near = difflib.get_close_matches(language.lower(), there, n=1, cutoff=0.75)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    if len(parts) > 1:
+        hint = f" Name several one by one: languages={parts}, on the command line --languages {' '.join(parts)}."
     return ValueError(
-        f"Language {language!r} was asked for, but the dataset has: {', '.join(map(repr, sorted(present))) or 'none'}."
+        f"Language {language!r} was asked for, but the dataset has: {', '.join(map(repr, there)) or 'none'}.{hint}"
     )

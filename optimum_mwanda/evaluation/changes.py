@@ -46,6 +46,8 @@ class Change:
             [[name, *("" if x is None else f"{x:+.4f}" for x in row), _side(row)] for name, row in rows.items()],
         )
 
+    __str__ = to_markdown
+
 
 def measure_change(
     dense: Scores,

@@ -12,7 +12,7 @@ from ..data.tokenised import IGNORED_LABEL
 from ..modeling.architecture import is_masked
 from ..modeling.blocks import inference_mode, input_device
 from ..modeling.interrupts import interruptible
-from ..utils import progress_bar, sum_dtype
+from ..utils import portable_name, progress_bar, sum_dtype
 from ..values import describe_fields
 from .held_out import Batch
 from .reading import read_held_out
@@ -103,7 +103,7 @@ def measure_languages(
         unknown = reading.held_out.encoder.unknown(window.targets for window in windows)
         scores[language] = score_windows(language, windows, sizes, min_targets, digest, unknown)
     warn_of_unknown(((language, score.unknown_share) for language, score in scores.items()), "measured")
-    name = getattr(model, "name_or_path", "")
+    name = portable_name(getattr(model, "name_or_path", "") or "")
     return PerplexityReport(
         scores, name, reading.sequence_length, settings.tokens_per_language, settings.seed, settings.bos
     )

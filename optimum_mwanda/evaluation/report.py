@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..utils import as_percent, markdown_table
+from ..utils import as_percent, markdown_table, portable_name
 from ..values import check_types
 from . import tables
 from .bootstrap import check_confidence
@@ -96,10 +96,11 @@ class PerplexityReport:
     def from_dict(cls, values: Mapping[str, Any]) -> "PerplexityReport":
         """Inverse of `to_dict`; `tokens_per_language`, `seed` and `bos` may be missing, as in older reports."""
         scores = [LanguageScore.from_dict(entry) for entry in values["languages"]]
+        model = values["model"]
         return check_types(
             cls(
                 {score.language: score for score in scores},
-                values["model"],
+                portable_name(model) if isinstance(model, str) else model,  # older reports hold whole paths
                 values["sequence_length"],
                 values.get("tokens_per_language"),
                 values.get("seed"),
@@ -117,7 +118,7 @@ class PerplexityReport:
         The share of unknown tokens is a column if any is unknown.
         """
         has_unknown = any(score.unknown for score in self.scores.values())
-        return markdown_table(
+        table = markdown_table(
             ["language", "tokens", "nll", "perplexity", "bits per byte", *(["unknown"] if has_unknown else [])],
             [
                 [
@@ -131,6 +132,9 @@ class PerplexityReport:
                 for score in self.scores.values()
             ],
         )
+        return table + tables.without_interval(self.scores)
+
+    __str__ = to_markdown
 
     def to_pandas(self) -> "pandas.DataFrame":
         """A table with one row per language; standard errors have their own columns."""
@@ -284,7 +288,11 @@ class PerplexityComparison:
         """
         changes = {name: self.change(name, metric=metric) for name in self.pruned}
         reports = {name: report.scores for name, report in self.pruned.items()}
-        return tables.comparison_table(self.dense.scores, reports, changes, self.seen, metric)
+        table = tables.comparison_table(self.dense.scores, reports, changes, self.seen, metric)
+        return table + tables.without_interval(self.dense.scores)
+
+    def __str__(self) -> str:
+        return self.to_markdown()
 
     def to_pandas(self) -> "pandas.DataFrame":
         """A table with one row per pruned model and language: both scores, the increases and their intervals."""

@@ -74,6 +74,17 @@ def with_error(value: float | None, error: float | None, digits: int) -> str:
     return _decimal(value, digits) + ("" if error is None else f" ± {error:.{digits}f}")
 
 
+def without_interval(scores: Scores) -> str:
+    """Why some languages have no error or interval; nothing if all have one, or if windows were not kept."""
+    single = [name for name, score in scores.items() if score.windows is not None and not score.can_be_resampled]
+    if not single:
+        return ""
+    return (
+        f"\n\nNo interval for {', '.join(single)}: the text fills one window, and how far windows differ takes two. "
+        "Evaluate more text, or shorter windows."
+    )
+
+
 def comparison_table(
     dense: Scores,
     pruned: Mapping[str, Scores],

@@ -1,9 +1,7 @@
 """Writes the sparsity record: what a pruned model's config says about its pruning, as in `docs/record.md`."""
 
 import logging
-import os
 from collections.abc import Mapping
-from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +14,7 @@ from ..modeling.weights import Weights
 from ..pruning.allocation import SparsityPlan
 from ..pruning.experts_policy import expert_coverage
 from ..pruning.scoring import weigh_languages
+from ..utils import portable_name
 from ..version import __version__
 from .fields import MAX_EXPERT_NAMES, SCHEMA
 from .matrices import name_matrices
@@ -70,7 +69,7 @@ def build_record(
         },
         "matrices": _matrices(counts),
         **_calibration(config, statistics),
-        "model": _portable_name(getattr(model, "name_or_path", "") or ""),
+        "model": portable_name(getattr(model, "name_or_path", "") or ""),
         "model_fingerprint": fingerprint,
         "seed": config.seed,
         "versions": {"torch": str(torch.__version__), "transformers": str(transformers.__version__)},
@@ -126,14 +125,6 @@ def _experts(config: MWandaConfig, coverage: ExpertCoverage) -> dict[str, Any]:
         "fewest": coverage.fewest,
         "unreached": {language: len(names) for language, names in coverage.unreached.items()},
     }
-
-
-def _portable_name(name: str) -> str:
-    """A repository id unchanged, but only the last part of a local path: the folders of a machine are private."""
-    is_path = os.path.isabs(name) or name.startswith((".", "~")) or "\\" in name or name.count("/") > 1
-    if not is_path and not os.path.isdir(name):
-        return name
-    return PurePath(name.replace("\\", "/")).name
 
 
 def _history(previous: Any) -> list[dict[str, Any]]:

@@ -80,6 +80,7 @@ def write_html_report(
     blocks: Blocks | None = None,
     curves: Mapping[str, Sequence[CurvePoint]] | None = None,
     harness: HarnessComparison | None = None,
+    facets: Mapping[str, PerplexityComparison] | None = None,
     title: str | None = None,
 ) -> None:
     """Writes one HTML file that works offline, with sortable tables and the pictures of `plots`.
@@ -94,12 +95,14 @@ def write_html_report(
         blocks: Block to the names of its matrices, for the statistics; None to tell them by name.
         curves: Name of a criterion to its points, to show what each sparsity costs.
         harness: Scores of lm-evaluation-harness, to show how every benchmark changed.
+        facets: Title to the part of the results that a picture of its own shows, with a colour for each name; None for
+            one picture of all.
         title: Heading; None to name the model.
     """
     comparison = PerplexityComparison(results, {}) if isinstance(results, PerplexityReport) else results
     model = comparison.dense.model or "a model"
     draw = importlib.util.find_spec("matplotlib") is not None
-    sections = [_results(comparison, draw)]
+    sections = [_results(comparison, facets, draw)]
     if harness is not None:
         sections.append(_benchmarks(harness))
     if curves:
@@ -113,7 +116,9 @@ def write_html_report(
     write_bytes(Path(path), page.encode())
 
 
-def _results(comparison: PerplexityComparison, draw: bool) -> Section:
+def _results(
+    comparison: PerplexityComparison, facets: Mapping[str, PerplexityComparison] | None, draw: bool
+) -> Section:
     section = Section("Languages", "Perplexities compare models, bits per byte compare languages and tokenizers too.")
     if not comparison.pruned:
         section.parts.append(score_table(comparison.dense))
@@ -126,8 +131,10 @@ def _results(comparison: PerplexityComparison, draw: bool) -> Section:
         metric: {name: comparison.change(name, metric=metric) for name in comparison.pruned} for metric in METRICS
     }
     section.parts += [summary_table(metric, changes[metric]) for metric in METRICS]
-    if draw:
-        section.draw("Increase of the log-perplexity in every language", degradation_figure(comparison))
+    series = list(dict.fromkeys(name for part in (facets or {}).values() for name in part.pruned))
+    for name, part in (facets or {"": comparison}).items() if draw else ():
+        text = "Increase of the log-perplexity in every language" + (f", {name}" if name else "")
+        section.draw(text, degradation_figure(part, series or None))
     section.parts.append(language_table(comparison, changes))
     return section
 

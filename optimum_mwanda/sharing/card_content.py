@@ -15,6 +15,7 @@ from ..record.schema import SparsityRecord
 from .card_command import describe_command
 from .card_experts import describe_experts
 from .card_harness import harness_results, harness_table
+from .card_settings import settings_that_apply
 from .card_text import Markdown, clean, code_span, percent, render, table
 from .card_update import TASK_NAME
 from .languages import hub_language
@@ -92,6 +93,7 @@ class PrunedModelCard:
     def to_card(self) -> ModelCard:
         """The card, filled in."""
         record, settings = self.record, self.settings.to_dict()
+        applied = settings_that_apply(self.settings, record)
         base = f"[{self.base_model}](https://huggingface.co/{self.base_model})" if self.base_model else None
         command, needs_settings_file = describe_command(self.settings, record.languages, self.base_location)
         text = render(
@@ -102,12 +104,13 @@ class PrunedModelCard:
                 "location": self.repo_id or "path/to/this/model",
                 "record": record,
                 "settings": settings,
+                "applied": applied,
                 "facts": self._facts(),
                 "languages": table(
                     ["language", "tokens", "weight"],
                     [[name, each.tokens, percent(each.weight)] for name, each in record.languages.items()],
                 ),
-                "settings_table": table(["setting", "value"], list(settings.items())),
+                "settings_table": table(["setting", "value"], list(applied.items())),
                 "blocks": table(["block", "zeros"], [[block.name, percent(block.sparsity)] for block in record.blocks]),
                 "plot": Markdown(self.plot) if self.plot else None,
                 "degradation_plot": Markdown(self.degradation_plot) if self.degradation_plot else None,
@@ -123,21 +126,23 @@ class PrunedModelCard:
         return ModelCard(f"---\n{self.metadata().to_yaml()}\n---\n\n{text}")
 
     def _facts(self) -> Markdown:
-        record = self.record
+        record, applied = self.record, settings_that_apply(self.settings, self.record)
         sparsities = [block.sparsity for block in record.blocks]
         return table(
             ["", "value"],
             [
                 [Markdown("criterion"), self.settings.criterion],
                 [Markdown("pattern"), record.pattern],
-                *([[Markdown("group"), self.settings.group]] if record.pattern == "unstructured" else []),
-                [Markdown("allocation"), self.settings.allocation],
-                *([[Markdown("calibration"), self.settings.calibration]] if record.languages else []),
+                *(
+                    [Markdown(name), applied[name]]
+                    for name in ("group", "allocation", "calibration")
+                    if name in applied and (name != "calibration" or record.languages)
+                ),
                 [Markdown("sparsity asked for"), percent(record.target_sparsity)],
                 [Markdown("sparsity achieved"), percent(record.achieved_sparsity)],
                 [Markdown("least sparse block"), percent(min(sparsities))],
                 [Markdown("sparsest block"), percent(max(sparsities))],
-                [Markdown("seed"), record.seed],
+                *([[Markdown("seed"), record.seed]] if "seed" in applied else []),
                 [Markdown("optimum-mwanda"), record.library_version],
                 [Markdown("torch"), record.versions["torch"]],
                 [Markdown("transformers"), record.versions["transformers"]],

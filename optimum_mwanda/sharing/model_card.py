@@ -3,7 +3,7 @@
 import dataclasses
 import importlib.util
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -213,15 +213,24 @@ def _settings(record: SparsityRecord) -> MWandaConfig:
 
 
 def _of_one_model(report: PerplexityComparison, record: SparsityRecord) -> PerplexityComparison:
-    """The report under the name `pruned`, with the calibrated languages from the record if it names none."""
+    """The report under the name `pruned`, with the calibrated languages from the record."""
     if len(report.pruned) != 1:
         raise ValueError(
             f"The report compares {len(report.pruned)} pruned models ({', '.join(report.pruned) or 'none'}): give one "
             "with only the model of this card, PerplexityComparison(report.dense, {'pruned': report.pruned[...]})."
         )
     (pruned,) = report.pruned.values()
-    seen = report.seen if report.seen is not None else list(record.languages) or None
+    seen = list(record.languages) or None
+    if report.seen is not None and {*report.seen} != {*(seen or ())}:
+        raise ValueError(
+            f"The report says that {_listed(report.seen)} was calibrated on, and the record of the model "
+            f"{_listed(record.languages)}: leave `seen` out, the record knows."
+        )
     return dataclasses.replace(report, pruned={"pruned": pruned}, seen=seen)
+
+
+def _listed(languages: Iterable[str]) -> str:
+    return ", ".join(map(repr, languages)) or "no language"
 
 
 def _harness_of_one_model(harness: HarnessComparison) -> HarnessComparison:

@@ -11,7 +11,7 @@ from ..data.chunks import CalibrationChunks
 from ..modeling.blocks import find_blocks, run_blocks
 from ..modeling.fingerprint import model_fingerprint
 from ..modeling.weights import PrunableWeight
-from ..utils import progress_bar
+from ..utils import portable_name, progress_bar
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -87,7 +87,7 @@ def calibrate(
         collector.finish(),
         coverage=tuple(entry for entry in chunks.coverage if entry.chunks),
         fingerprints={language: (digest,) for language, digest in chunks.fingerprints.items()},
-        model=getattr(model, "name_or_path", ""),
+        model=portable_name(getattr(model, "name_or_path", "") or ""),
         model_fingerprint=model_fingerprint(model),
         left_out=tuple(entry for entry in chunks.coverage if not entry.chunks),
         experts=tuple(experts),

@@ -136,5 +136,6 @@ def check_resident(weights: Sequence[PrunableWeight]) -> None:
     for weight in weights:
         if weight.holder.device.type == "meta":
             raise ValueError(
-                f"{weight.name!r} is offloaded (meta device): load the whole model into memory to prune it."
+                f"{weight.name!r} is offloaded (meta device): load the whole model into memory to prune it, "
+                "for example with device_map='cpu'."
             )

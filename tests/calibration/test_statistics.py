@@ -187,8 +187,8 @@ def test_truncated_file_is_refused(tmp_path: Path, kept: int) -> None:
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        (None, FORMAT),
-        ({"format": "pt"}, FORMAT),
+        (None, "another safetensors file"),
+        ({"format": "pt"}, "another safetensors file"),
         ({FORMAT: "no JSON"}, ""),
         ({FORMAT: "[]"}, ""),
         ({FORMAT: "{}"}, "version"),
@@ -298,3 +298,9 @@ def test_coverage_of_another_type_is_refused(change: dict[str, Any], tmp_path: P
     dataclasses.replace(found, coverage=(dataclasses.replace(found.coverage[0], **change),)).save(tmp_path / "s")
     with pytest.raises(ValueError, match="holds no calibration statistics"):
         CalibrationStatistics.load(tmp_path / "s")
+
+
+def test_weights_of_a_model_are_not_taken_for_statistics(tmp_path: Path) -> None:
+    make_model().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="another safetensors file, perhaps the weights of a model"):
+        CalibrationStatistics.load(tmp_path / "model.safetensors")

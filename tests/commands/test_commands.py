@@ -1,6 +1,7 @@
 """What every subcommand does, and how it ends."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -465,3 +466,14 @@ def test_pickle_needs_a_flag(cli: Cli, tmp_path: Path) -> None:
     run = cli("prune", folder, tmp_path / "out", *words, "--allow-pickle")
     assert run.code == 0, run.err
     assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_prune_says_what_it_was_calibrated_on_and_how_long_it_took(
+    cli: Callable[..., Run], pruned: Pruned, model: Path, data: Path, tmp_path: Path
+) -> None:
+    assert re.match(r"Pruned in \d+ s, calibrated on:\n\n\| language \| rows \| tokens \| chunks \|", pruned.run.out)
+    run = cli("prune", model, tmp_path / "a", "--dataset", data, "--json", "--calibration", "sequential", *SMALL)
+    assert run.json["seconds"] > 0
+    assert {name: entry["chunks"] for name, entry in run.json["coverage"].items()} == {"en": 3, "fr": 3, "sw": 3}
+    run = cli("prune", model, tmp_path / "b", "--criterion", "magnitude", "--allocation", "uniform", "--quiet")
+    assert re.match(r"Pruned in \d+ s\.\n", run.out)

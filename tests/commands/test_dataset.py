@@ -2,6 +2,7 @@
 
 import bz2
 import gzip
+import json
 import lzma
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +12,10 @@ import pyarrow
 import pytest
 from datasets import Dataset, DatasetDict
 
-from optimum_mwanda.commands.dataset import open_dataset
 from optimum_mwanda.commands.errors import DataError
+from optimum_mwanda.commands.places import open_dataset
 
-from .conftest import as_jsonl, make_texts
+from .conftest import SMALL, Run, as_jsonl, make_texts
 
 TEXTS = make_texts(2)
 ROWS = [{"language": language, "text": text} for language, lines in TEXTS.items() for text in lines]
@@ -145,3 +146,129 @@ def test_files_without_rows_are_named(tmp_path: Path, name: str, content: str) -
 def test_no_dataset_is_none() -> None:
     with open_dataset(None) as dataset:
         assert dataset is None
+
+
+@pytest.mark.parametrize("folder", [False, True])
+@pytest.mark.parametrize("name", ["t.csv", "t.tsv", "t.csv.gz"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_languages_that_look_like_missing_values_are_read(
+    tmp_path: Path, folder: bool, name: str, streaming: bool
+) -> None:
+    rows = [{"language": language, "text": f'{language} "a'} for language in ("nan", "true", "no", "NA")]
+    sep = "\t" if ".tsv" in name else ","
+    content = Dataset.from_list(rows).to_pandas().to_csv(index=False, sep=sep, quoting=3 if sep == "\t" else 0)
+    (tmp_path / name).write_bytes(COMPRESS[".gz" if name.endswith(".gz") else ""](content.encode()))
+    assert rows_of(tmp_path if folder else tmp_path / name, streaming=streaming) == rows
+
+
+def test_lines_end_where_lines_end_only(tmp_path: Path) -> None:
+    (tmp_path / "sw.txt").write_bytes("a\u2028b\x0cc\r\nd\re\n\n".encode())
+    with open_dataset([str(tmp_path / "sw.txt")]) as dataset:
+        assert dataset == {"sw": ["a\u2028b\x0cc", "d", "e", ""]}
+
+
+def contents(place: Path, **options: Any) -> dict[str, list[str]]:
+    with open_dataset([str(place)], **options) as dataset:
+        assert isinstance(dataset, dict)
+        return {
+            language: [row if isinstance(row, str) else row["text"] for row in dataset[language]]
+            for language in dataset
+        }
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("ending", [".jsonl", ".csv", ".jsonl.gz", ".txt"])
+def test_files_without_a_language_column_are_named_after_their_language(
+    tmp_path: Path, ending: str, streaming: bool
+) -> None:
+    for language, texts in TEXTS.items():
+        table = Dataset.from_dict({"text": texts})
+        content = "\n".join(texts) if ending == ".txt" else table.to_pandas().to_csv(index=False)
+        if "jsonl" in ending:
+            content = table.to_pandas().to_json(orient="records", lines=True)
+        for name in (f"{language}{ending}", f"{language}.test{ending}"):
+            data = content if ".test" not in name else content.replace("w", "v")
+            (tmp_path / name).write_bytes(COMPRESS[".gz" if ending.endswith(".gz") else ""](data.encode()))
+    found = contents(tmp_path, streaming=streaming)
+    assert found == TEXTS
+    held_out = contents(tmp_path, split="test", streaming=streaming)
+    assert held_out == {language: [text.replace("w", "v") for text in texts] for language, texts in TEXTS.items()}
+
+
+def test_folder_without_a_file_of_the_split_names_those_that_it_has(tmp_path: Path) -> None:
+    (tmp_path / "sw.train.txt").write_text("a")
+    assert contents(tmp_path) == {"sw": ["a"]}
+    with pytest.raises(DataError, match="no file of the split 'test': name one of train"):
+        contents(tmp_path, split="test")
+
+
+def test_file_that_is_not_called_after_a_language_is_a_table(tmp_path: Path) -> None:
+    for name in ("texts", "dev"):
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text(json.dumps({"text": "a"}))
+        with open_dataset([str(path)]) as dataset:
+            assert isinstance(dataset, Dataset)
+
+
+def test_saved_dataset_dict_of_languages_is_a_dict(tmp_path: Path) -> None:
+    DatasetDict({code: Dataset.from_dict({"text": texts}) for code, texts in TEXTS.items()}).save_to_disk(
+        tmp_path / "a"
+    )
+    assert contents(tmp_path / "a") == TEXTS
+
+
+@pytest.fixture
+def configured(tmp_path: Path) -> Path:
+    """A folder with a configuration per language, as repositories of the Hub have."""
+    configs = []
+    for code, texts in TEXTS.items():
+        (tmp_path / f"part-{code}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        configs.append({"config_name": f"1.{code}", "data_files": f"part-{code}.jsonl"})
+    (tmp_path / "README.md").write_text(f"---\nconfigs: {json.dumps(configs)}\n---\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_configurations_are_languages(configured: Path, streaming: bool) -> None:
+    named = contents(configured, config=["sw=1.sw", "en=1.en"], streaming=streaming)
+    assert named == {"sw": TEXTS["sw"], "en": TEXTS["en"]}
+    assert contents(configured, config=["1.sw", "1.en"]).keys() == {"1.sw", "1.en"}
+    assert contents(configured, config=["sw=1.sw"]) == {"sw": TEXTS["sw"]}
+    with open_dataset([str(configured)], config=["1.sw"], streaming=streaming) as dataset:
+        assert [row["text"] for row in dataset] == TEXTS["sw"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_columns_of_a_wide_table_are_languages(tmp_path: Path, streaming: bool) -> None:
+    rows = [
+        {"id": 1, "translation": dict(zip(TEXTS, texts, strict=True))} for texts in zip(*TEXTS.values(), strict=True)
+    ]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    columns = {code: f"translation.{code}" for code in TEXTS}
+    assert contents(tmp_path / "t.jsonl", columns=columns, streaming=streaming) == TEXTS
+    with pytest.raises(DataError, match=r"no column 'translation\.xx'"):
+        contents(tmp_path / "t.jsonl", columns={"xx": "translation.xx"}, streaming=streaming)
+    (tmp_path / "sw.txt").write_text("a")
+    with pytest.raises(DataError, match="for one table"):
+        contents(tmp_path / "sw.txt", columns=columns)
+
+
+def test_wide_tables_and_configurations_on_the_command_line(
+    cli: Callable[..., Run], model: Path, configured: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "wide.csv"
+    Dataset.from_dict({f"sentence_{code}": texts for code, texts in TEXTS.items()}).to_csv(path)
+    columns = ("--columns", "en=sentence_en", "sw=sentence_sw")
+    run = cli("calibrate", model, tmp_path / "a", "--dataset", path, *columns, "--json", *SMALL)
+    assert run.json["languages"].keys() == {"en", "sw"}
+    run = cli(
+        *("evaluate", model, "--dataset", configured, "--dataset-config", "en=1.en", "sw=1.sw"),
+        *("--streaming", "--split", "train", "--sequence-length", "16", "--json", "--quiet"),
+    )
+    assert [entry["language"] for entry in run.json["languages"]] == ["en", "sw"]
+    run = cli("calibrate", model, tmp_path / "b", "--dataset", path, "--columns", "en", *SMALL)
+    assert run.code == 2
+    assert "such as sw=sentence_swh" in run.error
+    run = cli("calibrate", model, tmp_path / "b", "--dataset", path, *SMALL)
+    assert run.code == 3
+    assert "--columns sentence_en=sentence_en" in run.error

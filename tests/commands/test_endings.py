@@ -26,6 +26,7 @@ from optimum_mwanda.commands.base import Result, Subcommand, _termination_as_exi
 from optimum_mwanda.commands.errors import UsageError
 from optimum_mwanda.commands.models import pruning_errors
 from optimum_mwanda.commands.output import new_folder
+from optimum_mwanda.version import __version__
 from optimum_mwanda.walking.editor import PartiallyPrunedError
 
 from ..hub_server import TOKEN, HubServer
@@ -57,6 +58,12 @@ def broken_card(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], No
         (["--group", "column"], 2, "invalid choice"),
         (["--plugin", "no_such_module"], 2, "--plugin no_such_module cannot be imported: No module named"),
         (["--dtyp", "auto"], 2, "Did you mean --dtype"),
+        (["--seqlen", "8"], 2, "Did you mean --sequence-length"),
+        (["--model", "x"], 2, "MODEL is given without a flag"),
+        (["--output", "x"], 2, "OUT is given without a flag"),
+        (["--frobnicate", "8"], 2, "'--frobnicate' is not known. See"),
+        (["--dataset", "DATA", "--languages", "en,sw"], 3, "on the command line --languages en sw."),
+        (["--dataset", "DATA", "--languages", "EN"], 3, "Did you mean 'en'?"),
         (["--device-map", "{cpu"], 2, "--device-map"),
         ([], 2, "needs calibration text"),
         (["--dataset", "no.jsonl"], 3, "no.jsonl"),
@@ -424,3 +431,15 @@ class TestPush:
         assert run.code == 5
         assert "is complete" in run.err
         assert (tmp_path / "out" / "config.json").is_file()
+
+
+def test_version_is_told(cli: Cli) -> None:
+    assert cli("--version").out.strip() == f"optimum-mwanda {__version__}"
+
+
+@pytest.mark.parametrize("command", ["apply", "card", "compare", "decompress", "evaluate", "prune", "search"])
+def test_help_begins_with_what_must_be_given_and_ends_with_an_example(cli: Cli, command: str) -> None:
+    usage, *_, example = cli(command, "--help").out.strip().split("\n\n")
+    assert len(usage.splitlines()) <= 2
+    assert usage.endswith("[flags]")
+    assert " ".join(example.split()).startswith(f"Example: optimum-cli mwanda {command} ")

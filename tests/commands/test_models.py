@@ -19,6 +19,7 @@ from transformers import (
     LlamaModel,
 )
 
+from optimum_mwanda.commands.models import default_device_map
 from optimum_mwanda.experiments.grid.runs import read_results
 from optimum_mwanda.record.verification import sparsity_record, verify_sparsity
 
@@ -214,3 +215,11 @@ def test_checkpoint_without_a_head_is_refused_by_name(cli: Cli, tmp_path: Path) 
 def test_tokenizer_of_an_encoder_decoder_is_kept(cli: Cli, t5: Path, tmp_path: Path) -> None:
     assert cli("prune", t5, tmp_path / "out", *FREE).code == 0
     assert AutoTokenizer.from_pretrained(tmp_path / "out")("w2 w3")["input_ids"] == [2, 3]
+
+
+@pytest.mark.parametrize(("gpu", "device_map"), [(True, "auto"), (False, None)])
+def test_models_go_to_the_gpu_where_there_is_one(
+    monkeypatch: pytest.MonkeyPatch, gpu: bool, device_map: str | None
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    assert default_device_map() == device_map

@@ -117,3 +117,13 @@ def test_a_name_that_is_registered_later_is_accepted(monkeypatch: pytest.MonkeyP
         read_settings(parser.parse_args(["--criterion", "mine"]))
     monkeypatch.setitem(CRITERIA, "mine", Criterion(lambda weight, *_: weight))
     assert read_settings(parser.parse_args(["--criterion", "mine"])).criterion == "mine"
+
+
+def test_help_shows_every_setting_under_what_it_is_about() -> None:
+    parser = argparse.ArgumentParser()
+    add_settings(parser)
+    groups = {group.title: [action.dest for action in group._group_actions] for group in parser._action_groups}
+    assert groups["settings"] == ["config", "preset"]
+    found = [name for title, names in groups.items() if title.startswith("settings: ") for name in names]
+    assert sorted(found) == sorted(field.name for field in dataclasses.fields(MWandaConfig))
+    assert max(map(len, groups.values())) <= 12

@@ -166,3 +166,8 @@ def test_longest_sequence_is_one_that_the_model_takes(kind: Any, config: Any) ->
         model(input_ids=torch.full((1, limit), 7))
         with pytest.raises((IndexError, RuntimeError)):
             model(input_ids=torch.full((1, limit + 1), 7))
+
+
+def test_tokenizer_that_is_none_is_refused_by_its_type() -> None:
+    with pytest.raises(TypeError, match="tokenizer is a int: pass a tokenizer, its name or path"):
+        RowEncoder(5, make_model(), "text")

@@ -204,3 +204,19 @@ def test_share_of_unknown_tokens_is_shown_where_there_are_any() -> None:
     assert [line.split("|")[-2].strip() for line in table.splitlines()][0::2] == ["unknown", "0.0 %"]
     assert "90.0 %" in table
     assert "unknown" not in PerplexityReport({"en": known}, "model", 8).to_markdown()
+
+
+def test_printed_results_are_tables() -> None:
+    comparison = PerplexityComparison(DENSE, {"a": PRUNED})
+    assert str(DENSE) == DENSE.to_markdown()
+    assert str(comparison) == comparison.to_markdown()
+    assert str(comparison.change("a")) == comparison.change("a").to_markdown()
+
+
+def test_missing_interval_says_why() -> None:
+    one = LanguageScore("sw", 8, 2.0, windows=Windows((16.0,), (8,)))
+    two = LanguageScore("en", 8, 2.0, windows=Windows((8.0, 8.0), (4, 4)))
+    report = PerplexityReport({"en": two, "sw": one}, "m", 8)
+    for table in (report.to_markdown(), PerplexityComparison(report, {"a": report}).to_markdown()):
+        assert table.splitlines()[-1].startswith("No interval for sw: the text fills one window")
+    assert "No interval" not in PerplexityReport({"en": two}, "m", 8).to_markdown()

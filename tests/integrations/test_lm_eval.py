@@ -1,5 +1,6 @@
 """Generated tasks, run by lm-evaluation-harness itself on the sample model, dense and pruned."""
 
+import dataclasses
 import json
 import math
 import subprocess
@@ -182,7 +183,9 @@ def test_files_of_a_run_become_a_comparison_per_language(
     assert xcopa.higher_is_better
     comparison = HarnessComparison(dense, {"pruned": pruned})
     assert comparison.change("pruned", score.key) > 0
-    assert HarnessComparison.from_dict(json.loads(json.dumps(comparison.to_dict()))) == comparison
+    found = HarnessComparison.from_dict(json.loads(json.dumps(comparison.to_dict())))
+    assert found.dense == dataclasses.replace(dense, model=Path(dense.model).name)
+    assert found.pruned == {"pruned": dataclasses.replace(pruned, model=Path(pruned.model).name)}
 
 
 def test_suite_names_benchmarks_that_the_harness_has() -> None:

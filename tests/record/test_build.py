@@ -20,7 +20,7 @@ from optimum_mwanda.modeling.counting import count_zeros
 from optimum_mwanda.modeling.fingerprint import model_fingerprint
 from optimum_mwanda.modeling.weights import find_weights, flat
 from optimum_mwanda.pruning.experts_policy import expert_coverage
-from optimum_mwanda.record.build import _experts, _portable_name, build_record
+from optimum_mwanda.record.build import _experts, build_record
 from optimum_mwanda.record.parts import RecordedExperts
 from optimum_mwanda.record.schema import SparsityRecord
 from optimum_mwanda.record.verification import sparsity_record, verify_sparsity
@@ -292,32 +292,6 @@ assert not [name for name in sys.modules if name.startswith("optimum_mwanda")]
     arguments = [sys.executable, "-c", program, str(tmp_path / "1"), str(tmp_path / "2")]
     subprocess.run(arguments, check=True, cwd=tmp_path, env=environment)
     assert sparsity_record(tmp_path / "2") == sparsity_record(model)
-
-
-@pytest.mark.parametrize(
-    ("name", "portable"),
-    [
-        ("org/model", "org/model"),
-        ("gpt2", "gpt2"),
-        ("/home/me/models/dense", "dense"),
-        ("/home/me/models/dense/", "dense"),
-        ("./dense", "dense"),
-        ("../models/dense", "dense"),
-        ("runs/1/dense", "dense"),
-        (r"C:\models\dense", "dense"),
-        ("", ""),
-    ],
-)
-def test_local_paths_are_cut_to_their_last_part(name: str, portable: str) -> None:
-    assert _portable_name(name) == portable
-
-
-def test_an_existing_folder_is_a_path_even_if_it_looks_like_a_repository(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "org" / "model").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path)
-    assert _portable_name("org/model") == "model"
 
 
 def test_the_fingerprint_tells_models_apart() -> None:

@@ -1,6 +1,7 @@
 """Pictures: the right values in the right places, labels that can be read, files that are the same on every run."""
 
 import math
+import struct
 import sys
 from collections.abc import Callable
 from itertools import pairwise
@@ -127,7 +128,7 @@ def test_without_matplotlib_the_error_says_what_to_install(
     plot: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ImportError, match=r"optimum-mwanda\[plots\]"):
+    with pytest.raises(ImportError, match="pip install matplotlib"):
         PLOTS[plot](tmp_path / "picture.png")
 
 
@@ -464,6 +465,14 @@ def test_increases_far_apart_are_drawn_on_a_logarithmic_scale() -> None:
     assert scale_of([0.1, 0.5]) == {"value": "linear"}
 
 
+def test_one_tiny_increase_leaves_the_room_to_the_others() -> None:
+    others = [0.1 + 0.003 * index for index in range(100)]
+    assert scale_of([1e-4, *others]) == {"value": "linear"}
+    assert scale_of([1e-4, *others, 40.0]) == {"value": "symlog", "linthresh": pytest.approx(0.1)}
+    assert scale_of([1e-4, 1.0, 1.1]) == {"value": "linear"}
+    assert scale_of([0.01, 0.1, 1.0, 10.0]) == {"value": "log"}
+
+
 def test_scale_with_increases_of_zero_and_less_is_linear_unless_one_stands_out() -> None:
     assert scale_of([-0.1, 0.1, 0.2, 0.3, 4.0]) == {"value": "linear"}  # the median size is 0.2
     assert scale_of([-0.1, 0.1, 0.2, 0.3, 4.1]) == {"value": "symlog", "linthresh": pytest.approx(0.1)}
@@ -495,3 +504,47 @@ def test_names_are_drawn_as_they_are() -> None:
     picture = render(degradation_figure(comparison), "svg").decode()
     for text in ("$x^2$", "&lt;sw&gt;", "a $\\alpha$ &amp; b"):
         assert text in picture
+
+
+@pytest.mark.parametrize("languages", [30, 40, 60, 150])
+def test_no_label_of_the_correlation_is_cut_off(languages: int) -> None:
+    names = make_languages(languages)
+    figure = language_correlation_figure(torch.rand(2, languages, languages), names)
+    for axis in (figure.axes[0].yaxis, figure.axes[0].xaxis):
+        assert_readable(figure, tick_texts(axis))
+
+
+def foreign_comparison(name: str) -> PerplexityComparison:
+    return make_comparison(["en", "sw"], [name])
+
+
+def test_fonts_are_chosen_that_have_the_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+    private = "\ue000"  # of the fonts that come with matplotlib, only one for mathematics has it
+    figure = degradation_figure(foreign_comparison(f"a {private}"))
+    render(figure, "png")
+    (text,) = [each for each in figure.legends[0].get_texts() if private in each.get_text()]
+    assert "STIXNonUnicode" in text.get_fontfamily()
+    assert "Last Resort High-Efficiency" not in text.get_fontfamily()
+    assert all("STIXNonUnicode" not in each.get_fontfamily() for each in figure.axes[0].get_yticklabels())
+
+
+@pytest.mark.filterwarnings("error")
+def test_characters_that_no_font_has_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(2):
+        render(degradation_figure(foreign_comparison("a \U000e0101\U000f0000")), "png")
+    assert [record.getMessage() for record in caplog.records if "No installed font has" in record.getMessage()][
+        1:
+    ] == []
+    assert "\U000f0000" in caplog.text
+
+
+def test_pictures_have_200_dots_per_inch() -> None:
+    width, height = struct.unpack(">II", render(new_figure(4, 3), "png")[16:24])
+    assert (width, height) == (800, 600)
+
+
+def test_pictures_beside_each_other_give_a_name_one_colour() -> None:
+    both, one = make_comparison(["en", "sw"], ["a", "b"]), make_comparison(["en", "sw"], ["b"])
+    series = ["a", "b"]
+    found = [degradation_figure(each, series).legends[0].legend_handles[-1].get_color() for each in (both, one)]
+    assert found == [style(1)["color"]] * 2

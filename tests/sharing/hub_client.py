@@ -48,7 +48,7 @@ def comparison() -> PerplexityComparison:
     def report(nll: float) -> PerplexityReport:
         return PerplexityReport({name: LanguageScore(name, 100, nll, 400) for name in ("en", "sw")}, "tiny", 16)
 
-    return PerplexityComparison(report(2.0), {"pruned": report(2.5)}, ["en"])
+    return PerplexityComparison(report(2.0), {"pruned": report(2.5)}, ["en", "fr", "sw"])
 
 
 def harness() -> HarnessComparison:

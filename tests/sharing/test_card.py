@@ -133,9 +133,15 @@ def test_table_has_dense_and_pruned_perplexity_with_seen_unseen_and_worst() -> N
     ]
 
 
-def test_seen_languages_of_the_report_win_over_those_of_the_record() -> None:
-    card = create_card(make_record(), report=make_report({"en": 0.1, "sw": 0.2}, seen=["sw"]))
-    assert [row[:2] for row in rows(section(card, "Perplexity per language"))[1:3]] == [["`en`", "no"], ["`sw`", "yes"]]
+@pytest.mark.parametrize("seen", [["en"], ["en", "swh_Latn", "tr"], []])
+def test_report_with_other_seen_languages_than_the_record_is_refused(seen: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"record of the model 'en', 'swh_Latn': leave `seen` out"):
+        create_card(make_record(), report=make_report({"en": 0.1, "sw": 0.2}, seen=seen))
+
+
+def test_seen_languages_of_the_report_may_be_those_of_the_record() -> None:
+    card = create_card(make_record(), report=make_report({"en": 0.1, "sw": 0.2}, seen=["swh_Latn", "en"]))
+    assert [row[:2] for row in rows(section(card, "Perplexity per language"))[1:3]] == [["`en`", "yes"], ["`sw`", "no"]]
 
 
 def test_results_are_in_the_metadata_one_entry_per_language() -> None:
@@ -271,9 +277,45 @@ def test_python_code_and_command_line_repeat_the_settings(settings: dict[str, An
         assert words[words.index(f"--{flag}") + 1] == str(getattr(MWandaConfig(**settings), flag))
 
 
-def test_every_setting_is_in_a_table() -> None:
-    cells = {row[0]: row[1] for row in rows(section(create_card(make_record()), "How it was pruned"))}
-    assert {f"`{name}`" for name in make_record()["settings"]} <= cells.keys()
+SHAPED_BY = {
+    "mwanda": ({}, {"base", "variance_weight", "group", "allocation_strength", "sequence_length"}, {"cwl_direction"}),
+    "wanda": (
+        {"criterion": "wanda", "group": "row", "allocation": "uniform"},
+        {"group", "allocation", "calibration", "samples_per_language"},
+        {"base", "variance", "variance_weight", "activation", "ria_exponent", "allocation_strength", "owl_multiplier"},
+    ),
+    "magnitude": (
+        {"criterion": "magnitude", "allocation": "uniform"},
+        {"group", "sparsity", "include"},
+        {"calibration", "languages", "seed", "bos", "batch_size", "damping", "language_weights"},
+    ),
+    "sparsegpt": (
+        {"criterion": "sparsegpt", "group": "row"},
+        {"damping", "calibration"},
+        {"group", "refinement", "refinement_ridge"},
+    ),
+    "pattern": ({"criterion": "wanda", "pattern": "2:4"}, {"pattern"}, {"group", "allocation", "max_block_sparsity"}),
+    "refined": (
+        {"refinement": "swap"},
+        {"refinement_shrinkage"},
+        {"damping", "experts_policy", "language_temperature"},
+    ),
+}
+
+
+@pytest.mark.parametrize("method", SHAPED_BY)
+def test_settings_that_apply_are_in_a_table_and_no_others(method: str) -> None:
+    settings, listed, left_out = SHAPED_BY[method]
+    record = make_record(**settings)
+    card = create_card(record | ({"languages": {}} if method == "magnitude" else {}))
+    cells = {row[0].strip("`"): row[1] for row in rows(section(card, "How it was pruned"))}
+    names = record["settings"].keys() & cells.keys()
+    assert listed <= names
+    assert not left_out & cells.keys()
+    repeated = re.search(r"^config = MWandaConfig\((.*?)^\)$", card.text, re.MULTILINE | re.DOTALL)
+    assert repeated is not None
+    assert set(re.findall(r"^    (\w+)=", repeated[1], re.MULTILINE)) == names
+    assert ("Weights competed" in card.text) is ("group" in names)
     assert cells["sparsest block"] == "62.5 %"
 
 
@@ -511,7 +553,7 @@ def test_without_matplotlib_the_card_has_a_table(tmp_path: Path, monkeypatch: py
 
 def test_plot_without_matplotlib_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ImportError, match=r"optimum-mwanda\[plots\]"):
+    with pytest.raises(ImportError, match="pip install matplotlib"):
         plot_block_sparsity(SparsityRecord.parse(make_record()), tmp_path / "plot.png")
 
 

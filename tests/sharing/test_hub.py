@@ -111,7 +111,7 @@ def test_what_was_pushed_loads_back_by_repository_id(session: Session) -> None:
 
 def test_evaluation_is_pushed_as_json(session: Session) -> None:
     evaluation = json.loads(session.text("me/first", "evaluation.json"))
-    assert evaluation["seen"] == ["en"]
+    assert evaluation["seen"] == ["en", "fr", "sw"]
     assert evaluation["pruned"]["pruned"]["languages"][1]["language"] == "sw"
 
 

@@ -67,6 +67,8 @@ class HarnessComparison:
         """A table of all scores; see `table`."""
         return markdown_table(*self.table())
 
+    __str__ = to_markdown
+
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Header and rows: every score with its standard error, dense and pruned, and the change.
 

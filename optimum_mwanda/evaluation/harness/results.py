@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ...utils import portable_name
 from ...values import check_types
 from .tasks import ISO_CODES
 
@@ -118,8 +119,11 @@ class HarnessReport:
         return {score.key: score for score in self.scores}
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as plain JSON values."""
-        return dataclasses.asdict(self) | {"scores": [dataclasses.asdict(score) for score in self.scores]}
+        """The report as plain JSON values, without paths of this machine."""
+        return dataclasses.asdict(self) | {
+            "model": portable_name(self.model),
+            "scores": [dataclasses.asdict(score) for score in self.scores],
+        }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "HarnessReport":
@@ -151,7 +155,7 @@ def _task_scores(task: str, results: Mapping[str, Any]) -> list[HarnessScore]:
                 stderr=float(stderr) if isinstance(stderr, (int, float)) else None,
                 samples=int(results["n-samples"][task]["effective"]),
                 higher_is_better=None if better.get(metric) is None else bool(better[metric]),
-                dataset=str(config["dataset_path"]),
+                dataset=portable_name(str(config["dataset_path"])),
                 split=str(config.get("test_split") or config.get("validation_split") or ""),
             )
         )

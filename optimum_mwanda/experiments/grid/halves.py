@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 
 from ...configuration import MWandaConfig
 
@@ -12,7 +12,7 @@ def halve_documents(dataset: Any, language_column: str = MWandaConfig.language_c
     """Splits the documents of every language in two: the first, third, … for calibration, the rest for evaluation.
 
     Args:
-        dataset: `datasets.Dataset`, or a dict of language to texts.
+        dataset: `datasets.Dataset`, or a dict of language to texts or to a dataset.
         language_column: Column that names the language.
 
     Raises:
@@ -20,9 +20,16 @@ def halve_documents(dataset: Any, language_column: str = MWandaConfig.language_c
         ValueError: If a language has only one document.
     """
     if isinstance(dataset, Mapping):
-        texts = {language: list(each) for language, each in dataset.items()}
+        if streams := [language for language, each in dataset.items() if isinstance(each, IterableDataset)]:
+            raise TypeError(
+                f"The streams of {', '.join(map(repr, streams))} cannot be halved: pass a Dataset per language."
+            )
+        texts = {
+            language: each if isinstance(each, Dataset) else list(each)  # a row of a dataset may be hard to decode
+            for language, each in dataset.items()
+        }
         _check_counts({language: len(each) for language, each in texts.items()})
-        halves = [{language: each[part::2] for language, each in texts.items()} for part in (0, 1)]
+        halves = [{language: _every_other(each, part) for language, each in texts.items()} for part in (0, 1)]
         return halves[0], halves[1]
     if not isinstance(dataset, Dataset):
         raise TypeError(f"A {type(dataset).__name__} cannot be halved: pass a datasets.Dataset, or a dict of texts.")
@@ -33,6 +40,10 @@ def halve_documents(dataset: Any, language_column: str = MWandaConfig.language_c
         counts[language] = counts.get(language, 0) + 1
     _check_counts(counts)
     return dataset.select(parts[0]), dataset.select(parts[1])
+
+
+def _every_other(texts: Any, first: int) -> Any:
+    return texts.select(range(first, len(texts), 2)) if isinstance(texts, Dataset) else texts[first::2]
 
 
 def _check_counts(counts: Mapping[str, int]) -> None:

@@ -78,12 +78,15 @@ def write_reports(
             for section in group
             if name in section.seeds
         }
+        drawn = {section.point: [name for name in names if name in section.seeds] for section in group}
+        facets = {section.point: section.compare(drawn[section.point]) for section in group if drawn[section.point]}
         comparison = PerplexityComparison(group[0].dense, pruned, group[0].seen, group[0].confidence)
         target = path if len(groups) == 1 else path.with_stem(f"{path.stem}-{_file_name(condition)}")
         if target.exists() and not overwrite:
             raise FileExistsError(f"{target} exists: give another name or --overwrite, with --tables-only.")
         title = f"Pruning {group[0].dense.model or 'a model'}, calibration: {condition}"
-        write_html_report(target, comparison, curves=make_curves(group, baseline, show) or None, title=title)
+        curves = make_curves(group, baseline, show) or None
+        write_html_report(target, comparison, curves=curves, facets=facets if len(facets) > 1 else None, title=title)
         files.append(target)
     return files
 

@@ -1,7 +1,7 @@
 """Runs a comparison: one calibration and one dense evaluation serve as many prunings as possible."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,7 +22,7 @@ from ...modeling.interrupts import check_interrupts, deferred_interrupts
 from ...modeling.weights import find_weights, flat
 from ...pruner import MWandaPruner
 from ...record.schema import RECORD_KEY, SparsityRecord
-from ...utils import progress_bar
+from ...utils import abridged, progress_bar
 from ...version import __version__
 from ...walking.failure import bare_failures
 from ..dense_state import DenseState
@@ -92,13 +92,14 @@ def run_comparison(
         {"model": fingerprint, "text": text, "samples_per_language": plan.samples_per_language, **evaluation}
     )
     languages = tuple(sorted(plan.languages or build_chunks(dataset, columns, model, tokenizer).chunks))
-    results = _read_matching(path, dense_key, languages)
+    about = {**evaluation, "samples_per_language": plan.samples_per_language, "model_fingerprint": fingerprint}
+    results = _read_matching(path, dense_key, languages, about, text)
     conditions, known = plan.conditions(languages), {} if results is None else results.runs
     missing = list(_missing(model, dataset, tokenizer, plan, conditions, dense_key, known))
     measure = partial(measure_languages, model, tokenizer, evaluation_dataset, settings, progress=False)
     weights = flat(find_weights(find_blocks(model, columns.blocks)))
     if results is None:
-        results = Results(DenseResult(dense_key, languages, measure(), {**evaluation, **_versions()}), {})
+        results = Results(DenseResult(dense_key, languages, measure(), {**about, **_versions()}), {})
         append(path, results.dense)
     with deferred_interrupts(), DenseState(model, weights) as state:
         for run in progress_bar(missing, total=len(missing), description="Comparing", show=progress):
@@ -114,7 +115,31 @@ def run_comparison(
     return results
 
 
-def _read_matching(path: Path, dense_key: str, languages: tuple[str, ...]) -> Results | None:
+def _difference(dense: DenseResult, about: Mapping[str, Any], text: Mapping[str, str]) -> str:
+    """In what the results of a file differ from those that are asked for, to follow "results"."""
+    named = {
+        "model_fingerprint": "on another model, or on other weights of it",
+        "sequence_length": "in windows of {there} tokens and not {here}",
+        "tokens_per_language": "on {there} held-out tokens per language and not {here}",
+        "samples_per_language": "of {there} calibration chunks per language and not {here}",
+    }
+    found = [
+        words.format(there=dense.about[name], here=about[name])
+        for name, words in named.items()
+        if dense.about.get(name, about[name]) != about[name]
+    ]
+    scores = dense.report.scores
+    if scores.keys() != text.keys():
+        there, here = sorted(scores.keys() - text.keys()), sorted(text.keys() - scores.keys())
+        found.append(f"on other held-out languages ({abridged([*there, *here])} only on one side)")
+    elif not found and (other := [name for name, score in scores.items() if score.digest != text[name]]):
+        found.append(f"on other held-out text, or of another tokenizer, in {abridged(other)}")
+    return ", ".join(found) or "on another model, or of another number of calibration chunks"
+
+
+def _read_matching(
+    path: Path, dense_key: str, languages: tuple[str, ...], about: Mapping[str, Any], text: Mapping[str, str]
+) -> Results | None:
     """The results in a file, which must be on the same model and text; None if there are none."""
     results = read_results(path)
     if results is None:
@@ -125,10 +150,7 @@ def _read_matching(path: Path, dense_key: str, languages: tuple[str, ...]) -> Re
             "--tables-only, and name another file for new ones."
         )
     if results.dense.key != dense_key:
-        raise ValueError(
-            f"{path} holds results on another model, another held-out text or tokenizer, windows of another length, or "
-            "another number of calibration chunks: name another file."
-        )
+        raise ValueError(f"{path} holds results {_difference(results.dense, about, text)}: name another file.")
     if results.dense.languages != languages:
         raise ValueError(
             f"{path} compares calibrations among {', '.join(results.dense.languages)}: choose these languages, or name "

@@ -154,6 +154,8 @@ class SparsitySearch:
             parts.append(self.comparison.to_markdown("bits_per_byte"))
         return "\n\n".join(parts)
 
+    __str__ = to_markdown
+
     def _trials_table(self) -> str:
         chosen = self.chosen
         rows = [

@@ -1,4 +1,4 @@
-"""Pictures of what pruning did, as PNG or SVG files; they need matplotlib (`pip install optimum-mwanda[plots]`).
+"""Pictures of what pruning did, as PNG or SVG files; they need matplotlib (`pip install matplotlib`).
 
 Each `plot_…` draws one file. The function with the same name that ends in `_figure`, in the same module, gives the
 matplotlib figure behind it, to change it or show it in a notebook.

@@ -119,6 +119,7 @@ def language_correlation_figure(correlations: Tensor, languages: Sequence[str]) 
         cmap=matplotlib.colormaps["viridis"].with_extremes(bad=_ABSENT),
         vmin=low,
         vmax=max(high, low + 0.1),
+        aspect="auto",  # a fixed one leaves the labels less room than they need
         interpolation="none",
     )
     for axis in (axes.xaxis, axes.yaxis):

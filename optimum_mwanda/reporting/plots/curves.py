@@ -2,12 +2,14 @@
 
 import dataclasses
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ...evaluation.bootstrap import Estimate
 from ...evaluation.report import PerplexityComparison
 from .drawing import GRID, LABEL_SIZE, error_lengths, new_figure, save_figure, scale_of, shorten, style
+from .fonts import cover
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -149,7 +151,10 @@ def _hide_overlaps(figure: "Figure", labels: Sequence["Text"]) -> bool:
     Returns:
         Whether any is hidden.
     """
-    figure.draw_without_rendering()
+    cover(figure)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+        figure.draw_without_rendering()
     kept: list[Bbox] = []
     for label in labels:
         box = label.get_window_extent()

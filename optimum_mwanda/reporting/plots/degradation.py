@@ -1,9 +1,10 @@
 """Picture of what pruning costs in every language, pruned models side by side."""
 
+import itertools
 import math
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...evaluation.changes import Change
 from ...evaluation.report import PerplexityComparison
@@ -24,11 +25,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+Looks = dict[str, dict[str, Any]]
+
 _MAX_ROWS = 50
 """Languages in one column of the picture."""
 
 
-def degradation_figure(comparison: PerplexityComparison) -> "Figure":
+def degradation_figure(comparison: PerplexityComparison, series: Sequence[str] | None = None) -> "Figure":
     """The increase of the log-perplexity over dense, with a row per language and those that suffer most on top.
 
     Every pruned model has a colour and a marker, which is hollow for languages that were not calibrated on; bars are
@@ -36,11 +39,13 @@ def degradation_figure(comparison: PerplexityComparison) -> "Figure":
 
     Args:
         comparison: At least one pruned model against its dense original.
+        series: Names of which each has a colour, so that pictures beside each other agree; None for the pruned models.
 
     Raises:
         ImportError: If matplotlib is not installed.
         ValueError: If there is no pruned model.
     """
+    looks = dict(zip(series or comparison.pruned, map(style, itertools.count()), strict=False))
     changes = {name: comparison.change(name) for name in comparison.pruned}
     if not changes:
         raise ValueError("The comparison holds no pruned model: there is nothing to draw.")
@@ -55,12 +60,12 @@ def degradation_figure(comparison: PerplexityComparison) -> "Figure":
     columns[0].set_xscale(**scale_of([each.value for change in changes.values() for each in change.languages.values()]))
     for panel, axes in enumerate(columns):
         shown = languages[panel * rows : (panel + 1) * rows]
-        _draw(axes, changes, comparison.unseen, shown)
+        _draw(axes, changes, looks, comparison.unseen, shown)
         label_rows(axes.yaxis, shown, height)
         axes.set_ylim(rows - 0.5, -0.5)
         axes.set_xlabel("increase of log-perplexity over dense (nats per token)", fontsize=LABEL_SIZE + 1)
         axes.tick_params(axis="x", which="both", labelsize=LABEL_SIZE)
-    _legend(figure, comparison, panels)
+    _legend(figure, comparison, looks, panels)
     return figure
 
 
@@ -78,14 +83,16 @@ def plot_degradation(comparison: PerplexityComparison, path: str | os.PathLike[s
     save_figure(degradation_figure(comparison), path)
 
 
-def _draw(axes: "Axes", changes: dict[str, Change], unseen: Sequence[str], languages: Sequence[str]) -> None:
+def _draw(
+    axes: "Axes", changes: dict[str, Change], looks: Looks, unseen: Sequence[str], languages: Sequence[str]
+) -> None:
     for row in range(0, len(languages), 2):
         axes.axhspan(row - 0.5, row + 0.5, color="#f3f3f3", zorder=0)
     axes.axvline(0, color="#888888", linewidth=0.8, zorder=1)
     axes.grid(axis="x", color=GRID, zorder=1)
     count = len(changes)
     for index, name in enumerate(changes):
-        look = style(index)
+        look = looks[name]
         # The models share the row of a language, each on its own line.
         offset = 0.0 if count == 1 else 0.6 * (index / (count - 1) - 0.5)
         for hollow in (False, True):
@@ -104,18 +111,18 @@ def _draw(axes: "Axes", changes: dict[str, Change], unseen: Sequence[str], langu
             )
 
 
-def _legend(figure: "Figure", comparison: PerplexityComparison, panels: int) -> None:
+def _legend(figure: "Figure", comparison: PerplexityComparison, looks: Looks, panels: int) -> None:
     from matplotlib.lines import Line2D
 
-    looks = [(style(index), shorten(name, 40)) for index, name in enumerate(comparison.pruned)]
+    entries = [(looks[name], shorten(name, 40)) for name in comparison.pruned]
     if comparison.unseen:
         grey = {"color": "#666666", "marker": "o"}
-        looks += [
+        entries += [
             (grey, "filled: language calibrated on"),
             ({**grey, "markerfacecolor": "white"}, "hollow: not calibrated on"),
         ]
     legend = figure.legend(
-        handles=[Line2D([], [], linestyle="none", label=label, **look) for look, label in looks],
+        handles=[Line2D([], [], linestyle="none", label=label, **look) for look, label in entries],
         loc="outside upper center",
         ncols=_legend_columns(panels),
         frameon=False,

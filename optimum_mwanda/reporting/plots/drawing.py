@@ -4,12 +4,14 @@ import io
 import math
 import os
 import statistics
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...evaluation.bootstrap import Estimate
 from ...storage.outputs import write_bytes
+from .fonts import cover
 
 if TYPE_CHECKING:
     from matplotlib.axis import Axis
@@ -29,6 +31,8 @@ MAX_INCHES = 24.0
 
 LABEL_SIZE = 7
 
+DOTS_PER_INCH = 200
+
 _METADATA: dict[str, dict[str, str | None]] = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
 
 
@@ -45,7 +49,7 @@ def new_figure(width: float, height: float) -> "Figure":
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("Plots need matplotlib: pip install 'optimum-mwanda[plots]'.") from error
+        raise ImportError("Plots need matplotlib: pip install matplotlib.") from error
     return Figure(figsize=(width, height), dpi=100, layout="constrained")
 
 
@@ -58,10 +62,15 @@ def render(figure: "Figure", kind: str) -> bytes:
     """
     import matplotlib
 
+    cover(figure)
     file = io.BytesIO()
     # Text stays text in an SVG: it can be searched, and the reader's fonts have the glyphs of every script.
-    with matplotlib.rc_context({"svg.hashsalt": "optimum-mwanda", "svg.fonttype": "none"}):
-        figure.savefig(file, format=kind, metadata=_METADATA[kind])
+    with (
+        matplotlib.rc_context({"svg.hashsalt": "optimum-mwanda", "svg.fonttype": "none"}),
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # there is one warning for all
+        figure.savefig(file, format=kind, dpi=DOTS_PER_INCH, metadata=_METADATA[kind])
     return file.getvalue()
 
 
@@ -121,15 +130,21 @@ def label_rows(axis: "Axis", labels: Sequence[str], inches: float) -> None:
 def scale_of(values: Sequence[float]) -> dict[str, Any]:
     """A scale that tells increases apart, as arguments of `set_xscale` and `set_yscale`.
 
-    It is logarithmic if all values are positive and differ more than twentyfold. If some are not positive, but one is
-    more than twenty times the median size, it is linear around zero and logarithmic beyond. Values that are not finite
-    are not drawn.
+    It is logarithmic if all values are positive and differ more than twentyfold, linear if only a tenth of them, or a
+    single one, is far below the others: these would leave little room for the rest. If some are not positive, but one
+    is more than twenty times the median size, it is linear around zero and logarithmic beyond. Values that are not
+    finite are not drawn.
     """
     sizes = [abs(value) for value in values if value and math.isfinite(value)]
     if not sizes:
         return {"value": "linear"}
     if min(values) > 0:
-        return {"value": "log" if max(sizes) > 20 * min(sizes) else "linear"}
+        low = sorted(sizes)[max(1, len(sizes) // 10)] if len(sizes) > 2 else min(sizes)
+        if max(sizes) <= 20 * min(size for size in sizes if 20 * size >= low):
+            return {"value": "linear"}
+        if 20 * min(sizes) >= low:
+            return {"value": "log"}
+        return {"value": "symlog", "linthresh": 10.0 ** math.floor(math.log10(low))}
     typical = statistics.median(sizes)
     if max(sizes) <= 20 * typical:
         return {"value": "linear"}

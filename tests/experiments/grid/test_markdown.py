@@ -135,5 +135,7 @@ def test_page_per_calibration(tmp_path: Path) -> None:
     text = page.read_text()
     assert page.name == "one.html"
     assert all(f"{name}, {point}" in text for name in ("wanda", "ria") for point in ("50 %", "70 %", "2:4"))
+    pictures = [f"Increase of the log-perplexity in every language, {point}" for point in ("50 %", "70 %", "2:4")]
+    assert all(picture in text for picture in pictures)
     pages = write_reports(sections(), tmp_path / "two.html")
     assert [page.name for page in pages] == ["two-multilingual.html", "two-only-en.html"]

@@ -1,0 +1,326 @@
+"""What `--dataset` can name: files, a folder, or a Hub repository."""
+
+import bz2
+import contextlib
+import gzip
+import hashlib
+import io
+import lzma
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from .errors import DataError, errors_as
+
+TEXT = "text"
+FORMATS = {
+    ".json": "json",
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+    ".txt": TEXT,
+    ".text": TEXT,
+}
+
+
+def _open_zstandard(path: Path) -> Any:
+    import pyarrow
+
+    return pyarrow.input_stream(str(path), compression="zstd")
+
+
+COMPRESSIONS: dict[str, Callable[[Path], Any]] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+    ".zst": _open_zstandard,
+}
+
+
+LANGUAGE = re.compile(r"[a-z]{2,3}([-_]([A-Za-z]{2}|[A-Z][a-z]{3}|[0-9]{3}))*")
+"""A file or configuration that is called after a language: sw, zh-Hant, eng_Latn, pt-BR."""
+
+
+@contextlib.contextmanager
+def open_dataset(
+    places: Sequence[str] | None,
+    config: Sequence[str] | None = None,
+    split: str = "train",
+    streaming: bool = False,
+    *,
+    columns: Mapping[str, str] | None = None,
+    language_column: str = "language",
+) -> Iterator[Any]:
+    """Opens the dataset that the user named; it can be read while the block runs.
+
+    Args:
+        places: Files, or one folder or repository. None for no dataset.
+        config: Configuration of a folder or repository; or one per language, as `sw` or `sw=20231101.sw`.
+        split: Split of a folder or repository.
+        streaming: Whether to read a folder or repository as a stream.
+        columns: Language to its column, for a table without a language column.
+        language_column: Column that names the language. Files that lack it are named after their language.
+
+    Yields:
+        A dataset as the library takes it: a `datasets.Dataset` or `IterableDataset`, or a dict of language to texts
+        or to one of these; None for no dataset.
+
+    Raises:
+        DataError: If it cannot be read.
+    """
+    if places is None:
+        yield None
+        return
+    paths = [Path(place) for place in places]
+    with tempfile.TemporaryDirectory(prefix="mwanda-data-", ignore_cleanup_errors=True) as scratch:
+        with errors_as(DataError):
+            place = _Place(language_column if not columns else None, split, streaming, Path(scratch))
+            configs = {} if config is None else dict(map(_named_config, config))
+            if all(path.is_file() for path in paths):
+                dataset = place.files(paths)
+            elif len(paths) == 1 and (len(configs) > 1 or any("=" in name for name in config or ())):
+                dataset = {language: place.named(places[0], name) for language, name in configs.items()}
+            elif len(paths) == 1:
+                dataset = place.named(places[0], next(iter(configs.values()), None))
+            else:
+                missing = next(place for place, path in zip(places, paths, strict=True) if not path.is_file())
+                raise DataError(f"There is no file {missing!r}: give several files, or one folder or repository.")
+            if columns:
+                dataset = _taken_apart(dataset, columns)
+        yield dataset
+
+
+def _named_config(text: str) -> tuple[str, str]:
+    language, _, name = text.partition("=")
+    return language, name or language
+
+
+def _taken_apart(dataset: Any, columns: Mapping[str, str]) -> dict[str, Any]:
+    from ..data.columns import read_wide
+
+    if isinstance(dataset, Mapping):
+        raise DataError(
+            f"The columns of languages ({', '.join(columns)}) are for one table, but here every file or configuration "
+            "is a language of its own."
+        )
+    return read_wide(dataset, columns)
+
+
+class _Place:
+    """Reads what is at a place.
+
+    Args:
+        language_column: Column that names the language; None if there need not be one.
+        split: Split to read.
+        streaming: Whether to read tables as streams.
+        scratch: Folder for temporary files.
+    """
+
+    def __init__(self, language_column: str | None, split: str, streaming: bool, scratch: Path) -> None:
+        self.language_column = language_column
+        self.split = split
+        self.streaming = streaming
+        self.scratch = scratch
+
+    def files(self, paths: Sequence[Path]) -> Any:
+        """One table, or language to its texts or table."""
+        formats = {path: _format(path) for path in paths}
+        if len(set(formats.values())) > 1:
+            kinds = ", ".join(f"{path.name} ({kind})" for path, kind in formats.items())
+            raise DataError(f"The files have different formats: {kinds}. Give files of one format.")
+        if TEXT in formats.values():
+            return _read_texts(paths)
+        dataset = self._table(paths)
+        languages: dict[str, list[Path]] = {}
+        for path in paths:
+            languages.setdefault(_language(path), []).append(path)
+        by_name = self.language_column is not None and self.language_column not in (dataset.column_names or ())
+        if by_name and all(map(_is_language, languages)):
+            return {language: self._table(part) for language, part in languages.items()}
+        return dataset
+
+    def named(self, name: str, config: str | None) -> Any:
+        """What is in a folder or a repository."""
+        path = Path(name)
+        if not path.is_dir():
+            if _inner(path).suffix in FORMATS or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
+                raise DataError(f"There is no file or folder {name!r}, and the name is not a repository id of the Hub.")
+            return self._loaded(name, config)
+        if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+            return self._saved(path)
+        files = [file for file in sorted(path.iterdir()) if file.is_file() and _inner(file).suffix in FORMATS]
+        kinds = {_format(file) for file in files}
+        if kinds == {TEXT} or (len(kinds) == 1 and config is None and all(_is_language(_language(f)) for f in files)):
+            return self.files(self._of_split(path, files))
+        return self._loaded(str(path), config)
+
+    def _of_split(self, folder: Path, files: Sequence[Path]) -> list[Path]:
+        """The files that are called after the split, as `sw.test.txt`, or else those that are called after none."""
+        from ..data.rows import SPLITS
+
+        wanted = SPLITS.get(self.split, self.split)
+        found = [file for file in files if _split(file) == wanted] or [file for file in files if _split(file) is None]
+        if not found:
+            there = ", ".join(sorted({str(_split(file)) for file in files}))
+            raise DataError(f"{folder} has no file of the split {self.split!r}: name one of {there}.")
+        return found
+
+    def _saved(self, path: Path) -> Any:
+        """A dataset that `save_to_disk` wrote."""
+        from datasets import DatasetDict, load_from_disk
+
+        from ..data.rows import is_by_language
+
+        dataset = load_from_disk(str(path))
+        if not isinstance(dataset, DatasetDict):
+            return dataset
+        if self.split in dataset:
+            return dataset[self.split]
+        if self.language_column is not None and is_by_language(dataset, self.language_column):
+            return dict(dataset)
+        raise DataError(f"{path} has no split {self.split!r}: name one of {', '.join(dataset)}.")
+
+    def _table(self, paths: Sequence[Path]) -> Any:
+        """The rows of files of one format."""
+        plain = [_decompressed(path, self.scratch) for path in paths]
+        shown = ", ".join(path.name for path in paths)
+        if _format(paths[0]) == "csv":
+            delimiter = "\t" if _inner(paths[0]).suffix == ".tsv" else ","
+            with _explained(shown):
+                return self._delimited([str(path) for path in plain], delimiter)
+        # Temporary files must not fill the user's cache; for others, the cache makes a second reading fast.
+        cache = None if plain == list(paths) else str(self.scratch / "cache")
+        with _explained(shown):
+            from datasets import load_dataset
+
+            files = [str(path) for path in plain]
+            return load_dataset(
+                _format(paths[0]), data_files=files, split="train", cache_dir=cache, streaming=self.streaming
+            )
+
+    def _loaded(self, name: str, config: str | None) -> Any:
+        """What datasets finds in a folder or a repository."""
+        from datasets import DownloadManager, load_dataset, load_dataset_builder
+        from datasets.packaged_modules.csv.csv import Csv
+
+        with _explained(name):
+            builder = load_dataset_builder(name, config)
+            options: dict[str, Any] = {}
+            if isinstance(builder, Csv):
+                settings = builder.config
+                files = (settings.data_files or {}).get(self.split)
+                if files and settings.header == "infer" and settings.names is None:
+                    found = files if self.streaming else DownloadManager().download(list(files))
+                    return self._delimited([str(file) for file in found], settings.sep)
+                options["keep_default_na"] = False  # `nan` is a language
+            return load_dataset(name, config, split=self.split, streaming=self.streaming, **options)
+
+    def _delimited(self, files: list[str], delimiter: str) -> Any:
+        from datasets import Dataset, Features, IterableDataset, Value
+
+        from ..data.delimited import columns_of, rows_of
+
+        source = {"files": files, "delimiter": delimiter}
+        features = Features({name: Value("string") for name in columns_of(files, delimiter)})
+        if self.streaming:
+            return IterableDataset.from_generator(rows_of, features, gen_kwargs=source)
+        dataset = Dataset.from_generator(rows_of, features, cache_dir=str(self.scratch / "csv"), gen_kwargs=source)
+        if not len(dataset):
+            raise DataError(f"{', '.join(Path(file).name for file in files)}: there are no rows in it.")
+        return dataset
+
+
+@contextlib.contextmanager
+def _explained(place: str) -> Iterator[None]:
+    """Inside the block, errors of datasets say what happened and where."""
+    from datasets.arrow_writer import SchemaInferenceError
+
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        # datasets only says that an error occurred; its cause says which one.
+        cause = error.__cause__ or error
+        # On an empty file the reader of datasets stops before it knows any columns; on blank lines, a step later.
+        if isinstance(cause, (StopIteration, SchemaInferenceError)) or "corresponds to no data" in str(cause):
+            raise DataError(f"{place}: there are no rows in it.") from error
+        raise DataError(f"{place}: {type(cause).__name__}: {cause}") from error
+
+
+def _read_texts(paths: Sequence[Path]) -> dict[str, list[str]]:
+    """Language, taken from the file name without its ending, to the lines of its files."""
+    texts: dict[str, list[str]] = {}
+    for path in paths:
+        with _opened(path) as file:
+            try:
+                # Not splitlines, which takes a form feed and other signs within a line for its end.
+                lines = io.StringIO(file.read().decode("utf-8-sig"), newline=None).read().split("\n")
+            except UnicodeDecodeError as error:
+                raise DataError(f"{path} is not UTF-8 text: {error}") from error
+        texts.setdefault(_language(path), []).extend(lines if lines[-1] else lines[:-1])
+    return texts
+
+
+def _language(path: Path) -> str:
+    """`sw` for `sw.jsonl.gz`, and for `sw.train.txt` and `train.sw.txt`."""
+    from ..data.rows import SPLITS
+
+    parts = _inner(path).stem.split(".")
+    return ".".join(part for part in parts if part not in SPLITS) or ".".join(parts)
+
+
+def _split(path: Path) -> str | None:
+    """`train` for `sw.train.txt`; None for `sw.txt`."""
+    from ..data.rows import SPLITS
+
+    parts = _inner(path).stem.split(".")
+    return next((SPLITS[part] for part in parts if part in SPLITS), None) if len(parts) > 1 else None
+
+
+def _is_language(name: str) -> bool:
+    from ..data.rows import SPLITS
+
+    return bool(LANGUAGE.fullmatch(name)) and name not in SPLITS
+
+
+def _decompressed(path: Path, scratch: Path) -> Path:
+    """A plain copy in a folder of its own; the path itself if it is not compressed."""
+    if path.suffix not in COMPRESSIONS:
+        return path
+    target = scratch / hashlib.sha256(str(path).encode()).hexdigest() / _inner(path).name
+    if target.exists():
+        return target
+    target.parent.mkdir()
+    with _opened(path) as source, target.open("wb") as file:
+        shutil.copyfileobj(source, file, 2**20)
+    return target
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    try:
+        with COMPRESSIONS[path.suffix](path) if path.suffix in COMPRESSIONS else path.open("rb") as file:
+            yield file
+    except (OSError, EOFError, lzma.LZMAError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+
+
+def _inner(path: Path) -> Path:
+    """`sw.jsonl` for `sw.jsonl.gz`."""
+    return path.with_suffix("") if path.suffix in COMPRESSIONS else path
+
+
+def _format(path: Path) -> str:
+    suffix = _inner(path).suffix
+    if suffix not in FORMATS:
+        raise DataError(
+            f"{path} has no known format: its name must end in {', '.join(FORMATS)}, perhaps followed by "
+            f"{', '.join(COMPRESSIONS)}."
+        )
+    return FORMATS[suffix]
