@@ -14,6 +14,7 @@ from .data.chunks import CalibrationChunks, build_chunks
 from .modeling.blocks import find_blocks, inference_mode
 from .modeling.fingerprint import model_fingerprint
 from .modeling.interrupts import check_interrupts
+from .modeling.quantized import check_dense, forget_dequantization
 from .modeling.weights import PrunableWeight, Weights, find_weights, flat
 from .pruning.allocation import SparsityPlan
 from .pruning.checks import check_pattern, check_plan, check_statistics
@@ -238,6 +239,7 @@ class MWandaPruner:
                 "The model carries an adapter, and its matrices must not be pruned: merge it (merge_and_unload) or "
                 "unload it first."
             )
+        check_dense(model)
         weights = find_weights(find_blocks(model, self.config.blocks), self.config.include, self.config.exclude)
         check_resident(flat(weights))
         check_pattern(weights, self.config)
@@ -292,6 +294,7 @@ class MWandaPruner:
                 pass
             record = build_record(model, self.config, walk.weights, walk.zeros, plan, statistics, fingerprint)
             check_interrupts()
+            forget_dequantization(model)
             model.config.mwanda_config = record.to_dict()
         return model
 

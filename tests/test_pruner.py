@@ -475,13 +475,70 @@ class QuantizedLinear(nn.Linear):
     """What quantization libraries put in the place of a linear layer."""
 
 
-def test_a_model_of_quantized_layers_is_named_as_such() -> None:
+class WrappedTensor(torch.Tensor):
+    """What quanto and torchao put in the place of a weight: it shows the type that it stands for."""
+
+
+class PackedLinear(nn.Module):
+    """What GPTQ and AWQ put in the place of a linear layer: no weight at all, and packed integers in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("qweight", torch.ones(4, 48, dtype=torch.int32))
+        self.register_buffer("scales", torch.ones(1, 48))
+
+
+def as_int8(model: nn.Module, name: str) -> None:
+    layer = model.get_submodule(name)
+    layer.__class__ = QuantizedLinear
+    layer.weight = nn.Parameter(layer.weight.data.to(torch.int8), requires_grad=False)
+
+
+def as_wrapped(model: nn.Module, name: str) -> None:
+    layer = model.get_submodule(name)
+    layer.weight = nn.Parameter(layer.weight.data.as_subclass(WrappedTensor), requires_grad=False)
+
+
+def as_packed(model: nn.Module, name: str) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, PackedLinear())
+
+
+@pytest.mark.parametrize("everything", [True, False], ids=["whole", "part"])
+@pytest.mark.parametrize(
+    ("quantize", "what"),
+    [
+        (as_int8, "torch.int8, QuantizedLinear"),
+        (as_wrapped, "WrappedTensor, Linear"),
+        (as_packed, "torch.int32, PackedLinear"),
+    ],
+)
+def test_models_quantized_in_whole_or_in_part_are_refused_before_calibration(
+    quantize: Callable[[nn.Module, str], None], what: str, everything: bool
+) -> None:
     model = make_model()
-    for name in matrices(model):
-        layer = model.get_submodule(name)
-        layer.__class__ = QuantizedLinear
-        layer.weight = nn.Parameter(layer.weight.data.to(torch.int8), requires_grad=False)
-    with pytest.raises(ValueError, match="quantized"):
+    names = list(matrices(model)) if everything else [DOWN]
+    for name in names:
+        quantize(model, name)
+    count = f", one of {len(names)} quantized layers" if everything else ""
+    before = state_of(model)
+    rows = iter(())  # reading them would be another error
+    for work in (quiet().prune, quiet().calibrate):
+        message = re.escape(f"'{names[0]}' is quantized ({what}){count}: prune the dense model first, then quantize it")
+        with pytest.raises(ValueError, match=message):
+            work(model, rows)
+    after = model.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def test_model_that_is_only_marked_as_quantized_is_refused_with_the_way_out() -> None:
+    model = make_model()
+    model.quantization_method = "gguf"
+    with pytest.raises(ValueError, match=r"marked as quantized by gguf.*remove_quantization_config\(model\) makes it"):
+        quiet().prune(model, ROWS)
+    model = make_model()
+    model.config.quantization_config = {"quant_method": "compressed-tensors"}
+    with pytest.raises(ValueError, match="marked as quantized by compressed-tensors"):
         quiet().prune(model, ROWS)
 
 

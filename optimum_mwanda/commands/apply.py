@@ -69,7 +69,7 @@ class ApplyCommand(Subcommand):
         from ..pruner import MWandaPruner
 
         args = self.args
-        model = load_model(args.model, args, args.revision)
+        model = load_model(args.model, args, args.revision, warn=self.warn)
         check_prunable(model, config)
         with pruning_errors():
             MWandaPruner(config, progress=not args.quiet, restore_on_failure=False).apply(model, statistics)

@@ -35,7 +35,7 @@ class CalibrateCommand(Subcommand):
         config = read_settings(args)
         target = check_file(args.statistics, args.overwrite)
         with open_dataset(args.dataset, args.dataset_config, args.split, args.streaming) as dataset:
-            model = load_model(args.model, args, args.revision)
+            model = load_model(args.model, args, args.revision, warn=self.warn)
             tokenizer = load_tokenizer(args.model, args)
             check_prunable(model, config)
             with pruning_errors():

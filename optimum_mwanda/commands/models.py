@@ -3,7 +3,7 @@
 import argparse
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from .errors import DataError, ModelError, errors_as, one_line
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ..configuration import MWandaConfig
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
+def add_model_options(parser: argparse.ArgumentParser, only_measured: bool = False) -> None:
     """Adds the flags that `load_model` and `load_tokenizer` read."""
     group = parser.add_argument_group("model")
     group.add_argument("--revision", metavar="NAME", help="Branch, tag or commit of MODEL (default: main)")
@@ -41,6 +41,13 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="Also read weights in pickle files, which can run code (default: safetensors only)",
     )
+    if not only_measured:
+        group.add_argument(
+            "--drop-unused",
+            action="store_true",
+            help="Leave out weights in the files of MODEL that its class has no place for, and list them (default: "
+            "refuse)",
+        )
 
 
 def load_config(name: str, args: argparse.Namespace, revision: str | None = None) -> "PreTrainedConfig":
@@ -59,42 +66,65 @@ def load_config(name: str, args: argparse.Namespace, revision: str | None = None
         return config
 
 
-def load_model(name: str, args: argparse.Namespace, revision: str | None = None) -> "PreTrainedModel":
-    """Loads a model with the head that its checkpoint names, or a causal language-model head if that is unknown.
+def load_model(
+    name: str, args: argparse.Namespace, revision: str | None = None, *, warn: Callable[[str], None] | None = None
+) -> "PreTrainedModel":
+    """Loads a model with the class that its config names, and weights stored in 8 or 4 bits as bfloat16.
+
+    Args:
+        name: Folder or repository.
+        args: The flags of `add_model_options`.
+        revision: Branch, tag or commit.
+        warn: Told what `--drop-unused` leaves out. None: the model is only measured, so that it may be quantized in any
+            way, and may leave weights out.
 
     Raises:
-        ModelError: If the model cannot be loaded, or its files lack some of its weights.
+        ModelError: If the model cannot be loaded, or its files lack some of its weights; with `warn`, also if they hold
+            others that would be lost, or are quantized in a way that cannot be undone.
     """
     with errors_as(ModelError):
-        import transformers
-
-        from ..modeling.architecture import auto_class
+        from ..loading.whole import load_whole, stored_method
 
         config = load_config(name, args, revision)
-        architecture = (config.architectures or [""])[0]
-        loader = getattr(transformers, auto_class(architecture, config.is_encoder_decoder))
+        method = stored_method(config)
+        if warn is not None:
+            _check_storage(name, method)
         try:
-            loaded: Any = loader.from_pretrained(
+            model, unused = load_whole(
                 name,
-                config=config,
+                config,
+                keep_all=warn is not None and not args.drop_unused,
                 dtype=args.dtype,
                 device_map=args.device_map,
                 **_source(args, revision),
                 use_safetensors=None if args.allow_pickle else True,
-                output_loading_info=True,
             )
         except OSError as error:
             hint = "" if args.allow_pickle else " Only safetensors files are read, unless --allow-pickle is given."
             raise ModelError(f"{name!r} cannot be loaded: {one_line(error)}{hint}") from error
-        model: PreTrainedModel = loaded[0]
-        # transformers replaces missing weights with random ones and a warning.
-        if missing := sorted(loaded[1]["missing_keys"]):
-            raise ModelError(
-                f"The files of {name!r} lack {len(missing)} weights of a {type(model).__name__}, such as "
-                f"{missing[0]!r}: they are incomplete, or belong to another kind of model (config.json: "
-                f"{architecture!r})."
-            )
+        except (ImportError, NameError, NotImplementedError) as error:
+            if not method:
+                raise
+            raise ModelError(f"{name!r} is quantized by {method} and cannot be loaded: {one_line(error)}") from error
+    if warn is not None and unused:
+        warn(f"--drop-unused leaves out {len(unused)} weights in the files of {name!r}: {', '.join(unused)}")
     return model
+
+
+def _check_storage(name: str, method: str) -> None:
+    """Refuses checkpoints that are quantized for good, before their weights are read.
+
+    Raises:
+        ModelError: If there is no way to load plain weights.
+    """
+    from ..modeling.quantized import DEQUANTIZABLE
+    from ..storage.coded import COMPRESSED
+
+    if method and method not in (*DEQUANTIZABLE, COMPRESSED):
+        raise ModelError(
+            f"{name!r} is quantized by {method}: give the dense model that it was made from, prune that, and then "
+            f"quantize it. Only checkpoints stored by {' or '.join(DEQUANTIZABLE)} can be pruned as they are."
+        )
 
 
 def _source(args: argparse.Namespace, revision: str | None) -> dict[str, Any]:

@@ -93,7 +93,7 @@ class PruneCommand(Subcommand):
             open_dataset(args.dataset, args.dataset_config, args.split, args.streaming) as dataset,
             open_dataset(args.eval_dataset, args.eval_dataset_config, args.eval_split) as held_out,
         ):
-            model = load_model(args.model, args, args.revision)
+            model = load_model(args.model, args, args.revision, warn=self.warn)
             tokenizer = load_tokenizer(args.model, args)
             check_prunable(model, config)
             dense = None if held_out is None else self._evaluate(model, tokenizer, held_out, config)

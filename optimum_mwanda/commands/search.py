@@ -124,7 +124,7 @@ class SearchCommand(Subcommand):
             open_dataset(args.dataset, args.dataset_config, args.split, args.streaming) as dataset,
             open_dataset(args.eval_dataset, args.eval_dataset_config, args.eval_split) as held_out,
         ):
-            model = load_model(args.model, args, args.revision)
+            model = load_model(args.model, args, args.revision, warn=self.warn)
             tokenizer = load_tokenizer(args.model, args)
             check_prunable(model, space.config)
             check_measurable(model)

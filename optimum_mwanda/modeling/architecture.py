@@ -7,17 +7,23 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_MAPPING_NAMES,
 )
 
 CAUSAL = "AutoModelForCausalLM"
 SEQ_TO_SEQ = "AutoModelForSeq2SeqLM"
 
 # Encoder-decoders are among the masked language models too, so they come first.
-_CLASSES = {
+_CLASSES: dict[str, Any] = {
     CAUSAL: MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     SEQ_TO_SEQ: MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
     "AutoModelForImageTextToText": MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
     "AutoModelForMaskedLM": MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    "AutoModelForSequenceClassification": MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    "AutoModelForTokenClassification": MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+    "AutoModel": MODEL_MAPPING_NAMES,
 }
 
 
@@ -26,8 +32,7 @@ def auto_class(architecture: str, is_encoder_decoder: bool = False) -> str:
 
     Args:
         architecture: Name of the model's class.
-        is_encoder_decoder: What its config says. This decides if the architecture has no known head, because the
-            checkpoint of an encoder-decoder may name the model without its head.
+        is_encoder_decoder: What its config says. This decides if the architecture is not known.
     """
     unknown = SEQ_TO_SEQ if is_encoder_decoder else CAUSAL
     return next((name for name, known in _CLASSES.items() if architecture in known.values()), unknown)

@@ -44,3 +44,14 @@ def _offloaded(module: nn.Module) -> dict[str, Tensor]:
     kept = getattr(getattr(module, "_hf_hook", None), "weights_map", None)
     names = [name for name, parameter in module.named_parameters(recurse=False) if parameter.device.type == "meta"]
     return {} if kept is None else {name: kept[name] for name in names}
+
+
+def offloaded_tensor(model: nn.Module, name: str) -> Tensor | None:
+    """The values of a parameter or buffer that accelerate keeps elsewhere; None if they are nowhere.
+
+    Args:
+        model: The model.
+        name: Name of the parameter, as in its state dict.
+    """
+    path, _, leaf = name.rpartition(".")
+    return _offloaded(model.get_submodule(path)).get(leaf)
