@@ -35,7 +35,7 @@ from ..storage.coded import (
 )
 from ..storage.conversion import parameter_names
 from ..storage.files import COMPRESSED_INDEX_FILE, COMPRESSED_WEIGHTS_FILE, check_index, opened
-from .whole import note_unused
+from .unused import note_unused
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel

@@ -1,25 +1,17 @@
 """Loading a checkpoint whole: with its own class, as plain weights, and with nothing left out unnoticed."""
 
-import contextlib
-from collections.abc import Iterator
-from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import transformers
 from transformers import PreTrainedModel
 
-from ..modeling.architecture import auto_class
+from ..modeling.architecture import NO_POOLER, auto_class, lacks_only_pooler
 from ..modeling.quantized import DEQUANTIZABLE, forget_dequantization, method_of, plain_dtype
 from ..utils import abridged
+from .unused import listening
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
-
-# Buffers that were stored in the past and are computed today.
-_COMPUTED = ("position_ids", "inv_freq", "original_inv_freq", "masked_bias", "relative_position_index", "version")
-_MASKS = ("attn.bias", "attention.bias")
-
-_unused: ContextVar[set[str] | None] = ContextVar("_unused", default=None)
 
 
 def model_class(config: "PreTrainedConfig") -> Any:
@@ -79,14 +71,15 @@ def load_whole(
         _dequantize(config)
         dtype = plain_dtype(config.dtype) if dtype == "auto" else dtype
     architecture = (config.architectures or [""])[0]
-    with _listening() as unused:
-        loaded: Any = model_class(config).from_pretrained(
-            name, config=config, dtype=dtype, output_loading_info=True, **options
-        )
-    model: PreTrainedModel = loaded[0]
+    kind = model_class(config)
+    options = {**options, "config": config, "dtype": dtype, "output_loading_info": True}
+    with listening() as unused:
+        model, info = kind.from_pretrained(name, **options)
+        if lacks_only_pooler(model, info["missing_keys"]):
+            model, info = kind.from_pretrained(name, **options, **NO_POOLER)
     forget_dequantization(model)
     # transformers replaces missing weights with random ones and a warning.
-    if missing := sorted(loaded[1]["missing_keys"]):
+    if missing := sorted(info["missing_keys"]):
         raise ValueError(
             f"The files of {name!r} lack {len(missing)} weights of a {type(model).__name__}, such as {missing[0]!r}: "
             f"they are incomplete, or belong to another kind of model (config.json: {architecture!r})."
@@ -108,38 +101,3 @@ def _dequantize(config: Any) -> None:
         if getattr(part, "quantization_config", None) is not None:
             del part.quantization_config
     config.quantization_config = {**values, "dequantize": True}
-
-
-@contextlib.contextmanager
-def _listening() -> Iterator[set[str]]:
-    """Collects the names of tensors that `from_pretrained` finds in the files and does not use.
-
-    What it returns lacks those that the authors of a class chose to ignore, such as layers that predict several tokens.
-    """
-    unused: set[str] = set()
-    token = _unused.set(unused)
-    try:
-        yield unused
-    finally:
-        _unused.reset(token)
-
-
-def note_unused(result: Any, tensors: dict[str, Any]) -> None:
-    """Called with what the function that loads every checkpoint of transformers has returned.
-
-    Args:
-        result: What it returned: an object in a tuple, or in transformers 5.0 a tuple of sets.
-        tensors: Name to tensor or slice in the files.
-    """
-    unused = _unused.get()
-    if unused is None:
-        return
-    found = getattr(result[0], "unexpected_keys", None)
-    unused.update(name for name in (result[1] if found is None else found) if not _is_computed(name, tensors.get(name)))
-
-
-def _is_computed(name: str, tensor: Any) -> bool:
-    if name.rpartition(".")[2] in _COMPUTED:
-        return True
-    shape = () if tensor is None else tensor.get_shape() if hasattr(tensor, "get_shape") else tensor.shape
-    return name.endswith(_MASKS) and len(shape) == 4

@@ -1,5 +1,7 @@
 """Which class of transformers loads a model with the head that it was pruned for."""
 
+import inspect
+from collections.abc import Collection
 from typing import Any
 
 from transformers.models.auto.modeling_auto import (
@@ -42,3 +44,18 @@ def is_masked(config: Any) -> bool:
     """Whether models with this config see both sides of a token, as models that fill gaps do, with any head."""
     is_encoder = not config.is_encoder_decoder and not getattr(config, "is_decoder", False)
     return is_encoder and config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+
+NO_POOLER = {"add_pooling_layer": False}
+"""Argument of encoders that says that there is no pooler. No config keeps it."""
+
+
+def lacks_only_pooler(model: Any, missing: Collection[str]) -> bool:
+    """Whether weights are missing only because a checkpoint of an encoder was saved without its pooler."""
+    is_pooler = bool(missing) and all(name.startswith("pooler.") for name in missing)
+    return is_pooler and NO_POOLER.keys() <= inspect.signature(type(model).__init__).parameters.keys()
+
+
+def load_arguments(model: Any) -> dict[str, Any]:
+    """What `from_pretrained` has to be told, besides the folder, to load a model as it is in memory."""
+    return dict(NO_POOLER) if getattr(model, "pooler", ...) is None and lacks_only_pooler(model, ["pooler."]) else {}

@@ -15,6 +15,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING, register_quanti
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from ..modeling.architecture import load_arguments
 from ..modeling.fingerprint import offloaded_tensor
 from ..modeling.quantized import forget_dequantization
 from ..utils import abridged
@@ -69,7 +70,11 @@ def check_saved(model: "PreTrainedModel", folder: str | os.PathLike[str]) -> Non
     kind: Any = type(model)
     try:
         _, info = kind.from_pretrained(
-            folder, dtype="auto", quantization_config=_Comparison(compare), output_loading_info=True
+            folder,
+            dtype="auto",
+            quantization_config=_Comparison(compare),
+            output_loading_info=True,
+            **load_arguments(model),
         )
     except Exception as error:
         raise ValueError(f"{_BROKEN}it cannot be loaded again: {error}") from error

@@ -65,12 +65,13 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def headless(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=[True, False], ids=["pooler", "no-pooler"])
+def headless(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An encoder that gives vectors, as sentence transformers do."""
     path = tmp_path_factory.mktemp("models") / "headless"
     sizes = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 48}
-    BertModel(BertConfig(**sizes, num_hidden_layers=2, num_attention_heads=4)).save_pretrained(path)
+    config = BertConfig(**sizes, num_hidden_layers=2, num_attention_heads=4)
+    BertModel(config, add_pooling_layer=request.param).save_pretrained(path)
     make_tokenizer().save_pretrained(path)
     return path
 
