@@ -23,6 +23,7 @@ from .pruning.planning import block_importance, share_out
 from .pruning.scoring import weigh_languages
 from .pruning.update import mask_and_values
 from .record.build import build_record
+from .record.places import attach_record
 from .registry import ALLOCATIONS
 from .utils import progress_bar
 from .walking.block_by_block import BlockByBlock
@@ -295,7 +296,7 @@ class MWandaPruner:
             record = build_record(model, self.config, walk.weights, walk.zeros, plan, statistics, fingerprint)
             check_interrupts()
             forget_dequantization(model)
-            model.config.mwanda_config = record.to_dict()
+            attach_record(model, record)
         return model
 
     def _visit(
