@@ -16,7 +16,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ..modeling.architecture import load_arguments
-from ..modeling.fingerprint import offloaded_tensor
+from ..modeling.offloading import offloaded_tensor
 from ..modeling.quantized import forget_dequantization
 from ..utils import abridged
 from .coded import DTYPES, decoded_view
