@@ -12,6 +12,7 @@ from .calibration.statistics import CalibrationStatistics
 from .configuration import MWandaConfig
 from .data.chunks import CalibrationChunks, build_chunks
 from .modeling.blocks import find_blocks, inference_mode
+from .modeling.compiled import check_not_compiled
 from .modeling.fingerprint import model_fingerprint
 from .modeling.interrupts import check_interrupts
 from .modeling.quantized import check_dense, forget_dequantization
@@ -240,6 +241,7 @@ class MWandaPruner:
                 "The model carries an adapter, and its matrices must not be pruned: merge it (merge_and_unload) or "
                 "unload it first."
             )
+        check_not_compiled(model)
         check_dense(model)
         weights = find_weights(find_blocks(model, self.config.blocks), self.config.include, self.config.exclude)
         check_resident(flat(weights))

@@ -531,6 +531,68 @@ def test_models_quantized_in_whole_or_in_part_are_refused_before_calibration(
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
+def with_mask(module: nn.Module) -> None:
+    l1_unstructured(module, "weight", 0.3)
+
+
+def with_norm(module: nn.Module) -> None:
+    nn.utils.parametrizations.weight_norm(module)
+
+
+@pytest.mark.parametrize("change", [with_mask, with_norm])
+def test_weights_that_are_computed_from_others_are_named_and_may_stay_dense(
+    change: Callable[[nn.Module], None],
+) -> None:
+    model = make_model()
+    change(model.get_submodule(DOWN))
+    with pytest.raises(ValueError, match=rf"'{DOWN}' .* computes its weight .* Make it permanent first, with "):
+        quiet().prune(model, ROWS)
+    before = model.get_submodule(DOWN).weight.clone()
+    quiet(exclude=(DOWN,)).prune(model, ROWS)
+    assert torch.equal(model.get_submodule(DOWN).weight, before)
+
+
+def compiled(model: nn.Module) -> nn.Module:
+    return torch.compile(model, backend="eager")
+
+
+def compiled_in_place(model: nn.Module) -> nn.Module:
+    model.compile(backend="eager")
+    return model
+
+
+def compiled_block(model: nn.Module) -> nn.Module:
+    model.model.layers[1] = torch.compile(model.model.layers[1], backend="eager")
+    return model
+
+
+def compiled_block_in_place(model: nn.Module) -> nn.Module:
+    model.model.layers[1].compile(backend="eager")
+    return model
+
+
+def compiled_forward(model: nn.Module) -> nn.Module:
+    model.forward = torch.compile(model.forward, backend="eager")
+    return model
+
+
+@pytest.mark.parametrize(
+    ("compile", "place"),
+    [
+        (compiled, "The model"),
+        (compiled_in_place, "The model"),
+        (compiled_block, "'model.layers.1' .OptimizedModule."),
+        (compiled_block_in_place, "'model.layers.1' .LlamaDecoderLayer."),
+        (compiled_forward, "The model"),
+    ],
+)
+def test_compiled_models_are_refused_by_name(compile: Callable[[nn.Module], nn.Module], place: str) -> None:
+    model = compile(make_model())
+    with pytest.raises(ValueError, match=f"{place} is compiled by torch, .*prune the model first, then compile it"):
+        quiet().prune(model, ROWS)
+    assert not hasattr(model.config, "mwanda_config")
+
+
 def test_model_that_is_only_marked_as_quantized_is_refused_with_the_way_out() -> None:
     model = make_model()
     model.quantization_method = "gguf"

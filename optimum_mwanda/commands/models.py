@@ -2,11 +2,14 @@
 
 import argparse
 import contextlib
+import functools
 import json
+import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import DataError, ModelError, errors_as, one_line
+from .errors import CommandError, DataError, ModelError, errors_as, one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -56,13 +59,18 @@ def load_config(name: str, args: argparse.Namespace, revision: str | None = None
     Raises:
         ModelError: If it cannot be loaded.
     """
-    with errors_as(ModelError):
+    with _loading_errors(name):
         from transformers import AutoConfig
 
         try:
             config: PreTrainedConfig = AutoConfig.from_pretrained(name, **_source(args, revision))
-        except OSError as error:
-            raise ModelError(f"{name!r} cannot be loaded: {one_line(error)}") from error
+        except (OSError, ValueError) as error:
+            if (base := _adapted(name, revision)) is None:
+                raise
+            raise ModelError(
+                f"{name!r} holds an adapter for {base!r}, and not a model: load both with peft, call "
+                "merge_and_unload() and save_pretrained(), and give that folder."
+            ) from error
         return config
 
 
@@ -82,7 +90,7 @@ def load_model(
         ModelError: If the model cannot be loaded, or its files lack some of its weights; with `warn`, also if they hold
             others that would be lost, or are quantized in a way that cannot be undone.
     """
-    with errors_as(ModelError):
+    with _loading_errors(name):
         from ..loading.whole import load_whole, stored_method
 
         config = load_config(name, args, revision)
@@ -101,7 +109,7 @@ def load_model(
             )
         except OSError as error:
             hint = "" if args.allow_pickle else " Only safetensors files are read, unless --allow-pickle is given."
-            raise ModelError(f"{name!r} cannot be loaded: {one_line(error)}{hint}") from error
+            raise OSError(f"{one_line(error)}{hint}") from error
         except (ImportError, NameError, NotImplementedError) as error:
             if not method:
                 raise
@@ -109,6 +117,49 @@ def load_model(
     if warn is not None and unused:
         warn(f"--drop-unused leaves out {len(unused)} weights in the files of {name!r}: {', '.join(unused)}")
     return model
+
+
+@contextlib.contextmanager
+def _loading_errors(name: str) -> Iterator[None]:
+    """Inside the block, all errors are model errors, in words of the command line."""
+    try:
+        yield
+    except OSError as error:
+        raise ModelError(f"{name!r} cannot be loaded: {in_flags(one_line(error))}") from error
+    except CommandError:
+        raise
+    except Exception as error:
+        raise ModelError(in_flags(one_line(error))) from error
+
+
+_ASKED = r"(?:(?P<verb>pass|set)(?P<ing>t?ing)? (?:the )?(?:argument |option )?)?[`']?{}[`']?"
+_FLAGS = {
+    re.compile(_ASKED.format("trust_remote_code=True")): "--trust-remote-code",
+    re.compile(_ASKED.format("use_safetensors=False")): "--allow-pickle",
+    re.compile(_ASKED.format("token=<your_token>")): "HF_TOKEN in the environment",
+}
+
+
+def in_flags(message: str) -> str:
+    """An error of transformers with the flags of the command line instead of arguments of Python."""
+    for argument, flag in _FLAGS.items():
+        message = argument.sub(functools.partial(_said, flag), message)
+    return message
+
+
+def _said(flag: str, found: re.Match[str]) -> str:
+    return flag if found["verb"] is None else f"giving {flag}" if found["ing"] else f"give {flag}"
+
+
+def _adapted(name: str, revision: str | None) -> str | None:
+    """The model that an adapter is for; None if there is no adapter of that name."""
+    from transformers.utils.peft_utils import find_adapter_config_file
+
+    try:
+        path = find_adapter_config_file(name, revision=revision or "main")
+        return None if path is None else str(json.loads(Path(path).read_bytes()).get("base_model_name_or_path"))
+    except Exception:  # nothing more is known, and the first error says what went wrong
+        return None
 
 
 def _check_storage(name: str, method: str) -> None:
@@ -146,7 +197,7 @@ def load_tokenizer(name: str, args: argparse.Namespace) -> "PreTrainedTokenizerB
     except Exception as error:
         if args.tokenizer is None:
             return None
-        raise ModelError(f"No tokenizer can be loaded from {source!r}: {one_line(error)}") from error
+        raise ModelError(f"No tokenizer can be loaded from {source!r}: {in_flags(one_line(error))}") from error
 
 
 def check_prunable(model: "PreTrainedModel", config: "MWandaConfig") -> None:

@@ -24,6 +24,7 @@ from transformers import (
     XLMRobertaForSequenceClassification,
 )
 
+from optimum_mwanda.commands.models import in_flags
 from optimum_mwanda.experiments.grid.runs import read_results
 from optimum_mwanda.record.verification import sparsity_record, verify_sparsity
 
@@ -363,3 +364,40 @@ def test_checkpoints_that_are_quantized_for_good_are_refused_before_they_are_rea
     run = cli("prune", tmp_path / "dense", tmp_path / "out", *FREE)
     assert run.code == 4
     assert f"is quantized by {method}: give the dense model that it was made from" in run.error
+
+
+# In words of the command line
+
+
+def test_adapter_is_not_taken_for_a_model(cli: Cli, tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base", "peft_type": "LORA"}')
+    run = cli("prune", adapter, tmp_path / "out", *FREE)
+    assert run.code == 4
+    assert f"{str(adapter)!r} holds an adapter for 'org/base', and not a model" in run.error
+
+
+def test_custom_code_is_refused_with_the_flag_that_allows_it(cli: Cli, tmp_path: Path) -> None:
+    dense = tmp_path / "dense"
+    make_model().save_pretrained(dense)
+    edit_config(dense, model_type="mine", auto_map={"AutoConfig": "mine.MyConfig", "AutoModelForCausalLM": "mine.Mine"})
+    (dense / "mine.py").write_text("raise SystemExit('this must not run')")
+    run = cli("prune", dense, tmp_path / "out", *FREE)
+    assert run.code == 4
+    assert "Please give --trust-remote-code to allow custom code to be run." in run.error
+    assert "trust_remote_code" not in run.error
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("Please set the option `trust_remote_code=True` to permit", "Please give --trust-remote-code to permit"),
+        ("by passing the argument `trust_remote_code=True`.", "by giving --trust-remote-code."),
+        ("by passing `token=<your_token>`.", "by giving HF_TOKEN in the environment."),
+        ("`use_safetensors=False` reads it", "--allow-pickle reads it"),
+        ("trust nobody", "trust nobody"),
+    ],
+)
+def test_arguments_of_python_are_shown_as_flags(message: str, shown: str) -> None:
+    assert in_flags(message) == shown
