@@ -27,7 +27,7 @@ needs_fp8 = pytest.mark.skipif(
 
 def family(name: str, **changes: Any) -> Family:
     found = next(family for family in FAMILIES.values() if family.model_type == name)
-    return Family(name, found.blocks, {**found.config, **changes})
+    return Family(name, found.blocks, {**found.config, **changes}, since=found.since)
 
 
 def make_fp8(folder: Path, name: str = "qwen3") -> dict[str, Tensor]:
