@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 from ..modeling.architecture import NO_POOLER, auto_class, lacks_only_pooler
 from ..modeling.quantized import DEQUANTIZABLE, forget_dequantization, method_of, plain_dtype
 from ..utils import abridged
+from .fp8_blocks import exact_blocks
 from .unused import listening
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def load_whole(
     architecture = (config.architectures or [""])[0]
     kind = model_class(config)
     options = {**options, "config": config, "dtype": dtype, "output_loading_info": True}
-    with listening() as unused:
+    with exact_blocks(), listening() as unused:
         model, info = kind.from_pretrained(name, **options)
         if lacks_only_pooler(model, info["missing_keys"]):
             model, info = kind.from_pretrained(name, **options, **NO_POOLER)

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, LlamaForCausalLM, LlamaModel
 
 from optimum_mwanda.loading.whole import load_whole, model_class
 from optimum_mwanda.modeling.quantized import plain_dtype
 
 from ..conftest import make_model
-from ..storage.quantized import make_mxfp4
+from ..storage.quantized import make_fp8, make_mxfp4, needs_fp8
 
 
 def test_nothing_is_lost_unnoticed_when_this_is_what_imports_transformers(tmp_path: Path) -> None:
@@ -64,6 +65,19 @@ def test_model_in_4_bits_is_loaded_as_an_ordinary_one(tmp_path: Path) -> None:
     assert not hasattr(model.config, "quantization_config")
     model.save_pretrained(tmp_path / "saved")
     assert "quantization_config" not in json.loads((tmp_path / "saved" / "config.json").read_text())
+
+
+@needs_fp8
+@pytest.mark.parametrize("side", [16, 20, 24, 32])
+@pytest.mark.parametrize("family", ["qwen3", "deepseek_v3"])
+def test_last_blocks_of_fp8_weights_need_not_be_full(family: str, side: int, tmp_path: Path) -> None:
+    meant = make_fp8(tmp_path / "stored", family, side)
+    model, _ = load_whole(str(tmp_path / "stored"), AutoConfig.from_pretrained(tmp_path / "stored"))
+    model.save_pretrained(tmp_path / "saved")
+    saved = load_file(tmp_path / "saved" / "model.safetensors")
+    assert saved.keys() == meant.keys()
+    for name, tensor in meant.items():
+        assert torch.equal(saved[name].to(torch.bfloat16), tensor), name
 
 
 def test_plain_type_has_two_bytes() -> None:

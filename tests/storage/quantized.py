@@ -15,8 +15,8 @@ from torch import Tensor
 from ..families.family import Family
 from ..families.matrix import FAMILIES
 
-BLOCK = 16
-"""Rows and columns that share a scale."""
+BLOCK = 4
+"""Rows and columns that share a scale; it divides those of all weights."""
 
 # transformers 5.0 reads FP8 only where triton is.
 needs_fp8 = pytest.mark.skipif(
@@ -30,24 +30,31 @@ def family(name: str, **changes: Any) -> Family:
     return Family(name, found.blocks, {**found.config, **changes}, since=found.since)
 
 
-def make_fp8(folder: Path, name: str = "qwen3") -> dict[str, Tensor]:
-    """Writes a checkpoint with FP8 weights and a scale per block, and returns what its weights stand for."""
+def make_fp8(folder: Path, name: str = "qwen3", side: int = BLOCK) -> dict[str, Tensor]:
+    """Writes a checkpoint with FP8 weights and a scale per block, and returns what its weights stand for.
+
+    Args:
+        folder: Where to write it.
+        name: Family of the model.
+        side: Rows and columns of a block; the last one of a weight may be smaller.
+    """
     family(name).make().to(torch.bfloat16).save_pretrained(folder)
     stored: dict[str, Tensor] = {}
     meant: dict[str, Tensor] = {}
     for key, tensor in load_file(folder / "model.safetensors").items():
         stored[key] = meant[key] = tensor
-        if not key.endswith("proj.weight") or any(side % BLOCK for side in tensor.shape):
+        if not key.endswith(("proj.weight", "_a_proj_with_mqa.weight")):
             continue
         rows, columns = tensor.shape
-        blocks = tensor.float().reshape(rows // BLOCK, BLOCK, columns // BLOCK, BLOCK)
-        scales = blocks.abs().amax((1, 3)) / 448
-        stored[key] = (blocks / scales[:, None, :, None]).reshape(rows, columns).to(torch.float8_e4m3fn)
-        stored[f"{key}_scale_inv"] = scales
-        spread = scales.repeat_interleave(BLOCK, 0).repeat_interleave(BLOCK, 1)
+        whole = torch.nn.functional.pad(tensor.float(), (0, -columns % side, 0, -rows % side))
+        blocks = whole.unfold(0, side, side).unfold(1, side, side)
+        scales = blocks.abs().amax((2, 3)) / 448
+        spread = scales.repeat_interleave(side, 0).repeat_interleave(side, 1)[:rows, :columns]
+        stored[key] = (tensor.float() / spread).to(torch.float8_e4m3fn)
+        stored[f"{key}_scale_inv"] = scales.contiguous()
         meant[key] = (stored[key].float() * spread).to(torch.bfloat16)
     assert any(key.endswith("_scale_inv") for key in stored)
-    method = {"quant_method": "fp8", "activation_scheme": "dynamic", "fmt": "e4m3", "weight_block_size": [BLOCK, BLOCK]}
+    method = {"quant_method": "fp8", "activation_scheme": "dynamic", "fmt": "e4m3", "weight_block_size": [side, side]}
     _store(folder, stored, method)
     return meant
 
