@@ -532,6 +532,17 @@ def test_models_quantized_in_whole_or_in_part_are_refused_before_calibration(
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
+@pytest.mark.parametrize(("method", "config"), [("fp8", "FineGrainedFP8Config"), ("mxfp4", "Mxfp4Config")])
+def test_model_that_is_kept_packed_is_refused_with_how_to_load_it(method: str, config: str) -> None:
+    model = make_model()
+    as_int8(model, DOWN)
+    model.quantization_method = method
+    with pytest.raises(
+        ValueError, match=rf"is quantized by {method} .* quantization_config={config}\(dequantize=True\)"
+    ):
+        quiet().prune(model, ROWS)
+
+
 def with_mask(module: nn.Module) -> None:
     l1_unstructured(module, "weight", 0.3)
 

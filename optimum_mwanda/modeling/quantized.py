@@ -6,7 +6,11 @@ import torch
 from torch import Tensor, nn
 from transformers.conversion_mapping import get_model_conversion_mapping
 
-DEQUANTIZABLE = ("fp8", "mxfp4")
+_PLAIN_LOAD = {
+    "fp8": "load it as plain weights, with quantization_config=FineGrainedFP8Config(dequantize=True)",
+    "mxfp4": "load it as plain weights, with quantization_config=Mxfp4Config(dequantize=True)",
+}
+DEQUANTIZABLE = tuple(_PLAIN_LOAD)
 """Methods of storage from which transformers loads plain weights, by their `quant_method`."""
 
 _PLAIN = (Tensor, nn.Parameter, nn.UninitializedParameter, nn.Buffer)
@@ -28,7 +32,8 @@ def check_dense(model: nn.Module) -> None:
     if found:
         name, how = next(iter(found.items()))
         more = f", one of {len(found)} quantized layers" if len(found) > 1 else ""
-        raise ValueError(f"{name!r} is quantized{by} ({how}){more}: {_ADVICE}.")
+        advice = _PLAIN_LOAD.get(method, _ADVICE)
+        raise ValueError(f"{name!r} is quantized{by} ({how}){more}: {advice}.")
     if method:
         raise ValueError(
             f"The weights of the model are dense, but it is marked as quantized{by}, and may not be saved again: "
