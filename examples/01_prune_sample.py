@@ -18,6 +18,7 @@ from optimum_mwanda import (
     MWandaConfig,
     MWandaPruner,
     PerplexityComparison,
+    check_saved,
     evaluate_languages,
     save_card,
     verify_sparsity,
@@ -72,6 +73,7 @@ def main() -> None:
 
     # `model` is the one that M-Wanda pruned. It is saved as an ordinary checkpoint, which every tool can read.
     model.save_pretrained(args.output)
+    check_saved(model, args.output)  # reads the files back and compares every weight
     tokenizer.save_pretrained(args.output)
     save_card(model, args.output, report=PerplexityComparison(dense, {"M-Wanda": reports["M-Wanda"]}))
     print(verify_sparsity(args.output))

@@ -22,6 +22,7 @@ _HOMES = {
     "SparsitySearch": "experiments.search.outcome",
     "SparsityTrial": "experiments.search.outcome",
     "SparsityVerification": "record.verification",
+    "check_saved": "storage.read_back",
     "compare": "experiments.side_by_side",
     "compress": "storage.compressed",
     "create_card": "sharing.model_card",
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     from .storage.compressed import compress as compress
     from .storage.compressed import decompress as decompress
     from .storage.compressed import save_pretrained_compressed as save_pretrained_compressed
+    from .storage.read_back import check_saved as check_saved
     from .walking.editor import PartiallyPrunedError as PartiallyPrunedError
 
 

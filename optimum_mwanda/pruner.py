@@ -13,8 +13,10 @@ from .calibration.statistics import CalibrationStatistics
 from .configuration import MWandaConfig
 from .data.chunks import CalibrationChunks, LanguageCoverage, build_chunks
 from .modeling.blocks import find_blocks, inference_mode
+from .modeling.compiled import check_not_compiled
 from .modeling.fingerprint import model_fingerprint
 from .modeling.interrupts import check_interrupts
+from .modeling.quantized import check_dense, forget_dequantization
 from .modeling.weights import PrunableWeight, Weights, find_weights, flat
 from .pruning.allocation import SparsityPlan
 from .pruning.checks import check_pattern, check_plan, check_statistics
@@ -22,6 +24,7 @@ from .pruning.experts_policy import leave_out_experts, settle
 from .pruning.planning import block_importance, share_out
 from .pruning.scoring import weigh_languages
 from .pruning.update import mask_and_values
+from .record.attachment import attach_record
 from .record.build import build_record
 from .registry import ALLOCATIONS
 from .utils import progress_bar
@@ -249,6 +252,8 @@ class MWandaPruner:
                 "The model carries an adapter, and its matrices must not be pruned: merge it (merge_and_unload) or "
                 "unload it first."
             )
+        check_not_compiled(model)
+        check_dense(model)
         weights = find_weights(find_blocks(model, self.config.blocks), self.config.include, self.config.exclude)
         check_resident(flat(weights))
         check_pattern(weights, self.config)
@@ -308,7 +313,8 @@ class MWandaPruner:
                 pass
             record = build_record(model, self.config, walk.weights, walk.zeros, plan, statistics, fingerprint)
             check_interrupts()
-            model.config.mwanda_config = record.to_dict()
+            forget_dequantization(model)
+            attach_record(model, record)
         if record.achieved_sparsity > record.target_sparsity + _MORE_ZEROS:
             logger.warning(
                 "%.1f %% of the weights are zero though %.1f %% were asked for: they were zero before, and pruning "

@@ -7,6 +7,7 @@ import peft
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.prune import l1_unstructured
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -478,13 +479,143 @@ class QuantizedLinear(nn.Linear):
     """What quantization libraries put in the place of a linear layer."""
 
 
-def test_a_model_of_quantized_layers_is_named_as_such() -> None:
+class WrappedTensor(torch.Tensor):
+    """What quanto and torchao put in the place of a weight: it shows the type that it stands for."""
+
+
+class PackedLinear(nn.Module):
+    """What GPTQ and AWQ put in the place of a linear layer: no weight at all, and packed integers in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("qweight", torch.ones(4, 48, dtype=torch.int32))
+        self.register_buffer("scales", torch.ones(1, 48))
+
+
+def as_int8(model: nn.Module, name: str) -> None:
+    layer = model.get_submodule(name)
+    layer.__class__ = QuantizedLinear
+    layer.weight = nn.Parameter(layer.weight.data.to(torch.int8), requires_grad=False)
+
+
+def as_wrapped(model: nn.Module, name: str) -> None:
+    layer = model.get_submodule(name)
+    layer.weight = nn.Parameter(layer.weight.data.as_subclass(WrappedTensor), requires_grad=False)
+
+
+def as_packed(model: nn.Module, name: str) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, PackedLinear())
+
+
+@pytest.mark.parametrize("everything", [True, False], ids=["whole", "part"])
+@pytest.mark.parametrize(
+    ("quantize", "what"),
+    [
+        (as_int8, "torch.int8, QuantizedLinear"),
+        (as_wrapped, "WrappedTensor, Linear"),
+        (as_packed, "torch.int32, PackedLinear"),
+    ],
+)
+def test_models_quantized_in_whole_or_in_part_are_refused_before_calibration(
+    quantize: Callable[[nn.Module, str], None], what: str, everything: bool
+) -> None:
     model = make_model()
-    for name in matrices(model):
-        layer = model.get_submodule(name)
-        layer.__class__ = QuantizedLinear
-        layer.weight = nn.Parameter(layer.weight.data.to(torch.int8), requires_grad=False)
-    with pytest.raises(ValueError, match="quantized"):
+    names = list(matrices(model)) if everything else [DOWN]
+    for name in names:
+        quantize(model, name)
+    count = f", one of {len(names)} quantized layers" if everything else ""
+    before = state_of(model)
+    rows = iter(())  # reading them would be another error
+    for work in (quiet().prune, quiet().calibrate):
+        message = re.escape(f"'{names[0]}' is quantized ({what}){count}: prune the dense model first, then quantize it")
+        with pytest.raises(ValueError, match=message):
+            work(model, rows)
+    after = model.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+@pytest.mark.parametrize(("method", "config"), [("fp8", "FineGrainedFP8Config"), ("mxfp4", "Mxfp4Config")])
+def test_model_that_is_kept_packed_is_refused_with_how_to_load_it(method: str, config: str) -> None:
+    model = make_model()
+    as_int8(model, DOWN)
+    model.quantization_method = method
+    with pytest.raises(
+        ValueError, match=rf"is quantized by {method} .* quantization_config={config}\(dequantize=True\)"
+    ):
+        quiet().prune(model, ROWS)
+
+
+def with_mask(module: nn.Module) -> None:
+    l1_unstructured(module, "weight", 0.3)
+
+
+def with_norm(module: nn.Module) -> None:
+    nn.utils.parametrizations.weight_norm(module)
+
+
+@pytest.mark.parametrize("change", [with_mask, with_norm])
+def test_weights_that_are_computed_from_others_are_named_and_may_stay_dense(
+    change: Callable[[nn.Module], None],
+) -> None:
+    model = make_model()
+    change(model.get_submodule(DOWN))
+    with pytest.raises(ValueError, match=rf"'{DOWN}' .* computes its weight .* Make it permanent first, with "):
+        quiet().prune(model, ROWS)
+    before = model.get_submodule(DOWN).weight.clone()
+    quiet(exclude=(DOWN,)).prune(model, ROWS)
+    assert torch.equal(model.get_submodule(DOWN).weight, before)
+
+
+def compiled(model: nn.Module) -> nn.Module:
+    return torch.compile(model, backend="eager")
+
+
+def compiled_in_place(model: nn.Module) -> nn.Module:
+    model.compile(backend="eager")
+    return model
+
+
+def compiled_block(model: nn.Module) -> nn.Module:
+    model.model.layers[1] = torch.compile(model.model.layers[1], backend="eager")
+    return model
+
+
+def compiled_block_in_place(model: nn.Module) -> nn.Module:
+    model.model.layers[1].compile(backend="eager")
+    return model
+
+
+def compiled_forward(model: nn.Module) -> nn.Module:
+    model.forward = torch.compile(model.forward, backend="eager")
+    return model
+
+
+@pytest.mark.parametrize(
+    ("compile", "place"),
+    [
+        (compiled, "The model"),
+        (compiled_in_place, "The model"),
+        (compiled_block, "'model.layers.1' .OptimizedModule."),
+        (compiled_block_in_place, "'model.layers.1' .LlamaDecoderLayer."),
+        (compiled_forward, "The model"),
+    ],
+)
+def test_compiled_models_are_refused_by_name(compile: Callable[[nn.Module], nn.Module], place: str) -> None:
+    model = compile(make_model())
+    with pytest.raises(ValueError, match=f"{place} is compiled by torch, .*prune the model first, then compile it"):
+        quiet().prune(model, ROWS)
+    assert not hasattr(model.config, "mwanda_config")
+
+
+def test_model_that_is_only_marked_as_quantized_is_refused_with_the_way_out() -> None:
+    model = make_model()
+    model.quantization_method = "gguf"
+    with pytest.raises(ValueError, match=r"marked as quantized by gguf.*remove_quantization_config\(model\) makes it"):
+        quiet().prune(model, ROWS)
+    model = make_model()
+    model.config.quantization_config = {"quant_method": "compressed-tensors"}
+    with pytest.raises(ValueError, match="marked as quantized by compressed-tensors"):
         quiet().prune(model, ROWS)
 
 

@@ -73,7 +73,7 @@ class ApplyCommand(Subcommand):
         from ..pruner import MWandaPruner
 
         args = self.args
-        model = load_model(args.model, args, args.revision)
+        model = load_model(args.model, args, args.revision, warn=self.warn)
         check_prunable(model, config)
         check_model_room(model, folder if folder.exists() else folder.parent, args, *left)
         with pruning_errors():

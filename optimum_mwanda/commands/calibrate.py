@@ -37,7 +37,7 @@ class CalibrateCommand(Subcommand):
         check_paths(args, {"STATS": args.statistics})
         target = check_file(args.statistics, args.overwrite)
         with open_text(args, config) as dataset:
-            model = load_model(args.model, args, args.revision)
+            model = load_model(args.model, args, args.revision, warn=self.warn)
             tokenizer = load_tokenizer(args.model, args)
             check_prunable(model, config)
             with pruning_errors():

@@ -127,7 +127,7 @@ class CompareCommand(Subcommand):
 
         args = self.args
         with self._texts(plan) as (dataset, held_out):
-            model = load_model(args.model, args, args.revision)
+            model = load_model(args.model, args, args.revision, warn=self.warn)
             tokenizer = load_tokenizer(args.model, args)
             for config in {config.pattern: config for _, config in plan.grid()}.values():
                 check_prunable(model, config)

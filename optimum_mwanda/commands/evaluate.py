@@ -71,7 +71,7 @@ class EvaluateCommand(Subcommand):
         add_overwrite(parser)
         add_dataset_options(parser, required=True, purpose="Held-out text")
         _add_settings(parser)
-        add_model_options(parser)
+        add_model_options(parser, only_measured=True)
         add_common_options(parser)
 
     def execute(self) -> Result:

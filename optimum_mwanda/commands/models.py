@@ -2,11 +2,14 @@
 
 import argparse
 import contextlib
+import functools
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import DataError, ModelError, errors_as, one_line
+from .errors import CommandError, DataError, ModelError, errors_as, one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -14,7 +17,7 @@ if TYPE_CHECKING:
     from ..configuration import MWandaConfig
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
+def add_model_options(parser: argparse.ArgumentParser, only_measured: bool = False) -> None:
     """Adds the flags that `load_model` and `load_tokenizer` read."""
     group = parser.add_argument_group("model")
     group.add_argument("--revision", metavar="NAME", help="Branch, tag or commit of MODEL (default: main)")
@@ -42,6 +45,13 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="Also read weights in pickle files, which can run code (default: safetensors only)",
     )
+    if not only_measured:
+        group.add_argument(
+            "--drop-unused",
+            action="store_true",
+            help="Leave out weights in the files of MODEL that its class has no place for, and list them (default: "
+            "refuse)",
+        )
 
 
 def load_config(name: str, args: argparse.Namespace, revision: str | None = None) -> "PreTrainedConfig":
@@ -50,51 +60,63 @@ def load_config(name: str, args: argparse.Namespace, revision: str | None = None
     Raises:
         ModelError: If it cannot be loaded.
     """
-    with errors_as(ModelError):
+    with _loading_errors(name):
         from transformers import AutoConfig
 
         try:
             config: PreTrainedConfig = AutoConfig.from_pretrained(name, **_source(args, revision))
-        except OSError as error:
-            raise ModelError(f"{name!r} cannot be loaded: {one_line(error)}") from error
+        except (OSError, ValueError) as error:
+            if (base := _adapted(name, revision)) is None:
+                raise
+            raise ModelError(
+                f"{name!r} holds an adapter for {base!r}, and not a model: load both with peft, call "
+                "merge_and_unload() and save_pretrained(), and give that folder."
+            ) from error
         return config
 
 
-def load_model(name: str, args: argparse.Namespace, revision: str | None = None) -> "PreTrainedModel":
-    """Loads a model with the head that its checkpoint names, or a causal language-model head if that is unknown.
+def load_model(
+    name: str, args: argparse.Namespace, revision: str | None = None, *, warn: Callable[[str], None] | None = None
+) -> "PreTrainedModel":
+    """Loads a model with the class that its config names, and weights stored in 8 or 4 bits as bfloat16.
+
+    Args:
+        name: Folder or repository.
+        args: The flags of `add_model_options`.
+        revision: Branch, tag or commit.
+        warn: Told what `--drop-unused` leaves out. None: the model is only measured, so that it may be quantized in any
+            way, and may leave weights out.
 
     Raises:
-        ModelError: If the model cannot be loaded, or its files lack some of its weights.
+        ModelError: If the model cannot be loaded, or its files lack some of its weights; with `warn`, also if they hold
+            others that would be lost, or are quantized in a way that cannot be undone.
     """
-    with errors_as(ModelError):
-        import transformers
-
-        from ..modeling.architecture import auto_class
+    with _loading_errors(name):
+        from ..loading.whole import load_whole, stored_method
 
         config = load_config(name, args, revision)
-        architecture = (config.architectures or [""])[0]
-        loader = getattr(transformers, auto_class(architecture, config.is_encoder_decoder))
+        method = stored_method(config)
+        if warn is not None:
+            _check_storage(name, method)
         try:
-            loaded: Any = loader.from_pretrained(
+            model, unused = load_whole(
                 name,
-                config=config,
+                config,
+                keep_all=warn is not None and not args.drop_unused,
                 dtype=args.dtype,
                 device_map=args.device_map or default_device_map(),
                 **_source(args, revision),
                 use_safetensors=None if args.allow_pickle else True,
-                output_loading_info=True,
             )
         except OSError as error:
             hint = "" if args.allow_pickle else " Only safetensors files are read, unless --allow-pickle is given."
-            raise ModelError(f"{name!r} cannot be loaded: {one_line(error)}{hint}") from error
-        model: PreTrainedModel = loaded[0]
-        # transformers replaces missing weights with random ones and a warning.
-        if missing := sorted(loaded[1]["missing_keys"]):
-            raise ModelError(
-                f"The files of {name!r} lack {len(missing)} weights of a {type(model).__name__}, such as "
-                f"{missing[0]!r}: they are incomplete, or belong to another kind of model (config.json: "
-                f"{architecture!r})."
-            )
+            raise OSError(f"{one_line(error)}{hint}") from error
+        except (ImportError, NameError, NotImplementedError) as error:
+            if not method:
+                raise
+            raise ModelError(f"{name!r} is quantized by {method} and cannot be loaded: {one_line(error)}") from error
+    if warn is not None and unused:
+        warn(f"--drop-unused leaves out {len(unused)} weights in the files of {name!r}: {', '.join(unused)}")
     return model
 
 
@@ -103,6 +125,65 @@ def default_device_map() -> str | None:
     import torch
 
     return "auto" if torch.cuda.is_available() else None
+
+
+@contextlib.contextmanager
+def _loading_errors(name: str) -> Iterator[None]:
+    """Inside the block, all errors are model errors, in words of the command line."""
+    try:
+        yield
+    except OSError as error:
+        raise ModelError(f"{name!r} cannot be loaded: {in_flags(one_line(error))}") from error
+    except CommandError:
+        raise
+    except Exception as error:
+        raise ModelError(in_flags(one_line(error))) from error
+
+
+_ASKED = r"(?:(?P<verb>pass|set)(?P<ing>t?ing)? (?:the )?(?:argument |option )?)?[`']?{}[`']?"
+_FLAGS = {
+    re.compile(_ASKED.format("trust_remote_code=True")): "--trust-remote-code",
+    re.compile(_ASKED.format("use_safetensors=False")): "--allow-pickle",
+    re.compile(_ASKED.format("token=<your_token>")): "HF_TOKEN in the environment",
+}
+
+
+def in_flags(message: str) -> str:
+    """An error of transformers with the flags of the command line instead of arguments of Python."""
+    for argument, flag in _FLAGS.items():
+        message = argument.sub(functools.partial(_said, flag), message)
+    return message
+
+
+def _said(flag: str, found: re.Match[str]) -> str:
+    return flag if found["verb"] is None else f"giving {flag}" if found["ing"] else f"give {flag}"
+
+
+def _adapted(name: str, revision: str | None) -> str | None:
+    """The model that an adapter is for; None if there is no adapter of that name."""
+    from transformers.utils.peft_utils import find_adapter_config_file
+
+    try:
+        path = find_adapter_config_file(name, revision=revision or "main")
+        return None if path is None else str(json.loads(Path(path).read_bytes()).get("base_model_name_or_path"))
+    except Exception:  # nothing more is known, and the first error says what went wrong
+        return None
+
+
+def _check_storage(name: str, method: str) -> None:
+    """Refuses checkpoints that are quantized for good, before their weights are read.
+
+    Raises:
+        ModelError: If there is no way to load plain weights.
+    """
+    from ..modeling.quantized import DEQUANTIZABLE
+    from ..storage.coded import COMPRESSED
+
+    if method and method not in (*DEQUANTIZABLE, COMPRESSED):
+        raise ModelError(
+            f"{name!r} is quantized by {method}: give the dense model that it was made from, prune that, and then "
+            f"quantize it. Only checkpoints stored by {' or '.join(DEQUANTIZABLE)} can be pruned as they are."
+        )
 
 
 def _source(args: argparse.Namespace, revision: str | None) -> dict[str, Any]:
@@ -124,7 +205,7 @@ def load_tokenizer(name: str, args: argparse.Namespace) -> "PreTrainedTokenizerB
     except Exception as error:
         if args.tokenizer is None:
             return None
-        raise ModelError(f"No tokenizer can be loaded from {source!r}: {one_line(error)}") from error
+        raise ModelError(f"No tokenizer can be loaded from {source!r}: {in_flags(one_line(error))}") from error
 
 
 def check_prunable(model: "PreTrainedModel", config: "MWandaConfig") -> None:

@@ -116,7 +116,7 @@ class PruneCommand(Subcommand):
             open_text(args, config) as dataset,
             open_held_out(args, config) as held_out,
         ):
-            model = load_model(args.model, args, args.revision)
+            model = load_model(args.model, args, args.revision, warn=self.warn)
             tokenizer = load_tokenizer(args.model, args)
             check_prunable(model, config)
             check_model_room(model, folder, args, config.target_sparsity)

@@ -128,7 +128,7 @@ class SearchCommand(Subcommand):
             open_text(args, space.config) as dataset,
             open_held_out(args, space.config) as held_out,
         ):
-            model = load_model(args.model, args, args.revision)
+            model = load_model(args.model, args, args.revision, warn=self.warn)
             tokenizer = load_tokenizer(args.model, args)
             check_prunable(model, space.config)
             check_measurable(model)

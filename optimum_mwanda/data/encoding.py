@@ -44,7 +44,7 @@ class RowEncoder:
                 f"tokenizer is a {type(tokenizer).__name__}: pass a tokenizer, its name or path, or None for the one "
                 "beside the model."
             )
-        self._tokenizer = tokenizer
+        self._tokenizer = _of_processor(tokenizer)
         self._model = model
         self._text_column = text_column
         self._target_column = target_column
@@ -66,7 +66,8 @@ class RowEncoder:
         """
         if self._tokenizer is None or isinstance(self._tokenizer, (str, os.PathLike)):
             self._tokenizer = load_tokenizer(self._tokenizer, self._model)
-        return self._tokenizer
+        tokenizer: PreTrainedTokenizerBase = self._tokenizer
+        return tokenizer
 
     @property
     def has_tokenizer(self) -> bool:
@@ -246,6 +247,13 @@ class RowEncoder:
             )
         check_whole(text, f"A text of language {language!r} (column {column!r})")
         return text if text.strip() else ""
+
+
+def _of_processor(tokenizer: Any) -> Any:
+    """The tokenizer in a processor, which takes pictures or sound too; anything else unchanged."""
+    from transformers import ProcessorMixin
+
+    return getattr(tokenizer, "tokenizer", tokenizer) if isinstance(tokenizer, ProcessorMixin) else tokenizer
 
 
 def load_tokenizer(name: "str | os.PathLike[str] | None", model: "PreTrainedModel") -> "PreTrainedTokenizerBase":

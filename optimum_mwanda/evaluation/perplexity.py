@@ -122,6 +122,9 @@ def check_measurable(model: "PreTrainedModel") -> None:
         )
     if model.config.is_encoder_decoder and "labels" not in inspect.signature(model.forward).parameters:
         raise _headless(model)
+    head: Any = model.get_output_embeddings  # not typed in all versions
+    if not model.can_generate() and head() is None:
+        raise _headless(model)
 
 
 def _headless(model: "PreTrainedModel") -> ValueError:

@@ -5,7 +5,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from ..modeling.weights import PrunableWeight
-from ..record.schema import RECORD_KEY
+from ..record.attachment import put_records, take_records
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -22,16 +22,14 @@ class DenseState:
     """
 
     def __init__(self, model: "PreTrainedModel", weights: Iterable[PrunableWeight]) -> None:
-        self._config = model.config
-        self._record = {key: value for key, value in vars(model.config).items() if key == RECORD_KEY}
+        self._records = take_records(model)
         self._values = [(weight, weight.matrix.to("cpu", copy=True)) for weight in weights]
 
     def restore(self) -> None:
         """Makes the model as it was."""
         for weight, values in self._values:
             weight.matrix.copy_(values)
-        vars(self._config).pop(RECORD_KEY, None)
-        vars(self._config).update(self._record)
+        put_records(self._records)
 
     def __enter__(self) -> "DenseState":
         return self

@@ -35,6 +35,7 @@ from ..storage.coded import (
 )
 from ..storage.conversion import parameter_names
 from ..storage.files import COMPRESSED_INDEX_FILE, COMPRESSED_WEIGHTS_FILE, check_index
+from .unused import note_unused
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -208,7 +209,9 @@ def _decode_first(load: Callable[..., Any]) -> Callable[..., Any]:
             for name, entry in list(offloaded.items()):
                 if isinstance(state_dict.get(entry.get("weight_name")), CodedTensor):
                     del offloaded[name]
-        return load(model, state_dict, *args, **kwargs)
+        result = load(model, state_dict, *args, **kwargs)
+        note_unused(result, state_dict)
+        return result
 
     return load_decoded
 

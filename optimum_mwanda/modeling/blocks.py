@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .interrupts import deferred_interrupts, interruptible
+from .offloading import hooks_of
 
 
 def find_blocks(model: nn.Module, path: str | Sequence[str] | None = None) -> dict[str, nn.Module]:
@@ -68,8 +69,13 @@ def _candidates(lists: Mapping[str, nn.Module]) -> str:
 
 
 def input_device(model: nn.Module) -> torch.device:
-    """Device of the input embeddings, where token ids must go."""
-    return model.get_input_embeddings().weight.device  # type: ignore[operator, no-any-return]
+    """Device of the input embeddings, where token ids must go; of offloaded ones, where they are brought to run."""
+    embeddings: Any = model.get_input_embeddings()  # type: ignore[operator]
+    device: torch.device = embeddings.weight.device
+    if device.type != "meta":
+        return device
+    places = (getattr(hook, "execution_device", None) for hook in hooks_of(embeddings))
+    return torch.device(next((place for place in places if place is not None), "cpu"))
 
 
 class _BlocksDone(Exception):

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from .offloading import offloaded
+
 VALUES = 16
 
 
@@ -30,17 +32,10 @@ def _parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     tied = getattr(model, "all_tied_weights_keys", None) or {}
     seen: set[int] = set()
     for path, module in model.named_modules():
-        offloaded = _offloaded(module)
+        elsewhere = offloaded(module)
         for name, parameter in module.named_parameters(path, recurse=False):
             if parameter.device.type == "meta" and name in tied:
                 continue
             if id(parameter) not in seen:
                 seen.add(id(parameter))
-                yield name, offloaded.get(name.rpartition(".")[2], parameter)
-
-
-def _offloaded(module: nn.Module) -> dict[str, Tensor]:
-    """The values of a module's own parameters that accelerate keeps elsewhere."""
-    kept = getattr(getattr(module, "_hf_hook", None), "weights_map", None)
-    names = [name for name, parameter in module.named_parameters(recurse=False) if parameter.device.type == "meta"]
-    return {} if kept is None else {name: kept[name] for name in names}
+                yield name, elsewhere.get(name.rpartition(".")[2], parameter)

@@ -110,14 +110,19 @@ def find_weights(
 
     Raises:
         ValueError: If a pattern matches nothing, nothing is left, or a block holds weights that cannot be pruned:
-            quantized, or fused experts in an unknown layout.
+            quantized, computed from other parameters, or fused experts in an unknown layout.
     """
     found: Weights = {}
     names: list[str] = []
     seen: set[tuple[int, int | None]] = set()
     for block_name, block in blocks.items():
         for weight in _candidates(block_name, block):
-            parameter = weight.module.get_parameter(weight.parameter)
+            parameter = _parameter(weight)
+            if parameter is None:
+                names.append(weight.name)
+                if _matches(weight.name, include, exclude):
+                    raise _computed(weight)
+                continue
             key = (id(parameter), weight.expert)
             if key in seen:
                 continue
@@ -158,6 +163,23 @@ def check_finite(weight: PrunableWeight) -> None:
     """
     if not weight.matrix.isfinite().all():
         raise FloatingPointError(f"{weight.name!r} (block {weight.block!r}) holds NaN or infinite weights.")
+
+
+def _parameter(weight: PrunableWeight) -> nn.Parameter | None:
+    """The parameter of a weight; None if the weight is computed from other parameters."""
+    try:
+        return weight.module.get_parameter(weight.parameter)
+    except AttributeError:
+        return None
+
+
+def _computed(weight: PrunableWeight) -> ValueError:
+    return ValueError(
+        f"{weight.name!r} ({type(weight.module).__name__}) computes its weight from other parameters, as "
+        "torch.nn.utils.prune, weight norm and parametrizations do. Make it permanent first, with prune.remove(module, "
+        "'weight'), remove_weight_norm(module) or parametrize.remove_parametrizations(module, 'weight'), or leave it "
+        f"dense with exclude=[{weight.name!r}]."
+    )
 
 
 def _matches(name: str, include: Sequence[str] | None, exclude: Sequence[str]) -> bool:

@@ -49,7 +49,7 @@ def build_record(
         fingerprint: `model_fingerprint` of the model before this pruning.
 
     Returns:
-        The record; set its `to_dict()` as `model.config.mwanda_config`.
+        The record, for `attach_record`.
 
     Raises:
         ValueError: If the record would be too large to be read again.

@@ -11,6 +11,7 @@ from ..evaluation.tables import to_json
 from ..record.schema import RECORD_KEY
 from ..storage.compressed import save_pretrained_compressed
 from ..storage.outputs import write_text
+from ..storage.read_back import save_checked
 from .card_content import PrunedModelCard
 from .model_card import write_card
 from .names import EVALUATION_NAME, HARNESS_NAME
@@ -38,11 +39,14 @@ def save_folder(
         card: Content of the card. None: write no card yet.
         compressed: Whether to store the zeros compressed.
         max_shard_size: Most bytes per weight file.
+
+    Raises:
+        ValueError: If what was written is not the model in memory.
     """
     if compressed:
         save_pretrained_compressed(model, folder, max_shard_size=max_shard_size)
     else:
-        model.save_pretrained(folder, max_shard_size=max_shard_size)
+        save_checked(model, folder, max_shard_size=max_shard_size)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     MWandaConfig.from_dict(getattr(model.config, RECORD_KEY)["settings"]).save_pretrained(folder)

@@ -40,6 +40,7 @@ from .files import (
     weight_files,
 )
 from .outputs import new_folder
+from .read_back import check_copied, save_checked
 from .writer import SafetensorsWriter
 
 logger = logging.getLogger(__name__)
@@ -79,11 +80,11 @@ def save_pretrained_compressed(
 
     Raises:
         FileExistsError: If `save_directory` holds something.
-        ValueError: If the model is quantized.
+        ValueError: If the model is quantized, or what was written is not the model.
     """
     with new_folder(save_directory) as folder:
         dense = folder.with_name("dense")
-        model.save_pretrained(dense, max_shard_size=max_shard_size)
+        save_checked(model, dense, max_shard_size=max_shard_size)
         if tokenizer is not None:
             tokenizer.save_pretrained(dense)
         _compress(dense, folder)
@@ -209,15 +210,18 @@ def _convert_file(
 ) -> tuple[list[str], int]:
     """Converts one file, and returns the names and the bytes of the tensors in it now."""
     names: list[str] = []
-    with opened(source) as file, SafetensorsWriter(target, file.metadata() or {"format": "pt"}) as writer:
+    with opened(source) as file:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
         for name, tensor in slices.items():
             if tensor.get_dtype() not in DTYPES:
                 raise _unknown_type(name, source, tensor)
-        for name, tensor in decoded_view(slices).items():
-            for part, data in parts(name, tensor[...]).items():
-                writer.add(part, data)
-                names.append(part)
+        view = decoded_view(slices)
+        with SafetensorsWriter(target, file.metadata() or {"format": "pt"}) as writer:
+            for name, tensor in view.items():
+                for part, data in parts(name, tensor[...]).items():
+                    writer.add(part, data)
+                    names.append(part)
+        check_copied(view, target)
     return names, writer.size
 
 

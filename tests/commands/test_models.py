@@ -1,13 +1,14 @@
 """Encoder-decoders, masked language models and others on the command line."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
@@ -16,15 +17,21 @@ from transformers import (
     BartModel,
     BertConfig,
     BertForMaskedLM,
+    BertModel,
+    LlamaForSequenceClassification,
     LlamaModel,
+    XLMRobertaConfig,
+    XLMRobertaForSequenceClassification,
 )
 
-from optimum_mwanda.commands.models import default_device_map
+from optimum_mwanda.commands.models import default_device_map, in_flags
 from optimum_mwanda.experiments.grid.runs import read_results
 from optimum_mwanda.record.verification import sparsity_record, verify_sparsity
 
 from ..conftest import make_model
 from ..storage.families import TRANSLATION, make_family
+from ..storage.quantized import family as family_of
+from ..storage.quantized import make_fp8, make_mxfp4, needs_fp8
 from .conftest import Run, make_texts, make_tokenizer
 
 Cli = Callable[..., Run]
@@ -35,6 +42,11 @@ FREE = ("--criterion", "magnitude", "--allocation", "uniform", "--quiet")
 
 def as_lines(rows: list[dict[str, Any]]) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def edit_config(folder: Path, **values: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **values}))
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +62,17 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("models") / "bert"
     sizes = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 48}
     BertForMaskedLM(BertConfig(**sizes, num_hidden_layers=2, num_attention_heads=4)).save_pretrained(path)
+    make_tokenizer().save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["pooler", "no-pooler"])
+def headless(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An encoder that gives vectors, as sentence transformers do."""
+    path = tmp_path_factory.mktemp("models") / "headless"
+    sizes = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 48}
+    config = BertConfig(**sizes, num_hidden_layers=2, num_attention_heads=4)
+    BertModel(config, add_pooling_layer=request.param).save_pretrained(path)
     make_tokenizer().save_pretrained(path)
     return path
 
@@ -190,25 +213,24 @@ def test_encoder_decoder_that_names_no_head_is_not_taken_for_its_decoder(cli: Cl
     )
     run = cli("prune", tmp_path / "bart", tmp_path / "out", *FREE, "--json")
     assert run.code == 0, run.err
-    assert {name.split(".")[1] for name in run.json["blocks"]["names"]} == {"encoder", "decoder"}
+    assert {name.split(".")[0] for name in run.json["blocks"]["names"]} == {"encoder", "decoder"}
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == ["BartModel"]
 
 
 def test_model_whose_config_names_no_architecture_is_causal(cli: Cli, tmp_path: Path) -> None:
     folder = tmp_path / "llama"
     make_model().save_pretrained(folder)
-    config = json.loads((folder / "config.json").read_text())
-    del config["architectures"]
-    (folder / "config.json").write_text(json.dumps(config))
+    edit_config(folder, architectures=None)
     assert cli("prune", folder, tmp_path / "out", *FREE).code == 0
     assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
 
 
-def test_checkpoint_without_a_head_is_refused_by_name(cli: Cli, tmp_path: Path) -> None:
+def test_checkpoint_that_lacks_the_head_of_its_class_is_refused_by_name(cli: Cli, tmp_path: Path) -> None:
     LlamaModel(make_model().config).save_pretrained(tmp_path / "headless")
+    edit_config(tmp_path / "headless", architectures=["LlamaForCausalLM"])
     run = cli("prune", tmp_path / "headless", tmp_path / "out", *FREE)
     assert run.code == 4
     assert "lack 1 weights of a LlamaForCausalLM, such as 'lm_head.weight'" in run.err
-    assert "config.json: 'LlamaModel'" in run.err
     assert not (tmp_path / "out").exists()
 
 
@@ -223,3 +245,169 @@ def test_models_go_to_the_gpu_where_there_is_one(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     assert default_device_map() == device_map
+
+
+# Encoders without a language-model head
+
+
+def test_encoder_without_a_head_goes_through_commands(cli: Cli, headless: Path, data: Path, tmp_path: Path) -> None:
+    for words in (
+        ("prune", headless, tmp_path / "pruned", "--dataset", data, *SMALL),
+        ("calibrate", headless, tmp_path / "sums.safetensors", "--dataset", data, *SMALL),
+        ("apply", headless, tmp_path / "sums.safetensors", tmp_path / "applied", "--quiet"),
+        ("compress", tmp_path / "applied", tmp_path / "small", "--quiet"),
+        ("inspect", tmp_path / "small"),
+        ("decompress", tmp_path / "small", tmp_path / "plain", "--quiet"),
+    ):
+        run = cli(*words)
+        assert run.code == 0, run.err
+    assert json.loads((tmp_path / "pruned" / "config.json").read_text())["architectures"] == ["BertModel"]
+    assert "= AutoModel.from_pretrained(" in (tmp_path / "pruned" / "README.md").read_text()
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("pruned", "plain"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert len(first) == len(load_file(headless / "model.safetensors"))
+
+
+def test_classifier_is_pruned_with_its_head(cli: Cli, data: Path, tmp_path: Path) -> None:
+    sizes = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "pad_token_id": 0}
+    model = XLMRobertaForSequenceClassification(XLMRobertaConfig(**sizes, num_hidden_layers=2, num_labels=3))
+    model.save_pretrained(tmp_path / "dense")
+    make_tokenizer().save_pretrained(tmp_path / "dense")
+    assert cli("prune", tmp_path / "dense", tmp_path / "out", "--dataset", data, *SMALL).code == 0
+    kept = load_file(tmp_path / "out" / "model.safetensors")
+    assert torch.equal(kept["classifier.out_proj.weight"], model.classifier.out_proj.weight)
+    assert "AutoModelForSequenceClassification.from_pretrained(" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("kind", [LlamaModel, LlamaForSequenceClassification])
+def test_decoder_without_a_language_model_head_is_pruned_but_not_measured(
+    kind: Any, cli: Cli, data: Path, tmp_path: Path
+) -> None:
+    dense = tmp_path / "dense"
+    kind(make_model().config).save_pretrained(dense)
+    make_tokenizer().save_pretrained(dense)
+    run = cli("prune", dense, tmp_path / "out", "--dataset", data, "--eval-dataset", data, *SMALL)
+    assert run.code == 4
+    assert f"{kind.__name__} predicts no tokens" in run.error
+    assert cli("evaluate", dense, "--dataset", data, "--quiet").code == 4
+    assert not (tmp_path / "out").exists()
+    assert cli("prune", dense, tmp_path / "out", "--dataset", data, *SMALL).code == 0
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == [kind.__name__]
+    assert load_file(tmp_path / "out" / "model.safetensors").keys() == load_file(dense / "model.safetensors").keys()
+
+
+# Weights in the files that the class has no place for
+
+
+def with_tensor(folder: Path, name: str, tensor: torch.Tensor) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    save_file({**tensors, name: tensor}, folder / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        ("llama", "v_head.summary.weight"),  # a value head
+        ("llama", "score.weight"),  # a classifier, in a config that names another class
+        ("deepseek_v3", "model.layers.61.eh_proj.weight"),  # several tokens at once; transformers ignores these
+        ("nemotron_h", "mtp.fc.weight"),
+    ],
+)
+def test_weights_without_a_place_are_refused_or_listed(family: str, name: str, cli: Cli, tmp_path: Path) -> None:
+    dense = tmp_path / "dense"
+    if not family_of(family).is_current:
+        pytest.skip(f"this transformers has no {family}")
+    family_of(family).make().save_pretrained(dense)
+    with_tensor(dense, name, torch.ones(4, 4))
+    run = cli("prune", dense, tmp_path / "out", *FREE)
+    assert run.code == 4
+    assert "hold 1 weights that a" in run.error
+    assert repr(name) in run.error
+    assert "--drop-unused" in run.error
+    assert not (tmp_path / "out").exists()
+    run = cli("prune", dense, tmp_path / "out", *FREE, "--drop-unused")
+    assert run.code == 0, run.err
+    assert f"leaves out 1 weights in the files of {str(dense)!r}: {name}" in run.err
+    assert name not in load_file(tmp_path / "out" / "model.safetensors")
+
+
+@pytest.mark.parametrize("name", ["model.layers.0.self_attn.rotary_emb.inv_freq", "model.embeddings.position_ids"])
+def test_buffers_of_old_checkpoints_that_are_computed_today_are_no_loss(name: str, cli: Cli, tmp_path: Path) -> None:
+    make_model().save_pretrained(tmp_path / "dense")
+    with_tensor(tmp_path / "dense", name, torch.ones(4))
+    assert cli("prune", tmp_path / "dense", tmp_path / "out", *FREE).code == 0
+
+
+def test_measuring_leaves_weights_out_as_loading_does(cli: Cli, model: Path, data: Path, tmp_path: Path) -> None:
+    shutil.copytree(model, tmp_path / "dense")
+    with_tensor(tmp_path / "dense", "v_head.summary.weight", torch.ones(4, 4))
+    assert cli("evaluate", tmp_path / "dense", "--dataset", data, "--quiet").code == 0
+
+
+# Models stored in 8 or 4 bits, and quantized ones
+
+
+@pytest.mark.parametrize("make", [pytest.param(make_fp8, marks=needs_fp8), make_mxfp4])
+def test_models_stored_in_8_or_4_bits_are_pruned_and_written_as_plain_ones(
+    make: Callable[[Path], Any], cli: Cli, data: Path, tmp_path: Path
+) -> None:
+    stored, out = tmp_path / "stored", tmp_path / "out"
+    make(stored)
+    make_tokenizer().save_pretrained(stored)
+    run = cli("prune", stored, out, "--dataset", data, "--eval-dataset", data, *SMALL, "--json")
+    assert run.code == 0, run.err
+    tensors = load_file(out / "model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values() if tensor.dim() > 1} == {torch.bfloat16}
+    assert not any(name.endswith(("_scale_inv", "_blocks", "_scales")) for name in tensors)
+    assert cli("inspect", out).code == 0
+    measured = cli("evaluate", out, "--dataset", data, "--sequence-length", "16", "--quiet", "--json").json
+    assert measured["languages"] == run.json["evaluation"]["pruned"]["pruned"]["languages"]
+
+
+@pytest.mark.parametrize("method", ["gptq", "compressed-tensors", "bitsandbytes"])
+def test_checkpoints_that_are_quantized_for_good_are_refused_before_they_are_read(
+    method: str, cli: Cli, tmp_path: Path
+) -> None:
+    make_model().save_pretrained(tmp_path / "dense")
+    edit_config(tmp_path / "dense", quantization_config={"quant_method": method, "bits": 4})
+    (tmp_path / "dense" / "model.safetensors").unlink()
+    run = cli("prune", tmp_path / "dense", tmp_path / "out", *FREE)
+    assert run.code == 4
+    assert f"is quantized by {method}: give the dense model that it was made from" in run.error
+
+
+# In words of the command line
+
+
+def test_adapter_is_not_taken_for_a_model(cli: Cli, tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base", "peft_type": "LORA"}')
+    run = cli("prune", adapter, tmp_path / "out", *FREE)
+    assert run.code == 4
+    assert f"{str(adapter)!r} holds an adapter for 'org/base', and not a model" in run.error
+
+
+def test_custom_code_is_refused_with_the_flag_that_allows_it(cli: Cli, tmp_path: Path) -> None:
+    dense = tmp_path / "dense"
+    make_model().save_pretrained(dense)
+    edit_config(dense, model_type="mine", auto_map={"AutoConfig": "mine.MyConfig", "AutoModelForCausalLM": "mine.Mine"})
+    (dense / "mine.py").write_text("raise SystemExit('this must not run')")
+    run = cli("prune", dense, tmp_path / "out", *FREE)
+    assert run.code == 4
+    assert "Please give --trust-remote-code to allow custom code to be run." in run.error
+    assert "trust_remote_code" not in run.error
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("Please set the option `trust_remote_code=True` to permit", "Please give --trust-remote-code to permit"),
+        ("by passing the argument `trust_remote_code=True`.", "by giving --trust-remote-code."),
+        ("by passing `token=<your_token>`.", "by giving HF_TOKEN in the environment."),
+        ("`use_safetensors=False` reads it", "--allow-pickle reads it"),
+        ("trust nobody", "trust nobody"),
+    ],
+)
+def test_arguments_of_python_are_shown_as_flags(message: str, shown: str) -> None:
+    assert in_flags(message) == shown

@@ -14,6 +14,7 @@ from transformers import (
     MPNetForMaskedLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    ProcessorMixin,
     XLMRobertaConfig,
     XLMRobertaForMaskedLM,
 )
@@ -43,6 +44,12 @@ def test_text_is_tokenised_as_the_tokenizer_does_by_default(
     assert ids == tokenizer(TEXT * 5)["input_ids"]
     assert ids[0] == tokenizer.bos_token_id
     assert len(ids) > tokenizer.model_max_length
+
+
+def test_processor_gives_its_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    processor = ProcessorMixin.__new__(ProcessorMixin)  # it has more parts in real life
+    processor.tokenizer = tokenizer
+    assert encode({"text": TEXT}, model, processor) == tokenizer(TEXT)["input_ids"]
 
 
 def test_text_column_may_have_any_name(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

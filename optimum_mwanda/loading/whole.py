@@ -1,0 +1,104 @@
+"""Loading a checkpoint whole: with its own class, as plain weights, and with nothing left out unnoticed."""
+
+from typing import TYPE_CHECKING, Any
+
+import transformers
+from transformers import PreTrainedModel
+
+from ..modeling.architecture import NO_POOLER, auto_class, lacks_only_pooler
+from ..modeling.quantized import DEQUANTIZABLE, forget_dequantization, method_of, plain_dtype
+from ..utils import abridged
+from .fp8_blocks import exact_blocks
+from .unused import listening
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+
+def model_class(config: "PreTrainedConfig") -> Any:
+    """The class that a config names, or an auto class that will find it.
+
+    Args:
+        config: Config of a checkpoint.
+    """
+    architecture = (config.architectures or [""])[0]
+    if type(config).__module__.startswith("transformers_modules"):  # custom code, which the user has allowed
+        for auto, reference in (getattr(config, "auto_map", None) or {}).items():
+            if str(reference).rpartition(".")[2] == architecture and auto.startswith("AutoModel"):
+                return getattr(transformers, auto)
+    found = getattr(transformers, architecture, None) if architecture.isidentifier() else None
+    if isinstance(found, type) and issubclass(found, PreTrainedModel):
+        kind = found.config_class
+        if isinstance(kind, type) and isinstance(config, kind):
+            return found
+    return getattr(transformers, auto_class(architecture, config.is_encoder_decoder))
+
+
+def stored_method(config: "PreTrainedConfig") -> str:
+    """How the weights of a checkpoint are quantized, by its `quant_method`; empty if they are not."""
+    found = _quantization(config)
+    return "" if found is None else method_of(found)
+
+
+def _quantization(config: Any) -> Any:
+    return next((found for part in _parts(config) if (found := getattr(part, "quantization_config", None))), None)
+
+
+def _parts(config: Any) -> tuple[Any, ...]:
+    text = config.get_text_config()
+    return (config,) if text is config else (config, text)
+
+
+def load_whole(
+    name: str, config: "PreTrainedConfig", *, keep_all: bool = True, dtype: Any = "auto", **options: Any
+) -> tuple[PreTrainedModel, list[str]]:
+    """Loads a checkpoint with the class that its config names, and dequantizes it if it is stored in 8 or 4 bits.
+
+    Args:
+        name: Folder or repository.
+        config: Its config; changed if it is quantized.
+        keep_all: Whether tensors that the class has no place for are an error.
+        dtype: As for `from_pretrained`. `"auto"` is bfloat16 for a quantized checkpoint that names no other type.
+        **options: As for `from_pretrained`.
+
+    Returns:
+        The model, and the names of the tensors in its files that it has no place for.
+
+    Raises:
+        ValueError: If weights of the model are missing in the files, or `keep_all` is set and they hold more than it
+            has a place for.
+    """
+    if stored_method(config) in DEQUANTIZABLE:
+        _dequantize(config)
+        dtype = plain_dtype(config.dtype) if dtype == "auto" else dtype
+    architecture = (config.architectures or [""])[0]
+    kind = model_class(config)
+    options = {**options, "config": config, "dtype": dtype, "output_loading_info": True}
+    with exact_blocks(), listening() as unused:
+        model, info = kind.from_pretrained(name, **options)
+        if lacks_only_pooler(model, info["missing_keys"]):
+            model, info = kind.from_pretrained(name, **options, **NO_POOLER)
+    forget_dequantization(model)
+    # transformers replaces missing weights with random ones and a warning.
+    if missing := sorted(info["missing_keys"]):
+        raise ValueError(
+            f"The files of {name!r} lack {len(missing)} weights of a {type(model).__name__}, such as {missing[0]!r}: "
+            f"they are incomplete, or belong to another kind of model (config.json: {architecture!r})."
+        )
+    if keep_all and unused:
+        raise ValueError(
+            f"The files of {name!r} hold {len(unused)} weights that a {type(model).__name__} has no place for and that "
+            f"would be lost: {abridged(map(repr, sorted(unused)), 3)}. Set `architectures` in config.json to a class "
+            "that has them, or give --drop-unused to leave them out."
+        )
+    return model, sorted(unused)
+
+
+def _dequantize(config: Any) -> None:
+    """Asks for plain weights, in the place where transformers removes the request once it is done."""
+    found = _quantization(config)
+    values = dict(found) if isinstance(found, dict) else found.to_dict()
+    for part in _parts(config):
+        if getattr(part, "quantization_config", None) is not None:
+            del part.quantization_config
+    config.quantization_config = {**values, "dequantize": True}

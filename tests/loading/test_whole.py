@@ -1,0 +1,86 @@
+"""Loading a checkpoint whole."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, LlamaForCausalLM, LlamaModel
+
+from optimum_mwanda.loading.whole import load_whole, model_class
+from optimum_mwanda.modeling.quantized import plain_dtype
+
+from ..conftest import make_model
+from ..storage.quantized import make_fp8, make_mxfp4, needs_fp8
+
+
+def test_nothing_is_lost_unnoticed_when_this_is_what_imports_transformers(tmp_path: Path) -> None:
+    make_model().save_pretrained(tmp_path)
+    program = (
+        "import optimum_mwanda.loading.whole as whole, sys, torch\n"
+        "from safetensors.torch import load_file, save_file\n"
+        "from transformers import AutoConfig\n"
+        "file = sys.argv[1] + '/model.safetensors'\n"
+        "save_file({**load_file(file), 'v_head.weight': torch.ones(1)}, file, {'format': 'pt'})\n"
+        "print(whole.load_whole(sys.argv[1], AutoConfig.from_pretrained(sys.argv[1]), keep_all=False)[1])"
+    )
+    root = str(Path(__file__).parents[2])
+    run = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning:optimum_mwanda", "-c", program, str(tmp_path)],
+        env={"PYTHONPATH": root, "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.stdout == "['v_head.weight']\n", run.stderr
+    assert "optimum-mwanda cannot" not in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("architectures", "expected"),
+    [
+        (["LlamaForCausalLM"], LlamaForCausalLM),
+        (["LlamaModel"], LlamaModel),
+        (["BertForMaskedLM"], AutoModelForMaskedLM),  # it belongs to another kind of config
+        (["PreTrainedModel"], AutoModelForCausalLM),
+        (["os.system"], AutoModelForCausalLM),
+        (["Trainer"], AutoModelForCausalLM),
+        (None, AutoModelForCausalLM),
+    ],
+)
+def test_class_is_the_one_that_the_config_names(architectures: list[str] | None, expected: type) -> None:
+    config = make_model().config
+    config.architectures = architectures
+    assert model_class(config) is expected
+
+
+def test_model_in_4_bits_is_loaded_as_an_ordinary_one(tmp_path: Path) -> None:
+    make_mxfp4(tmp_path)
+    config = AutoConfig.from_pretrained(tmp_path)
+    model, unused = load_whole(str(tmp_path), config)
+    assert unused == []
+    assert not hasattr(model.config, "quantization_config")
+    model.save_pretrained(tmp_path / "saved")
+    assert "quantization_config" not in json.loads((tmp_path / "saved" / "config.json").read_text())
+
+
+@needs_fp8
+@pytest.mark.parametrize("side", [16, 20, 24, 32])
+@pytest.mark.parametrize("family", ["qwen3", "deepseek_v3"])
+def test_last_blocks_of_fp8_weights_need_not_be_full(family: str, side: int, tmp_path: Path) -> None:
+    meant = make_fp8(tmp_path / "stored", family, side)
+    model, _ = load_whole(str(tmp_path / "stored"), AutoConfig.from_pretrained(tmp_path / "stored"))
+    model.save_pretrained(tmp_path / "saved")
+    saved = load_file(tmp_path / "saved" / "model.safetensors")
+    assert saved.keys() == meant.keys()
+    for name, tensor in meant.items():
+        assert torch.equal(saved[name].to(torch.bfloat16), tensor), name
+
+
+def test_plain_type_has_two_bytes() -> None:
+    assert plain_dtype("float16") == torch.float16
+    for name in ("float8_e4m3fn", None, "int8", "no such type"):
+        assert plain_dtype(name) == torch.bfloat16
