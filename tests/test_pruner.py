@@ -804,7 +804,7 @@ def test_model_with_an_adapter_is_refused() -> None:
 
 
 def test_zeros_that_were_there_before_are_told(caplog: pytest.LogCaptureFixture) -> None:
-    model, settings = make_model(), {"criterion": "magnitude", "allocation": "uniform"}
+    model, settings = make_model(), {"criterion": "magnitude", "group": "matrix", "allocation": "uniform"}
     MWandaPruner(MWandaConfig(sparsity=0.6, **settings), progress=False).prune(model)
     assert not caplog.records
     MWandaPruner(MWandaConfig(sparsity=0.2, **settings), progress=False).prune(model)

@@ -49,7 +49,7 @@ _CONDITIONS: dict[str, Condition] = {
     "allocation": lambda config: config.kept_of is None,
     "allocation_strength": _allocates,
     "cwl_direction": lambda config: config.allocation == "cwl",
-    "owl_multiplier": lambda config: config.allocation == "owl",
+    "owl_multiplier": lambda config: config.allocation in ("owl", "outliers"),
     "min_block_sparsity": _allocates,
     "max_block_sparsity": _allocates,
     "language_temperature": lambda config: _reads_text(config) and config.language_weights == "temperature",

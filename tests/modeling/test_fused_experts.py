@@ -35,7 +35,9 @@ STORED_IN_OUT = ("GptOssExperts", "Llama4TextExperts")
 
 
 def pruner(**values: Any) -> MWandaPruner:
-    return MWandaPruner(MWandaConfig(sequence_length=24, batch_size=3, **values), progress=False)
+    return MWandaPruner(
+        MWandaConfig(**{"sequence_length": 24, "batch_size": 3, "group": "matrix", **values}), progress=False
+    )
 
 
 def make(family: str) -> PreTrainedModel:

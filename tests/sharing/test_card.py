@@ -278,7 +278,11 @@ def test_python_code_and_command_line_repeat_the_settings(settings: dict[str, An
 
 
 SHAPED_BY = {
-    "mwanda": ({}, {"base", "variance_weight", "group", "allocation_strength", "sequence_length"}, {"cwl_direction"}),
+    "mwanda": (
+        {"variance": "std"},
+        {"base", "variance_weight", "group", "allocation_strength", "sequence_length"},
+        {"cwl_direction"},
+    ),
     "wanda": (
         {"criterion": "wanda", "group": "row", "allocation": "uniform"},
         {"group", "allocation", "calibration", "samples_per_language"},

@@ -24,7 +24,7 @@ PAIRS = [{**row, "labels": row["input_ids"][::-1]} for row in ROWS]
 
 
 def settings(**values: Any) -> MWandaConfig:
-    return MWandaConfig(**{"sequence_length": 48, "batch_size": 3, "sparsity": 0.6, **values})
+    return MWandaConfig(**{"sequence_length": 48, "batch_size": 3, "sparsity": 0.6, "group": "matrix", **values})
 
 
 def make(family: str) -> PreTrainedModel:

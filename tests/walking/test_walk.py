@@ -113,9 +113,10 @@ def test_an_encoder_decoder_is_pruned_by_the_plan_of_its_statistics(family: str)
     """Recording the calls of the decoder must not count its text once more."""
     rows = FAMILIES[family].rows()
     model = FAMILIES[family].make()
-    plain = MWandaPruner(config(), progress=False)
+    settings = {"group": "matrix", "allocation": "owl"}
+    plain = MWandaPruner(config(**settings), progress=False)
     plan = plain.allocate(model, plain.calibrate(model, rows))
-    MWandaPruner(config(refinement="swap"), progress=False).prune(model, rows)
+    MWandaPruner(config(refinement="swap", **settings), progress=False).prune(model, rows)
     assert len({block.sparsity for block in plan.blocks}) > 1
     for block, achieved in zip(plan.blocks, model.config.mwanda_config["blocks"]["sparsity"], strict=True):
         assert achieved == pytest.approx(block.sparsity, abs=1e-3)
