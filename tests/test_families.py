@@ -19,7 +19,7 @@ from tests.families.family import LENGTH, Blocks, Family, expand
 from tests.families.matrix import FAMILIES, REASONS, Reason
 from tests.families.table import page
 
-SETTINGS = {"sparsity": 0.5, "sequence_length": LENGTH, "batch_size": 2}
+SETTINGS = {"sparsity": 0.5, "group": "matrix", "sequence_length": LENGTH, "batch_size": 2}
 
 CURRENT = [family for family in FAMILIES.values() if family.is_current]
 

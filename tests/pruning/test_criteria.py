@@ -197,10 +197,18 @@ def test_the_literal_variance_grows_faster_than_the_norm() -> None:
     torch.testing.assert_close(scaled, torch.tensor([92.0, 8, 0, 328], dtype=torch.float64))
 
 
-@pytest.mark.parametrize("criterion", ["magnitude", "wanda", "ria", "mwanda"])
-def test_how_scores_scale_with_the_weights(criterion: str) -> None:
-    factor = 1 if criterion in ("ria", "mwanda") else 8  # relative importance has no unit
-    assert torch.equal(scores(8 * W, criterion=criterion), factor * scores(criterion=criterion))
+@pytest.mark.parametrize(
+    ("settings", "factor"),
+    [
+        ({"criterion": "magnitude"}, 8),
+        ({"criterion": "wanda"}, 8),
+        ({"criterion": "mwanda", "base": "wanda"}, 8),
+        ({"criterion": "ria"}, 1),  # relative importance has no unit
+        ({"criterion": "mwanda", "base": "ria"}, 1),
+    ],
+)
+def test_how_scores_scale_with_the_weights(settings: dict[str, str], factor: int) -> None:
+    assert torch.equal(scores(8 * W, **settings), factor * scores(**settings))
 
 
 @pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0])

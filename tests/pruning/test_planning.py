@@ -81,11 +81,12 @@ def test_blocks_can_be_looked_at_one_by_one(allocation: str) -> None:
     plan = share_out(sizes, importance, config)
     assert plan == pruner(allocation=allocation, allocation_strength=0.2).allocate(model, statistics)
     assert [block.importance is None for block in plan.blocks] == [allocation == "uniform"] * 3
-    assert len({block.sparsity for block in plan.blocks}) == (1 if allocation == "uniform" else 3)
+    # No block of this model stands out.
+    assert len({block.sparsity for block in plan.blocks}) == (1 if allocation in ("uniform", "outliers") else 3)
 
 
 def test_a_block_without_importance_is_taken_for_average() -> None:
-    config = pruner(allocation_strength=0.1).config
+    config = pruner(allocation="owl", allocation_strength=0.1).config
     plan = share_out({"a": 5, "b": 5, "c": 5}, [1.0, None, 3.0], config)
     assert [block.sparsity for block in plan.blocks] == pytest.approx([0.6, 0.5, 0.4])
     assert {block.sparsity for block in share_out({"a": 5, "b": 7}, [None, None], config).blocks} == {0.5}

@@ -43,8 +43,8 @@ FUSED_ON_DISK = ("granitemoe", "gpt_oss", "llama4_text", "jetmoe")
 
 
 def pruned(name: str, sparsity: float = 0.4, **changes: Any) -> PreTrainedModel:
-    config = MWandaConfig(criterion="magnitude", allocation="uniform", sparsity=sparsity, **changes)
-    return MWandaPruner(config, progress=False).apply(make_family(name))
+    settings = {"criterion": "magnitude", "group": "matrix", "allocation": "uniform", "sparsity": sparsity, **changes}
+    return MWandaPruner(MWandaConfig(**settings), progress=False).apply(make_family(name))
 
 
 def parameter_of(model: PreTrainedModel, name: str) -> torch.Tensor:
