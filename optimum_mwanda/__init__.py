@@ -29,7 +29,9 @@ _HOMES = {
     "decompress": "storage.compressed",
     "evaluate_languages": "evaluation.perplexity",
     "find_sparsity": "experiments.search.bisection",
+    "keep_masks": "training.keeper",
     "push_to_hub": "sharing.hub",
+    "read_masks": "training.pruned_entries",
     "register_allocation": "registry",
     "register_criterion": "registry",
     "save_card": "sharing.model_card",
@@ -68,6 +70,8 @@ if TYPE_CHECKING:
     from .storage.compressed import decompress as decompress
     from .storage.compressed import save_pretrained_compressed as save_pretrained_compressed
     from .storage.read_back import check_saved as check_saved
+    from .training.keeper import keep_masks as keep_masks
+    from .training.pruned_entries import read_masks as read_masks
     from .walking.editor import PartiallyPrunedError as PartiallyPrunedError
 
 

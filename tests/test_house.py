@@ -21,7 +21,7 @@ FLOORS = (
     ("reporting",),
     ("sharing",),
     ("pruner",),
-    ("loading", "experiments"),
+    ("loading", "experiments", "training"),
     ("commands",),
 )
 """Rooms and modules from the ground up."""

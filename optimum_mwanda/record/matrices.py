@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..modeling.counting import count_zeros
+from ..modeling.sharding import whole
 from ..modeling.weights import PrunableWeight
 from ..storage.coded import CODE, FORM, decoded_view
 from ..storage.conversion import parameter_names
@@ -87,15 +88,25 @@ def loaded_matrices(model: nn.Module) -> dict[str, StoredMatrix]:
     Returns:
         Parameter name without `.weight` to matrix.
     """
+    return {
+        key: StoredMatrix((tuple(getattr(module, name).shape),), functools.partial(_count_attribute, key, module, name))
+        for key, (module, name) in matrix_attributes(model).items()
+    }
+
+
+def matrix_attributes(model: nn.Module) -> dict[str, tuple[nn.Module, str]]:
+    """Where the matrices of `loaded_matrices` are kept.
+
+    Returns:
+        Parameter name without `.weight` to the module, and the attribute of the module that holds the matrix.
+    """
     found = {}
     for path, module in model.named_modules(remove_duplicate=False):
         names = ["weight", *(name for name, _ in module.named_parameters(recurse=False, remove_duplicate=False))]
         for name in dict.fromkeys(names):
             tensor = getattr(module, name, None)
             if torch.is_tensor(tensor) and tensor.dim() in (2, 3):
-                key = _matrix_name(f"{path}.{name}".lstrip("."))
-                count = functools.partial(_count_attribute, key, module, name)
-                found[key] = StoredMatrix((tuple(tensor.shape),), count)
+                found[_matrix_name(f"{path}.{name}".lstrip("."))] = (module, name)
     return found
 
 
@@ -110,7 +121,7 @@ def _count_loaded(name: str, tensor: Tensor) -> int:
             f"{name!r} is offloaded (meta device): load the whole model into memory to count its zeros, or give the "
             "folder where it is saved."
         )
-    return count_zeros(tensor.detach())
+    return count_zeros(whole(tensor.detach()))
 
 
 def read_matrices(folder: Path, recorded: Collection[str] = ()) -> dict[str, StoredMatrix]:

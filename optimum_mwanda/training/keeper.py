@@ -1,0 +1,249 @@
+"""Keeping pruned weights at zero while an optimizer trains the others."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from ..modeling.sharding import is_sharded, own_part, share_out
+from .pruned_entries import Masks, find_matrices, read_masks
+
+
+class MaskedMatrix:
+    """A matrix some of whose entries stay zero.
+
+    Args:
+        module: Module that holds it.
+        attribute: Attribute of the module.
+        pruned: Boolean, the shape of the parameter or of this process's part of it, True where an entry is pruned.
+    """
+
+    def __init__(self, module: nn.Module, attribute: str, pruned: Tensor) -> None:
+        self._module = module
+        self._attribute = attribute
+        self._pruned = pruned
+        self._watched: Tensor | None = None
+        self._handle: RemovableHandle | None = None
+        self._gradient_is_masked = False
+
+    @property
+    def parameter(self) -> Tensor:
+        """The parameter; wrappers such as FSDP may have put another in its place since the last look."""
+        parameter: Tensor = getattr(self._module, self._attribute)
+        return parameter
+
+    def pruned(self) -> Tensor:
+        """The mask of what this process holds of the parameter, on its device."""
+        part = own_part(self.parameter)
+        if self._pruned.shape != part.shape:
+            self._pruned = share_out(self._pruned.to(part.device), self.parameter)
+        if self._pruned.device != part.device:
+            self._pruned = self._pruned.to(part.device)
+        return self._pruned
+
+    def replace_mask(self, pruned: Tensor) -> None:
+        """Prunes other entries from now on."""
+        self._pruned = pruned
+
+    def watch(self) -> None:
+        """Masks each gradient as soon as it is there, so that clipping sees only what is trained."""
+        parameter: Any = self.parameter
+        if parameter is self._watched or not parameter.requires_grad:
+            return
+        self.unwatch()
+        self._watched = parameter
+        if is_sharded(parameter):
+            # FSDP writes the gradient of its part beside autograd, and calls only these hooks.
+            self._handle = parameter.register_post_accumulate_grad_hook(lambda _: self.mask_gradient())
+        else:
+            # Before the gradient is accumulated, so that DistributedDataParallel sends around the masked one.
+            self._handle = parameter.register_hook(self._masked)
+
+    def unwatch(self) -> None:
+        """Leaves gradients alone again."""
+        if self._handle is not None:
+            self._handle.remove()
+        self._watched = self._handle = None
+
+    def before_step(self) -> None:
+        """Masks the gradient if no hook has, because the parameter was replaced or became trainable."""
+        if not self._gradient_is_masked:
+            self.watch()
+            self.mask_gradient()
+        self._gradient_is_masked = False
+
+    def mask_gradient(self) -> None:
+        """Sets the gradient of pruned entries to zero."""
+        if self.parameter.grad is not None:
+            own_part(self.parameter.grad).masked_fill_(self.pruned(), 0)
+        self._gradient_is_masked = True
+
+    def mask_weights(self) -> None:
+        """Sets pruned entries to zero."""
+        own_part(self.parameter.detach()).masked_fill_(self.pruned(), 0)
+
+    def mask_state(self, state: dict[str, Any]) -> None:
+        """Sets the moments of pruned entries to zero, where an optimizer keeps one for each entry.
+
+        Quantized and factored moments stay: without gradients they fade, and weights are masked after each step anyhow.
+        """
+        for value in state.values():
+            is_plain = torch.is_tensor(value) and (type(value) is Tensor or is_sharded(value))
+            if is_plain and value.shape == self.parameter.shape and value.is_floating_point():
+                own_part(value).masked_fill_(self.pruned(), 0)
+
+    def counts(self) -> tuple[int, int]:
+        """Zeros and entries of what this process holds."""
+        part = own_part(self.parameter.detach())
+        return part.numel() - int(torch.count_nonzero(part)), part.numel()
+
+    def _masked(self, gradient: Tensor) -> Tensor:
+        self._gradient_is_masked = True
+        return gradient.masked_fill(self.pruned(), 0)
+
+
+class MaskKeeper:
+    """Keeps the pruned weights of a model, their gradients and their moments at zero, until it is closed.
+
+    Args:
+        model: A pruned model, before or after `accelerator.prepare`.
+        optimizer: The optimizer that trains it, before or after `accelerator.prepare`.
+        masks: As `read_masks` gives them. None: the zeros of the matrices that the model's record names.
+
+    Raises:
+        ValueError: If the model has no record, its weights or the masks do not fit, or masks cannot be kept with this
+            optimizer or wrapper. Nothing is changed then.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer, masks: Masks | None = None) -> None:
+        check_plain_parameters(model)
+        optimizer = bare_optimizer(optimizer)
+        masks = read_masks(model) if masks is None else masks
+        places = find_matrices(model, masks)
+        self.matrices = {name: MaskedMatrix(*places[name], masks[name]) for name in masks}
+        _check_trained(self.matrices, optimizer)
+        self._optimizer = optimizer
+        for matrix in self.matrices.values():
+            matrix.watch()
+        self._handles: list[RemovableHandle] = [
+            optimizer.register_step_pre_hook(lambda *_: self._before_step()),
+            optimizer.register_step_post_hook(lambda *_: self._after_step()),
+        ]
+        self.enforce()
+
+    @torch.no_grad()
+    def enforce(self) -> None:
+        """Sets weights, gradients and moments of pruned entries to zero."""
+        for matrix in self.matrices.values():
+            matrix.mask_weights()
+            matrix.mask_gradient()
+            matrix.mask_state(self._optimizer.state.get(matrix.parameter, {}))
+
+    def replace_masks(self, masks: Masks) -> None:
+        """Prunes other entries from now on; entries that are pruned no longer start from zero.
+
+        Args:
+            masks: Of some or all of the matrices.
+        """
+        for name, pruned in masks.items():
+            self.matrices[name].replace_mask(pruned)
+        self.enforce()
+
+    @torch.no_grad()
+    def sparsity(self) -> float:
+        """Counts the share of zeros in all matrices; processes that share them out must all ask."""
+        counts = torch.tensor([matrix.counts() for matrix in self.matrices.values()]).sum(0)
+        parameters = [matrix.parameter for matrix in self.matrices.values()]
+        if any(map(is_sharded, parameters)):
+            counts = counts.to(own_part(parameters[0]).device)
+            torch.distributed.all_reduce(counts)
+        zeros, entries = counts.tolist()
+        return float(zeros / entries)
+
+    def close(self) -> None:
+        """Leaves the model and the optimizer alone again."""
+        for handle in self._handles:
+            handle.remove()
+        for matrix in self.matrices.values():
+            matrix.unwatch()
+
+    @torch.no_grad()
+    def _before_step(self) -> None:
+        for matrix in self.matrices.values():
+            matrix.before_step()
+
+    @torch.no_grad()
+    def _after_step(self) -> None:
+        for matrix in self.matrices.values():
+            matrix.mask_weights()
+
+
+@contextmanager
+def keep_masks(model: nn.Module, optimizer: Optimizer, masks: Masks | None = None) -> Iterator[MaskKeeper]:
+    """Keeps the pruned weights of a model at zero inside a `with` block, for training loops without a `Trainer`.
+
+    Gradients are masked when they are computed, so clipping and moments see only what is trained, and weights are
+    masked after every optimizer step. Inside, `keeper.sparsity()` counts the zeros.
+
+    Args:
+        model: As for `MaskKeeper`.
+        optimizer: As for `MaskKeeper`.
+        masks: As for `MaskKeeper`.
+
+    Yields:
+        The `MaskKeeper`.
+
+    Raises:
+        ValueError: As for `MaskKeeper`.
+    """
+    keeper = MaskKeeper(model, optimizer, masks)
+    try:
+        yield keeper
+    finally:
+        keeper.close()
+
+
+def bare_optimizer(optimizer: Any) -> Optimizer:
+    """The optimizer inside accelerate's wrapper.
+
+    Raises:
+        ValueError: If masks cannot be kept with it.
+    """
+    if "DeepSpeed" in type(optimizer).__name__:
+        raise ValueError(
+            "DeepSpeed steps on flat copies of the weights, in which masks cannot be kept: train with FSDP "
+            "(fsdp_version=2) or DistributedDataParallel instead."
+        )
+    inner = getattr(optimizer, "optimizer", optimizer)
+    if not isinstance(inner, Optimizer):
+        raise ValueError(
+            f"{type(optimizer).__name__} is not a torch.optim.Optimizer, so weights cannot be masked after its steps: "
+            "give one that is."
+        )
+    return inner
+
+
+def check_plain_parameters(model: nn.Module) -> None:
+    """Checks that a model's parameters are its matrices.
+
+    Raises:
+        ValueError: If a wrapper made them flat.
+    """
+    if any(type(parameter).__name__ == "FlatParameter" for parameter in model.parameters()):
+        raise ValueError(
+            "The model's matrices are flattened by FSDP version 1, so their masks cannot be kept: set fsdp_version=2."
+        )
+
+
+def _check_trained(matrices: dict[str, MaskedMatrix], optimizer: Optimizer) -> None:
+    trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    trainable = [name for name, matrix in matrices.items() if matrix.parameter.requires_grad]
+    if trainable and not any(id(matrices[name].parameter) in trained for name in trainable):
+        raise ValueError(
+            f"The optimizer trains none of the {len(trainable)} pruned matrices that need gradients, {trainable[0]!r} "
+            "for example: give the optimizer of this model, made from the parameters that the model has now."
+        )
