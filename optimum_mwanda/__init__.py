@@ -12,6 +12,7 @@ from .version import __version__
 _HOMES = {
     "CalibrationStatistics": "calibration.statistics",
     "LanguageCoverage": "data.chunks",
+    "MWandaCallback": "training.callback",
     "MWandaConfig": "configuration",
     "MWandaPruner": "pruner",
     "PartiallyPrunedError": "walking.editor",
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
     from .storage.compressed import decompress as decompress
     from .storage.compressed import save_pretrained_compressed as save_pretrained_compressed
     from .storage.read_back import check_saved as check_saved
+    from .training.callback import MWandaCallback as MWandaCallback
     from .training.keeper import keep_masks as keep_masks
     from .training.pruned_entries import read_masks as read_masks
     from .walking.editor import PartiallyPrunedError as PartiallyPrunedError

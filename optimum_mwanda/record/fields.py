@@ -6,10 +6,11 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from ..version import __version__
-from .parts import RecordedExperts, RecordedLanguage
+from .parts import RecordedExperts, RecordedLanguage, RecordedTraining
 
 SCHEMA = 2
 MAX_EXPERT_NAMES = 32
+MAX_TRAININGS = 8
 LIBRARIES = ("torch", "transformers")
 
 Rules = dict[str, tuple[Callable[[Any], bool], str]]
@@ -77,6 +78,12 @@ EXPERT_FIELDS: Rules = {
     ),
 }
 
+TRAINING_FIELDS: Rules = {
+    "recipe": (is_name, "a name"),
+    "steps": (is_count, "a whole number of steps"),
+    "library_version": (lambda value: isinstance(value, str), "a string"),
+}
+
 
 def require(condition: bool, where: str, value: Any, allowed: str) -> None:
     """Refuses a record.
@@ -110,7 +117,23 @@ def read_pruning(document: dict[str, Any], where: str) -> dict[str, Any]:
     require(type(schema) is int and schema >= 1, f"{where}schema", schema, f"a whole number from 1 to {SCHEMA}")
     fields = {"schema": schema, **_read_fields(document, FIELDS, where)}
     languages = {name: RecordedLanguage(part["tokens"], part["weight"]) for name, part in fields["languages"].items()}
-    return {**fields, "languages": languages, "dataset_fingerprints": tuple(fields["dataset_fingerprints"])}
+    return {
+        **fields,
+        "languages": languages,
+        "dataset_fingerprints": tuple(fields["dataset_fingerprints"]),
+        "training": _read_trainings(document.get("training", []), where),
+    }
+
+
+def _read_trainings(trainings: Any, where: str) -> tuple[RecordedTraining, ...]:
+    is_legal = isinstance(trainings, list) and len(trainings) <= MAX_TRAININGS
+    require(is_legal, f"{where}training", trainings, f"a list of at most {MAX_TRAININGS} trainings")
+    found = []
+    for index, entry in enumerate(trainings):
+        place = f"{where}training[{index}]"
+        require(isinstance(entry, dict), place, entry, "a JSON object")
+        found.append(RecordedTraining(**_read_fields(entry, TRAINING_FIELDS, f"{place}.")))
+    return tuple(found)
 
 
 def read_experts(experts: Any, languages: Collection[str]) -> RecordedExperts | None:

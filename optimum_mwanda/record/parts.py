@@ -82,6 +82,21 @@ class RecordedExperts:
     unreached: Mapping[str, int]
 
 
+@dataclasses.dataclass(frozen=True)
+class RecordedTraining:
+    """What the record says about one training after a pruning.
+
+    Attributes:
+        recipe: What was done, in a word or two.
+        steps: Optimizer steps.
+        library_version: `optimum-mwanda` that kept or moved the masks.
+    """
+
+    recipe: str
+    steps: int
+    library_version: str
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RecordedPruning:
     """What a record says about its own pruning and, in its history, about each earlier one.
@@ -99,6 +114,7 @@ class RecordedPruning:
         model_fingerprint: SHA-256 over the model before the pruning.
         seed: Seed for choosing calibration rows.
         versions: `torch` and `transformers` to their versions.
+        training: Trainings after this pruning, oldest first.
     """
 
     schema: int
@@ -113,3 +129,4 @@ class RecordedPruning:
     model_fingerprint: str
     seed: int
     versions: Mapping[str, Any]
+    training: tuple[RecordedTraining, ...] = ()

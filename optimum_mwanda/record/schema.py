@@ -61,7 +61,8 @@ class SparsityRecord(RecordedPruning):
     def next_history(self) -> list[dict[str, Any]]:
         """The earlier prunings and this one, as the history in the record of the next pruning."""
         document = self.to_dict()
-        return [*document["history"], {field: document[field] for field in ("schema", *FIELDS)}][-MAX_HISTORY:]
+        kept = ("schema", *FIELDS, "training")
+        return [*document["history"], {field: document[field] for field in kept if field in document}][-MAX_HISTORY:]
 
     @property
     def method(self) -> str:
@@ -90,6 +91,8 @@ class SparsityRecord(RecordedPruning):
             f"({versions}).",
             f"Calibrated on {languages}." if languages else "No calibration text was used.",
         ]
+        for training in self.training:
+            lines.append(f"Trained afterwards for {training.steps:,} steps ({_shown(training.recipe)}).")
         if self.history:
             lines.append(f"Earlier prunings of the model: {len(self.history)}.")
         return "\n".join(lines)

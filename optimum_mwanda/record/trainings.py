@@ -1,0 +1,39 @@
+"""Says in the record of a model how it was trained after its pruning."""
+
+from typing import TYPE_CHECKING
+
+from ..version import __version__
+from .attachment import attach_record, take_records
+from .fields import MAX_TRAININGS
+from .schema import RECORD_KEY, SparsityRecord
+from .verification import sparsity_record
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def begin_training(model: "PreTrainedModel", recipe: str, steps: int = 0) -> None:
+    """Writes into the record of a model that it is being trained; without a record nothing is written.
+
+    Args:
+        model: A pruned model.
+        recipe: What is done, in a word or two.
+        steps: Optimizer steps already done. If the record ends with this recipe and this step, that training goes on.
+    """
+    record = sparsity_record(model)
+    if record is None:
+        return
+    document = record.to_dict()
+    trainings = document.setdefault("training", [])
+    last = record.training[-1] if record.training else None
+    if not steps or last is None or (last.recipe, last.steps) != (recipe, steps):
+        trainings.append({"recipe": recipe, "steps": steps, "library_version": __version__})
+    document["training"] = trainings[-MAX_TRAININGS:]
+    attach_record(model, SparsityRecord.parse(document))
+
+
+def count_steps(model: "PreTrainedModel", steps: int) -> None:
+    """Sets the optimizer steps of the training that `begin_training` wrote down."""
+    for _, record in take_records(model):
+        if record:
+            record[RECORD_KEY]["training"][-1]["steps"] = steps
