@@ -1,5 +1,6 @@
 """Keeping pruned weights at zero while an optimizer trains the others."""
 
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -26,7 +27,8 @@ class MaskedMatrix:
         self._module = module
         self._attribute = attribute
         self._pruned = pruned
-        self._watched: Tensor | None = None
+        # Weak, because a wrapper that shares parameters out counts on letting go of the whole ones.
+        self._watched: weakref.ref[Tensor] | None = None
         self._handle: RemovableHandle | None = None
         self._gradient_is_masked = False
 
@@ -52,13 +54,13 @@ class MaskedMatrix:
     def watch(self) -> None:
         """Masks each gradient as soon as it is there, so that clipping sees only what is trained."""
         parameter: Any = self.parameter
-        if parameter is self._watched or not parameter.requires_grad:
+        if not parameter.requires_grad or (self._watched is not None and self._watched() is parameter):
             return
         self.unwatch()
-        self._watched = parameter
+        self._watched = weakref.ref(parameter)
         if is_sharded(parameter):
             # FSDP writes the gradient of its part beside autograd, and calls only these hooks.
-            self._handle = parameter.register_post_accumulate_grad_hook(lambda _: self.mask_gradient())
+            self._handle = parameter.register_post_accumulate_grad_hook(self._mask_accumulated)
         else:
             # Before the gradient is accumulated, so that DistributedDataParallel sends around the masked one.
             self._handle = parameter.register_hook(self._masked)
@@ -70,7 +72,7 @@ class MaskedMatrix:
         self._watched = self._handle = None
 
     def before_step(self) -> None:
-        """Masks the gradient if no hook has, because the parameter was replaced or became trainable."""
+        """Masks the gradient if no hook has, because the parameter was replaced or has become trainable."""
         if not self._gradient_is_masked:
             self.watch()
             self.mask_gradient()
@@ -80,7 +82,6 @@ class MaskedMatrix:
         """Sets the gradient of pruned entries to zero."""
         if self.parameter.grad is not None:
             own_part(self.parameter.grad).masked_fill_(self.pruned(), 0)
-        self._gradient_is_masked = True
 
     def mask_weights(self) -> None:
         """Sets pruned entries to zero."""
@@ -100,6 +101,10 @@ class MaskedMatrix:
         """Zeros and entries of what this process holds."""
         part = own_part(self.parameter.detach())
         return part.numel() - int(torch.count_nonzero(part)), part.numel()
+
+    def _mask_accumulated(self, _: Tensor) -> None:
+        self._gradient_is_masked = True
+        self.mask_gradient()
 
     def _masked(self, gradient: Tensor) -> Tensor:
         self._gradient_is_masked = True

@@ -1,0 +1,51 @@
+"""Masks are kept where several processes train one model."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What both processes saw."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    place = tmp_path_factory.mktemp("processes")
+    run = subprocess.run(
+        [*command, "-m", "tests.training.processes", str(place)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr[-4000:]
+    return [json.loads((place / f"rank-{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]
+
+
+def test_a_trainer_keeps_masks_under_distributed_data_parallel(found: list[dict[str, Any]]) -> None:
+    for rank in found:
+        assert rank["ddp"]["processes"] == 2
+        assert rank["ddp"]["in memory"]
+        assert rank["ddp"]["saved"]
+        assert len({round(sparsity, 9) for sparsity in rank["ddp"]["sparsity"]}) == 1
+
+
+@pytest.mark.parametrize("order", ["fsdp", "early"])
+def test_masks_are_kept_under_fsdp2(order: str, found: list[dict[str, Any]]) -> None:
+    for rank in found:
+        result = rank[order]
+        assert all(result["sharded"])
+        assert result["masked"] == [True] * 3
+        assert result["in memory"]
+        assert len({round(sparsity, 9) for sparsity in [*result["sparsity"], *rank["ddp"]["sparsity"]]}) == 1
+
+
+@pytest.mark.parametrize("order", ["fsdp", "early"])
+def test_fsdp2_trains_as_one_process_does(order: str, found: list[dict[str, Any]]) -> None:
+    assert all(rank[order]["apart"] < 1e-3 for rank in found)
