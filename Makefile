@@ -18,7 +18,7 @@ $(VENV)/.runtime: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.runtime
-	$(RUN) $(INSTALL) --constraint constraints.txt --editable '.[tests,quality]'
+	$(RUN) $(INSTALL) --constraint constraints.txt --editable '.[tests,quality,training]'
 	touch $@
 
 $(OLDEST)/.installed: pyproject.toml constraints-oldest.txt

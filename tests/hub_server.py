@@ -8,9 +8,13 @@ import base64
 import dataclasses
 import hashlib
 import json
+import os
 import re
+import subprocess
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -18,6 +22,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import yaml
 
 TOKEN = "hf_local"
+ROOT = Path(__file__).parents[1]
 REPO = r"(?P<repo>[^/]+/[^/]+)"
 
 
@@ -114,6 +119,21 @@ class HubServer:
         sha = self.sha(repo, target)
         pull = {"pullRequestUrl": f"{url}/discussions/{target.rpartition('/')[2]}"} if create_pr else {}
         return {"success": True, "commitOid": sha, "commitUrl": f"{url}/commit/{sha}", "hookOutput": "", **pull}
+
+
+def run_client(module: str, action: str, home: Path, endpoint: str, token: str | None) -> dict[str, Any]:
+    """Runs `python -m module action` in a process that knows only this Hub; returns the JSON that it prints last."""
+    names = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_CACHE")
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+    environment |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+    if token is not None:
+        environment["HF_TOKEN"] = token
+    command = [sys.executable, "-m", module, action]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    seen: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return seen
 
 
 def metadata(content: str) -> Any:

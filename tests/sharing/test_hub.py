@@ -2,9 +2,6 @@
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,9 +12,8 @@ from huggingface_hub import ModelCard
 from optimum_mwanda.evaluation.harness.comparison import HarnessComparison
 from optimum_mwanda.sharing.card_update import BEGIN, END
 
-from ..hub_server import TOKEN, Commit, HubServer
+from ..hub_server import TOKEN, Commit, HubServer, run_client
 
-ROOT = Path(__file__).parents[2]
 OWN_CARD = f"""---
 license: mit
 language: yo
@@ -53,20 +49,6 @@ class Session:
         return self.hub.repos[repo][branch][path].decode("utf-8")
 
 
-def run_client(action: str, home: Path, endpoint: str, token: str | None) -> dict[str, Any]:
-    names = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_CACHE")
-    environment = {name: value for name, value in os.environ.items() if name not in names}
-    environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
-    environment |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
-    if token is not None:
-        environment["HF_TOKEN"] = token
-    command = [sys.executable, "-m", "tests.sharing.hub_client", action]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    seen: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return seen
-
-
 @pytest.fixture(scope="module")
 def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
     with HubServer() as hub:
@@ -76,7 +58,9 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
         hub.add("me/carded", {"README.md": OWN_CARD.encode()})
         hub.add("me/foreign", {"README.md": b"# Mine", "harness.json": b"mine"})
         hub.failing_commits["me/flaky"] = 1
-        yield Session(hub, run_client("with_token", tmp_path_factory.mktemp("home"), hub.url, TOKEN))
+        yield Session(
+            hub, run_client("tests.sharing.hub_client", "with_token", tmp_path_factory.mktemp("home"), hub.url, TOKEN)
+        )
 
 
 def test_model_tokenizer_card_settings_and_evaluation_come_in_one_commit(session: Session) -> None:
@@ -217,7 +201,7 @@ def test_model_without_a_record_is_refused_before_the_hub_is_asked(session: Sess
 
 
 def test_without_token_and_network_there_is_a_card_and_an_error_of_one_line(tmp_path: Path) -> None:
-    seen = run_client("without_token", tmp_path, "http://127.0.0.1:9", None)
+    seen = run_client("tests.sharing.hub_client", "without_token", tmp_path, "http://127.0.0.1:9", None)
     assert seen["license"] is None
     assert seen["push"].startswith("LocalTokenNotFoundError: A push to the Hub needs a token")
     assert "\n" not in seen["push"]
