@@ -26,7 +26,7 @@ class MaskedMatrix:
     def __init__(self, module: nn.Module, attribute: str, pruned: Tensor) -> None:
         self._module = module
         self._attribute = attribute
-        self._pruned = pruned
+        self._kept = ~pruned
         # Weak, because a wrapper that shares parameters out counts on letting go of the whole ones.
         self._watched: weakref.ref[Tensor] | None = None
         self._handle: RemovableHandle | None = None
@@ -38,18 +38,18 @@ class MaskedMatrix:
         parameter: Tensor = getattr(self._module, self._attribute)
         return parameter
 
-    def pruned(self) -> Tensor:
-        """The mask of what this process holds of the parameter, on its device."""
+    def kept(self) -> Tensor:
+        """True where an entry is not pruned, of what this process holds of the parameter and on its device."""
         part = own_part(self.parameter)
-        if self._pruned.shape != part.shape:
-            self._pruned = share_out(self._pruned.to(part.device), self.parameter)
-        if self._pruned.device != part.device:
-            self._pruned = self._pruned.to(part.device)
-        return self._pruned
+        if self._kept.shape != part.shape:
+            self._kept = share_out(self._kept.to(part.device), self.parameter)
+        if self._kept.device != part.device:
+            self._kept = self._kept.to(part.device)
+        return self._kept
 
     def replace_mask(self, pruned: Tensor) -> None:
         """Prunes other entries from now on."""
-        self._pruned = pruned
+        self._kept = ~pruned
 
     def watch(self) -> None:
         """Masks each gradient as soon as it is there, so that clipping sees only what is trained."""
@@ -81,11 +81,12 @@ class MaskedMatrix:
     def mask_gradient(self) -> None:
         """Sets the gradient of pruned entries to zero."""
         if self.parameter.grad is not None:
-            own_part(self.parameter.grad).masked_fill_(self.pruned(), 0)
+            own_part(self.parameter.grad).mul_(self.kept())
 
     def mask_weights(self) -> None:
         """Sets pruned entries to zero."""
-        own_part(self.parameter.detach()).masked_fill_(self.pruned(), 0)
+        # Adding zero turns the -0.0 that a negative number leaves into 0.0.
+        own_part(self.parameter.detach()).mul_(self.kept()).add_(0.0)
 
     def mask_state(self, state: dict[str, Any]) -> None:
         """Sets the moments of pruned entries to zero, where an optimizer keeps one for each entry.
@@ -95,7 +96,7 @@ class MaskedMatrix:
         for value in state.values():
             is_plain = torch.is_tensor(value) and (type(value) is Tensor or is_sharded(value))
             if is_plain and value.shape == self.parameter.shape and value.is_floating_point():
-                own_part(value).masked_fill_(self.pruned(), 0)
+                own_part(value).mul_(self.kept())
 
     def counts(self) -> tuple[int, int]:
         """Zeros and entries of what this process holds."""
@@ -108,7 +109,8 @@ class MaskedMatrix:
 
     def _masked(self, gradient: Tensor) -> Tensor:
         self._gradient_is_masked = True
-        return gradient.masked_fill(self.pruned(), 0)
+        # On a CPU a product is several times as fast as masked_fill.
+        return gradient * self.kept()
 
 
 class MaskKeeper:

@@ -101,7 +101,7 @@ def take_step(model: PreTrainedModel, optimizer: torch.optim.Optimizer, batch: t
 
 def moments_are_masked(keeper: MaskKeeper, optimizer: torch.optim.Optimizer) -> bool:
     states = [(matrix, optimizer.state[matrix.parameter]) for matrix in keeper.matrices.values()]
-    return not any(own_part(state["exp_avg"])[matrix.pruned()].any() for matrix, state in states)
+    return not any(own_part(state["exp_avg"])[~matrix.kept()].any() for matrix, state in states)
 
 
 if __name__ == "__main__":

@@ -48,6 +48,8 @@ def test_zeros_stay_with_every_optimizer(make: Make, pruned: PreTrainedModel) ->
         take_steps(pruned, optimizer)
         assert keeper.sparsity() == pytest.approx(pruned.config.mwanda_config["achieved_sparsity"])
     assert verify_sparsity(pruned).ok
+    zeros = pruned.get_parameter(f"{NAME}.weight")[before == 0]
+    assert not zeros.signbit().any()
     assert not torch.equal(pruned.get_parameter(f"{NAME}.weight"), before)
 
 
