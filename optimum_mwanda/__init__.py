@@ -12,6 +12,7 @@ from .version import __version__
 _HOMES = {
     "CalibrationStatistics": "calibration.statistics",
     "LanguageCoverage": "data.chunks",
+    "LanguageMix": "training.language_mix",
     "MWandaConfig": "configuration",
     "MWandaPruner": "pruner",
     "PartiallyPrunedError": "walking.editor",
@@ -30,6 +31,8 @@ _HOMES = {
     "evaluate_languages": "evaluation.perplexity",
     "find_sparsity": "experiments.search.bisection",
     "keep_masks": "training.keeper",
+    "mix_languages": "training.language_mix",
+    "need_weights": "training.language_weights",
     "push_to_hub": "sharing.hub",
     "read_masks": "training.pruned_entries",
     "register_allocation": "registry",
@@ -38,6 +41,7 @@ _HOMES = {
     "save_pretrained_compressed": "storage.compressed",
     "sparsity_map": "record.verification",
     "sparsity_record": "record.verification",
+    "temperature_weights": "training.language_weights",
     "verify_sparsity": "record.verification",
 }
 
@@ -71,6 +75,10 @@ if TYPE_CHECKING:
     from .storage.compressed import save_pretrained_compressed as save_pretrained_compressed
     from .storage.read_back import check_saved as check_saved
     from .training.keeper import keep_masks as keep_masks
+    from .training.language_mix import LanguageMix as LanguageMix
+    from .training.language_mix import mix_languages as mix_languages
+    from .training.language_weights import need_weights as need_weights
+    from .training.language_weights import temperature_weights as temperature_weights
     from .training.pruned_entries import read_masks as read_masks
     from .walking.editor import PartiallyPrunedError as PartiallyPrunedError
 
