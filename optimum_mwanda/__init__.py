@@ -11,6 +11,7 @@ from .version import __version__
 
 _HOMES = {
     "CalibrationStatistics": "calibration.statistics",
+    "DistillationTrainer": "training.distillation_trainer",
     "LanguageCoverage": "data.chunks",
     "LanguageMix": "training.language_mix",
     "MWandaConfig": "configuration",
@@ -28,6 +29,7 @@ _HOMES = {
     "compress": "storage.compressed",
     "create_card": "sharing.model_card",
     "decompress": "storage.compressed",
+    "distillation_loss": "training.distillation",
     "evaluate_languages": "evaluation.perplexity",
     "find_sparsity": "experiments.search.bisection",
     "keep_masks": "training.keeper",
@@ -74,6 +76,8 @@ if TYPE_CHECKING:
     from .storage.compressed import decompress as decompress
     from .storage.compressed import save_pretrained_compressed as save_pretrained_compressed
     from .storage.read_back import check_saved as check_saved
+    from .training.distillation import distillation_loss as distillation_loss
+    from .training.distillation_trainer import DistillationTrainer as DistillationTrainer
     from .training.keeper import keep_masks as keep_masks
     from .training.language_mix import LanguageMix as LanguageMix
     from .training.language_mix import mix_languages as mix_languages
