@@ -11,7 +11,9 @@ from .version import __version__
 
 _HOMES = {
     "CalibrationStatistics": "calibration.statistics",
+    "DistillationTrainer": "training.distillation_trainer",
     "LanguageCoverage": "data.chunks",
+    "LanguageMix": "training.language_mix",
     "MWandaCallback": "training.callback",
     "MWandaConfig": "configuration",
     "MWandaPruner": "pruner",
@@ -28,9 +30,12 @@ _HOMES = {
     "compress": "storage.compressed",
     "create_card": "sharing.model_card",
     "decompress": "storage.compressed",
+    "distillation_loss": "training.distillation",
     "evaluate_languages": "evaluation.perplexity",
     "find_sparsity": "experiments.search.bisection",
     "keep_masks": "training.keeper",
+    "mix_languages": "training.language_mix",
+    "need_weights": "training.language_weights",
     "push_to_hub": "sharing.hub",
     "read_masks": "training.pruned_entries",
     "register_allocation": "registry",
@@ -39,6 +44,7 @@ _HOMES = {
     "save_pretrained_compressed": "storage.compressed",
     "sparsity_map": "record.verification",
     "sparsity_record": "record.verification",
+    "temperature_weights": "training.language_weights",
     "verify_sparsity": "record.verification",
 }
 
@@ -72,7 +78,13 @@ if TYPE_CHECKING:
     from .storage.compressed import save_pretrained_compressed as save_pretrained_compressed
     from .storage.read_back import check_saved as check_saved
     from .training.callback import MWandaCallback as MWandaCallback
+    from .training.distillation import distillation_loss as distillation_loss
+    from .training.distillation_trainer import DistillationTrainer as DistillationTrainer
     from .training.keeper import keep_masks as keep_masks
+    from .training.language_mix import LanguageMix as LanguageMix
+    from .training.language_mix import mix_languages as mix_languages
+    from .training.language_weights import need_weights as need_weights
+    from .training.language_weights import temperature_weights as temperature_weights
     from .training.pruned_entries import read_masks as read_masks
     from .walking.editor import PartiallyPrunedError as PartiallyPrunedError
 

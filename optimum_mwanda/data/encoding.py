@@ -45,7 +45,9 @@ class RowEncoder:
                 "beside the model."
             )
         self._tokenizer = _of_processor(tokenizer)
-        self._model = model
+        # Of the model only what is small: an encoder may be copied, and sent to other processes.
+        self._config = model.config
+        self._beside = model.name_or_path or ""
         self._text_column = text_column
         self._target_column = target_column
         self._bos = bos
@@ -65,7 +67,7 @@ class RowEncoder:
             ValueError: If none was given, and there is none at the model's name or path.
         """
         if self._tokenizer is None or isinstance(self._tokenizer, (str, os.PathLike)):
-            self._tokenizer = load_tokenizer(self._tokenizer, self._model)
+            self._tokenizer = load_tokenizer(self._tokenizer, self._beside)
         tokenizer: PreTrainedTokenizerBase = self._tokenizer
         return tokenizer
 
@@ -84,8 +86,8 @@ class RowEncoder:
             ValueError: If there is no tokenizer.
         """
         if self._prefix is None:
-            config = self._model.config
-            is_wanted = self._bos == "auto" and not config.is_encoder_decoder and not is_masked(config)
+            is_encoder = self._config.is_encoder_decoder or is_masked(self._config)
+            is_wanted = self._bos == "auto" and not is_encoder
             self._prefix = prefix_of(self.tokenizer) if is_wanted else ()
         return self._prefix
 
@@ -204,7 +206,7 @@ class RowEncoder:
 
     def _padding_of(self, column: str) -> Padding:
         if column not in self._padding:
-            known: list[Any] = [*([self.tokenizer] if self.has_tokenizer else []), self._model.config.get_text_config()]
+            known: list[Any] = [*([self.tokenizer] if self.has_tokenizer else []), self._config.get_text_config()]
             token = next((each.pad_token_id for each in known if getattr(each, "pad_token_id", None) is not None), None)
             named = [getattr(each, name, None) for each in known for name in ("eos_token_id", "bos_token_id")]
             ends = [end for ids in named if ids is not None for end in (ids if isinstance(ids, list) else [ids])]
@@ -256,13 +258,17 @@ def _of_processor(tokenizer: Any) -> Any:
     return getattr(tokenizer, "tokenizer", tokenizer) if isinstance(tokenizer, ProcessorMixin) else tokenizer
 
 
-def load_tokenizer(name: "str | os.PathLike[str] | None", model: "PreTrainedModel") -> "PreTrainedTokenizerBase":
+def load_tokenizer(name: "str | os.PathLike[str] | None", beside: str) -> "PreTrainedTokenizerBase":
     """Loads a tokenizer by name, or the one saved beside the model.
+
+    Args:
+        name: Name or path of the tokenizer; None for the model's own.
+        beside: Name or path of the model; empty if it has none.
 
     Raises:
         ValueError: If there is none.
     """
-    source = os.fspath(name) if name is not None else (model.name_or_path or "")
+    source = os.fspath(name) if name is not None else beside
     if not source:
         raise ValueError("The dataset holds text, and the model has no name or path: pass tokenizer=.")
     try:

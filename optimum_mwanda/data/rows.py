@@ -68,7 +68,7 @@ def feed(
     """
     columns = Columns(language_column, text_column, target_column)
     if isinstance(dataset, (DatasetDict, IterableDatasetDict)):
-        _check_languages(dataset, columns)
+        check_parts(dataset, columns)
     if isinstance(dataset, IterableDataset):
         _feed_stream(dataset, sink, columns, languages)
         return
@@ -84,10 +84,10 @@ def feed(
             f"A dataset of type {type(dataset).__name__} cannot be read: pass a datasets.Dataset or IterableDataset "
             "with a language column, a dict of language to texts, or a list of rows (dicts)."
         )
-    groups = _group(labels, language_column)
+    groups = group_rows(labels, language_column)
     for language in sorted(groups) if languages is None else dict.fromkeys(languages):
         if language not in groups:
-            raise _absent(language, groups)
+            raise absent_language(language, groups)
         for position in np.random.default_rng(seed).permutation(len(groups[language])):
             if sink.is_full(language):
                 break
@@ -103,9 +103,9 @@ def is_read_in_order(dataset: Any) -> bool:
 
 def _open_table(dataset: Dataset, columns: Columns) -> tuple[Callable[[int], Row], list[Any]]:
     columns.check(dataset.features)
-    table = _selected(dataset, columns).with_format(None)
+    table = select_needed(dataset, columns).with_format(None)
     labels = table.select_columns([columns.language])[:][columns.language]
-    decode = _label_decoder(dataset.features, columns.language)
+    decode = label_decoder(dataset.features, columns.language)
     return table.__getitem__, [decode(label) for label in labels]
 
 
@@ -136,7 +136,7 @@ def _feed_dict(
     silent = []
     for language in sorted(dataset) if languages is None else dict.fromkeys(languages):
         if language not in dataset:
-            raise _absent(language, dataset)
+            raise absent_language(language, dataset)
         is_silent = True
         for row in _rows_of(dataset[language], columns, seed):
             is_silent = False
@@ -144,7 +144,7 @@ def _feed_dict(
             if sink.is_full(language):  # a stream gives no row that nobody needs
                 break
         if is_silent and languages is not None:
-            raise _absent(language, {*dataset} - {language})
+            raise absent_language(language, {*dataset} - {language})
         silent += [language] if is_silent else []
     if silent:
         logger.warning("There are no texts for: %s.", ", ".join(map(repr, silent)))
@@ -155,7 +155,7 @@ def _rows_of(texts: Any, columns: Columns, seed: int) -> Iterator[Row]:
     if isinstance(texts, (Dataset, IterableDataset)):
         if texts.features is not None:
             columns.check(texts.features, language=False)
-        texts = _selected(texts, columns)
+        texts = select_needed(texts, columns)
     if isinstance(texts, Dataset):
         texts = texts.with_format(None)
     if isinstance(texts, (Dataset, Sequence)):
@@ -174,12 +174,12 @@ def _feed_stream(dataset: IterableDataset, sink: Sink, columns: Columns, languag
             "Without `languages` a streaming dataset is read to its end, because any row may bring a new language: "
             "name the languages, or pass dataset.take(n)."
         )
-    decode = _label_decoder(dataset.features, columns.language)
+    decode = label_decoder(dataset.features, columns.language)
     if dataset.features is not None:
         columns.check(dataset.features)
     seen: set[str] = set()
     unlabelled = 0
-    for index, row in enumerate(_selected(dataset, columns)):
+    for index, row in enumerate(select_needed(dataset, columns)):
         columns.check(row, f" in row {index}" if index else "")
         language = _checked_language(decode(row[columns.language]), columns.language, index)
         if language is None:
@@ -195,18 +195,18 @@ def _feed_stream(dataset: IterableDataset, sink: Sink, columns: Columns, languag
     else:
         for language in languages or ():
             if language not in seen:
-                raise _absent(language, seen)
+                raise absent_language(language, seen)
     if unlabelled:
         logger.warning(_UNLABELLED, unlabelled, index + 1)
 
 
-def _selected(dataset: Any, columns: Columns) -> Any:
+def select_needed(dataset: Any, columns: Columns) -> Any:
     """The dataset without columns that nobody needs: to decode an image or a sound takes time and other packages."""
     present = dataset.column_names
     return dataset if present is None else dataset.select_columns(columns.needed(present))
 
 
-def _check_languages(dataset: Mapping[str, Any], columns: Columns) -> None:
+def check_parts(dataset: Mapping[str, Any], columns: Columns) -> None:
     """Checks that the parts of a `DatasetDict` are languages, as in a plain dict.
 
     Raises:
@@ -228,7 +228,13 @@ def is_by_language(dataset: Mapping[str, Any], language_column: str) -> bool:
     return bool(dataset) and not named and not labelled
 
 
-def _group(labels: list[Any], language_column: str) -> dict[str, list[int]]:
+def group_rows(labels: list[Any], language_column: str) -> dict[str, list[int]]:
+    """Numbers of the rows of each language, given what the rows hold in the language column; warns of those without.
+
+    Raises:
+        TypeError: If a language is not a string.
+        ValueError: If it holds half of a character.
+    """
     groups: dict[str, list[int]] = {}
     unlabelled = 0
     for index, label in enumerate(labels):
@@ -242,7 +248,7 @@ def _group(labels: list[Any], language_column: str) -> dict[str, list[int]]:
     return groups
 
 
-def _label_decoder(features: Any, language_column: str) -> Callable[[Any], Any]:
+def label_decoder(features: Any, language_column: str) -> Callable[[Any], Any]:
     """Turns the integers of a `ClassLabel` column back into their codes."""
     feature = (features or {}).get(language_column)
     if isinstance(feature, ClassLabel):
@@ -260,7 +266,8 @@ def _checked_language(language: Any, language_column: str, index: int) -> str | 
     )
 
 
-def _absent(language: str, present: Iterable[str]) -> ValueError:
+def absent_language(language: str, present: Iterable[str]) -> ValueError:
+    """The error for a language that a dataset does not have."""
     there = sorted(present)
     parts = [part for part in re.split(r"[,;\s]+", language) if part]
     near = difflib.get_close_matches(language.lower(), there, n=1, cutoff=0.75)

@@ -1,0 +1,130 @@
+"""A dataset taken apart into languages, with all of its rows and columns as they are."""
+
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict, Value
+
+from .columns import Columns
+from .rows import absent_language, check_parts, group_rows, label_decoder
+
+
+def split_by_language(
+    dataset: Any, columns: Columns, languages: Sequence[str] | None = None
+) -> dict[str, Dataset] | dict[str, IterableDataset]:
+    """Takes a dataset apart, and reads nothing of streams.
+
+    Args:
+        dataset: `datasets.Dataset`, `datasets.IterableDataset`, a list of rows, or a dict of language to texts, to rows
+            or to one of these datasets.
+        columns: Its language and text columns. A column for the language is added where there is none.
+        languages: Languages to take; None for all. A stream with a language column needs them.
+
+    Returns:
+        Language, in sorted order, to its rows: all of them datasets with random access, or all of them streams.
+
+    Raises:
+        TypeError: If `dataset` is none of these, or languages are not strings.
+        ValueError: If a language is absent, the language column is missing, or a stream is given without
+            `languages`.
+    """
+    if isinstance(dataset, (DatasetDict, IterableDatasetDict)):
+        check_parts(dataset, columns)
+    if isinstance(dataset, Mapping):
+        parts = {language: _with_language(texts, language, columns) for language, texts in dataset.items()}
+    elif isinstance(dataset, IterableDataset):
+        parts = _filtered(dataset, columns, languages)
+    elif isinstance(dataset, (Dataset, Sequence)) and not isinstance(dataset, (str, bytes)):
+        parts = _grouped(dataset if isinstance(dataset, Dataset) else _from_rows(dataset), columns)
+    else:
+        raise TypeError(
+            f"A dataset of type {type(dataset).__name__} cannot be mixed: pass a datasets.Dataset or IterableDataset "
+            "with a language column, a dict of language to one of these or to a list of texts, or a list of rows."
+        )
+    for language in languages or ():
+        if language not in parts:
+            raise absent_language(language, parts)
+    wanted = sorted(parts if languages is None else {*languages})
+    if not wanted:
+        raise ValueError("The dataset has no language: give at least one row with a language, or one text.")
+    if any(isinstance(parts[language], IterableDataset) for language in wanted):
+        return {language: _as_stream(parts[language]) for language in wanted}
+    return {language: parts[language] for language in wanted}
+
+
+def _grouped(dataset: Dataset, columns: Columns) -> dict[str, Any]:
+    if columns.language not in dataset.column_names:
+        columns.check(dataset.features)
+    decode = label_decoder(dataset.features, columns.language)
+    labels = dataset.with_format(None).select_columns([columns.language])[:][columns.language]
+    groups = group_rows([decode(label) for label in labels], columns.language)
+    return {language: dataset.select(numbers) for language, numbers in groups.items()}
+
+
+def _filtered(dataset: IterableDataset, columns: Columns, languages: Sequence[str] | None) -> dict[str, Any]:
+    if languages is None:
+        raise ValueError(
+            "The languages of a stream are known only at its end: name those to mix with languages=, or give a dict of "
+            "language to stream."
+        )
+    if dataset.features is not None and columns.language not in dataset.features:
+        columns.check(dataset.features)
+    feature = (dataset.features or {}).get(columns.language)
+    parts = {}
+    for language in dict.fromkeys(languages):
+        if isinstance(feature, ClassLabel) and language not in feature.names:
+            raise absent_language(language, feature.names)
+        label = feature.str2int(language) if isinstance(feature, ClassLabel) else language
+        parts[language] = dataset.filter(partial(operator.eq, label), input_columns=[columns.language])
+    return parts
+
+
+def _with_language(texts: Any, language: Any, columns: Columns) -> Any:
+    """The rows of one language, with a column that names it."""
+    if not isinstance(language, str) or not language:
+        raise TypeError(f"The dict of texts has the key {language!r}: its keys are language codes as strings.")
+    if isinstance(texts, (str, bytes, Mapping)) or not isinstance(texts, (Sequence, Dataset, IterableDataset)):
+        raise TypeError(
+            f"The dict of texts holds a {type(texts).__name__} for language {language!r}: give a list of texts, or a "
+            "datasets.Dataset or IterableDataset. What can be read only once cannot be read again."
+        )
+    if isinstance(texts, Sequence):
+        texts = _from_rows([text if isinstance(text, Mapping) else {columns.text: text} for text in texts])
+    if columns.language in (texts.column_names or ()):
+        return texts
+    if isinstance(texts, Dataset):
+        return texts.add_column(columns.language, [language] * len(texts))
+    features = texts.features and Features({**texts.features, columns.language: Value("string")})
+    return texts.map(partial(_labelled, column=columns.language, language=language), features=features)
+
+
+def _labelled(row: Mapping[str, Any], column: str, language: str) -> dict[str, Any]:
+    return {column: language}
+
+
+def _from_rows(rows: Iterable[Any]) -> Dataset:
+    rows = list(rows)
+    for index, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            raise TypeError(f"Row {index} of the list is a {type(row).__name__}: rows are dicts of column to value.")
+    return Dataset.from_list(rows)
+
+
+def _as_stream(part: Dataset | IterableDataset) -> IterableDataset:
+    return part if isinstance(part, IterableDataset) else part.to_iterable_dataset()
+
+
+def first_rows(parts: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The first row of each language, by which wrong input is found before any training.
+
+    Raises:
+        ValueError: If a language has none.
+    """
+    rows = {language: next(iter(part), None) for language, part in parts.items()}
+    if silent := [language for language, row in rows.items() if row is None]:
+        raise ValueError(
+            f"There are no rows for: {', '.join(map(repr, silent))}. Leave these languages out, or correct their codes."
+        )
+    return {language: row for language, row in rows.items() if row is not None}
