@@ -20,6 +20,8 @@ _HOMES = {
     "PartiallyPrunedError": "walking.editor",
     "PerplexityComparison": "evaluation.report",
     "PerplexityReport": "evaluation.report",
+    "Recovery": "training.recovery",
+    "RecoverySettings": "training.recovery_settings",
     "SparsityPlan": "pruning.allocation",
     "SparsityRecord": "record.schema",
     "SparsitySearch": "experiments.search.outcome",
@@ -38,6 +40,7 @@ _HOMES = {
     "need_weights": "training.language_weights",
     "push_to_hub": "sharing.hub",
     "read_masks": "training.pruned_entries",
+    "recover": "training.recovery",
     "register_allocation": "registry",
     "register_criterion": "registry",
     "save_card": "sharing.model_card",
@@ -86,6 +89,9 @@ if TYPE_CHECKING:
     from .training.language_weights import need_weights as need_weights
     from .training.language_weights import temperature_weights as temperature_weights
     from .training.pruned_entries import read_masks as read_masks
+    from .training.recovery import Recovery as Recovery
+    from .training.recovery import recover as recover
+    from .training.recovery_settings import RecoverySettings as RecoverySettings
     from .walking.editor import PartiallyPrunedError as PartiallyPrunedError
 
 

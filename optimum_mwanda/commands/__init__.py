@@ -26,6 +26,7 @@ def declare(parent: Any) -> None:
     from .inspect import InspectCommand
     from .parser import OneLineParser
     from .prune import PruneCommand
+    from .recover import RecoverCommand
     from .search import SearchCommand
 
     parent.parser.add_argument("--version", action="version", version=f"optimum-mwanda {__version__}")
@@ -34,6 +35,7 @@ def declare(parent: Any) -> None:
         "prune": PruneCommand,
         "calibrate": CalibrateCommand,
         "apply": ApplyCommand,
+        "recover": RecoverCommand,
         "search": SearchCommand,
         "evaluate": EvaluateCommand,
         "compare": CompareCommand,

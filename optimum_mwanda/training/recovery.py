@@ -1,0 +1,159 @@
+"""A short training that wins back what pruning took, and keeps every zero."""
+
+import dataclasses
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import Trainer, TrainingArguments
+
+from ..data.encoding import resolve_sequence_length
+from ..evaluation.report import PerplexityComparison
+from .callback import MWandaCallback
+from .distillation_trainer import LOSS_WEIGHT, DistillationTrainer
+from .language_mix import LanguageMix, mix_languages
+from .language_weights import need_weights
+from .pruned_entries import read_masks
+from .recovery_settings import LEARNING_RATES, RecoverySettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from .merge_report import MergeReport
+
+
+@dataclasses.dataclass(frozen=True)
+class Recovery:
+    """A recovered model and how it was recovered.
+
+    Attributes:
+        model: The model; for adapters another object than the one that was given.
+        mix: What it was trained on.
+        steps: Optimizer steps.
+        merge: What merging adapters cost; None for other recipes.
+    """
+
+    model: Any
+    mix: LanguageMix
+    steps: int
+    merge: "MergeReport | None" = None
+
+
+def recover(
+    model: "PreTrainedModel",
+    dataset: Any,
+    tokenizer: "PreTrainedTokenizerBase | str | None" = None,
+    *,
+    teacher: "PreTrainedModel | None" = None,
+    report: PerplexityComparison | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> Recovery:
+    """Trains a pruned model for a while, with its zeros kept and its languages in balance.
+
+    It is a `Trainer` with `MWandaCallback` on `mix_languages`: take these yourself for anything that is not here.
+
+    Args:
+        model: A pruned causal language model; it is trained in place.
+        dataset: As for `mix_languages`.
+        tokenizer: As for `mix_languages`.
+        teacher: The dense model, for the recipe "distill".
+        report: The dense against this pruned model, for the mix "need". The recipe "distill" then weighs languages by
+            need as well.
+        progress: Whether to show a progress bar.
+        **settings: Fields of `RecoverySettings`.
+
+    Returns:
+        The model, whose record says how it was trained.
+
+    Raises:
+        TypeError: If the dataset cannot be read.
+        ValueError: If a setting is not allowed or lacks what it needs, the model is not pruned or not what its record
+            says, or the dataset does not fit. Nothing is changed then.
+    """
+    wanted = RecoverySettings(**settings)
+    if (wanted.recipe == "distill") is (teacher is None):
+        raise ValueError(
+            f"recipe={wanted.recipe!r} {'needs' if teacher is None else 'takes no'} dense model: give teacher= with "
+            "recipe='distill', and only then."
+        )
+    read_masks(model)  # a model without masks must be refused before its text is read
+    steps, size = _steps(wanted, model)
+    mix = mix_languages(
+        dataset,
+        model,
+        tokenizer,
+        strategy=wanted.mix,
+        report=report,
+        temperature=wanted.mix_temperature,
+        languages=wanted.languages,
+        size=size if not _is_streamed(dataset) else None,
+        sequence_length=wanted.sequence_length,
+        bos=wanted.bos,
+        seed=wanted.seed,
+        language_column=wanted.language_column,
+        text_column=wanted.text_column,
+    )
+    if wanted.recipe == "lora":
+        from .adapter_recovery import train_adapters
+
+        merged, merge = train_adapters(
+            model, wanted.lora_rank, wanted.seed, lambda adapted: _train(adapted, mix.dataset, steps, wanted, progress)
+        )
+        return Recovery(merged, mix, steps, merge)
+    _train(model, _weighted(mix, wanted, report), steps, wanted, progress, teacher)
+    return Recovery(model, mix, steps)
+
+
+def _steps(settings: RecoverySettings, model: Any) -> tuple[int, int]:
+    """Optimizer steps, and chunks for them in all processes."""
+    from accelerate import PartialState
+
+    length = resolve_sequence_length(settings.sequence_length, model)
+    batch = settings.batch_size * PartialState().num_processes
+    steps = max(round(settings.tokens / (batch * length)), 1)
+    return steps, steps * batch
+
+
+def _is_streamed(dataset: Any) -> bool:
+    from datasets import IterableDataset
+
+    parts = dataset.values() if isinstance(dataset, dict) else [dataset]
+    return any(isinstance(part, IterableDataset) for part in parts)
+
+
+def _weighted(mix: LanguageMix, settings: RecoverySettings, report: PerplexityComparison | None) -> Any:
+    """The mix, with a weight for each row in the loss of a distillation."""
+    if settings.recipe != "distill" or report is None:
+        return mix.dataset
+    weights = need_weights(report, temperature=settings.mix_temperature)
+    return mix.dataset.map(lambda row: {LOSS_WEIGHT: weights[row[settings.language_column]]})
+
+
+def _train(
+    model: Any, dataset: Any, steps: int, settings: RecoverySettings, progress: bool, teacher: Any = None
+) -> None:
+    recipe = settings.recipe
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            str(Path(folder, "training")),
+            max_steps=steps,
+            per_device_train_batch_size=settings.batch_size,
+            learning_rate=settings.learning_rate or LEARNING_RATES[recipe],
+            lr_scheduler_type="cosine",
+            warmup_steps=round(0.05 * steps),
+            bf16=settings.bf16,
+            seed=settings.seed,
+            use_cpu=model.device.type == "cpu",
+            save_strategy="no",
+            logging_strategy="no",
+            report_to=[],
+            disable_tqdm=not progress,
+        )
+        kind: Any = Trainer
+        if recipe == "distill":
+            kind = DistillationTrainer
+        more = {"teacher": teacher, "alpha": settings.distillation_weight} if recipe == "distill" else {}
+        callback = MWandaCallback()
+        callback.recipe = recipe
+        kind(model=model, args=arguments, train_dataset=dataset, callbacks=[callback], **more).train()

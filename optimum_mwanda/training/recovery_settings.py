@@ -1,0 +1,63 @@
+"""How a pruned model is trained to win back what pruning took."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from ..configuration import MWandaConfig
+from ..legal import Number, OneOf, setting
+from ..values import describe_fields
+from .language_weights import STRATEGIES
+
+LEARNING_RATES = {"masks": 1e-4, "distill": 1e-4, "lora": 1e-3}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RecoverySettings:
+    """Settings of a recovery; `recover` takes them as keywords."""
+
+    recipe: str = setting(
+        "masks",
+        "'masks' trains all weights that are not pruned, 'distill' does so toward the dense model's predictions, and "
+        "'lora' trains masked adapters and merges them.",
+        OneOf(tuple(LEARNING_RATES)),
+    )
+    tokens: int = setting(1_000_000, "Tokens to train on.", Number(at_least=1, whole=True))
+    mix: str = setting(
+        "equal",
+        "Shares of the languages: 'equal', 'temperature' (by their size) or 'need' (by what pruning cost them).",
+        OneOf(STRATEGIES),
+    )
+    mix_temperature: float = setting(
+        MWandaConfig.language_temperature, "Makes shares by size or need more equal the higher it is.", Number(above=0)
+    )
+    learning_rate: float | None = setting(
+        None, "Highest learning rate; it rises for 5 % of the steps and falls as a cosine. None: 1e-4, for lora 1e-3."
+    )
+    batch_size: int = setting(8, "Chunks per optimizer step and process.", Number(at_least=1, whole=True))
+    distillation_weight: float = setting(
+        0.5, "Weight of the dense model's predictions against the text itself.", Number(at_least=0, at_most=1)
+    )
+    lora_rank: int = setting(16, "Rank of the adapters.", Number(at_least=1, whole=True))
+    bf16: bool = setting(False, "Whether to compute in bfloat16 where it is safe.")
+    languages: Sequence[str] | None = setting(None, "Languages to train on. None: all.")
+    language_column: str = setting(MWandaConfig.language_column, "Column that names the language.")
+    text_column: str = setting(MWandaConfig.text_column, "Column with the text.")
+    sequence_length: int | None = setting(
+        None, "Tokens per chunk. None: 512, or fewer if the model has fewer positions."
+    )
+    bos: str = setting(MWandaConfig.bos, "As in MWandaConfig.", OneOf(("auto", "none")))
+    seed: int = setting(0, "Seed for the order of the text and for new adapters.", Number(at_least=0, whole=True))
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if (legal := field.metadata["legal"]) is not None:
+                legal.check(field.name, getattr(self, field.name))
+        if self.learning_rate is not None:
+            Number(above=0).check("learning_rate", self.learning_rate)
+
+
+RecoverySettings.__doc__ = f"""{RecoverySettings.__doc__}
+
+    Args:
+{describe_fields(RecoverySettings)}
+"""
