@@ -30,6 +30,8 @@ _HOMES = {
     "evaluate_languages": "evaluation.perplexity",
     "find_sparsity": "experiments.search.bisection",
     "keep_masks": "training.keeper",
+    "mask_adapters": "training.masked_adapters",
+    "merge_preserving_masks": "training.adapter_merging",
     "push_to_hub": "sharing.hub",
     "read_masks": "training.pruned_entries",
     "register_allocation": "registry",
@@ -70,7 +72,9 @@ if TYPE_CHECKING:
     from .storage.compressed import decompress as decompress
     from .storage.compressed import save_pretrained_compressed as save_pretrained_compressed
     from .storage.read_back import check_saved as check_saved
+    from .training.adapter_merging import merge_preserving_masks as merge_preserving_masks
     from .training.keeper import keep_masks as keep_masks
+    from .training.masked_adapters import mask_adapters as mask_adapters
     from .training.pruned_entries import read_masks as read_masks
     from .walking.editor import PartiallyPrunedError as PartiallyPrunedError
 
