@@ -4,16 +4,15 @@ import dataclasses
 from collections.abc import Collection
 from typing import Any, TypeVar
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..modeling.quantized import quantized_part
 from ..modeling.sharding import is_sharded
 from ..record.matrices import matrix_attributes
 from ..record.verification import match_names, sparsity_record, verify_sparsity
 from ..utils import abridged
+from .adapter_updates import adapted_parameter, adapters_in
 from .pruned_entries import bare_model
-from .update_maths import dora_update, masked
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -65,7 +64,7 @@ def find_adapted(peft_model: nn.Module, adapters: Collection[str] | None = None)
     copies: dict[str, nn.Parameter] = {}
     for module in base.modules():
         if isinstance(module, LoraLayer):
-            name = names.get(id(_adapted_parameter(module)))
+            name = names.get(id(adapted_parameter(module)))
             if name is not None and adapters_in(module, adapters):
                 if name in layers:
                     raise ValueError(f"Several layers of the adapter share {name!r}, so they cannot be merged into it.")
@@ -92,50 +91,6 @@ def plain_view(module: M) -> M:
         "_modules": {name: None if child is None else plain_view(child) for name, child in inner._modules.items()},
     }
     return view
-
-
-def adapters_in(layer: Any, adapters: Collection[str]) -> list[str]:
-    """Those of some adapters that a LoRA layer has."""
-    return [name for name in adapters if name in layer.lora_A]
-
-
-def adapter_update(layer: Any, adapter: str, is_masked: bool) -> Tensor:
-    """What a LoRA or DoRA adapter adds to the matrix under it, as autograd sees it.
-
-    Args:
-        layer: A LoRA layer of `AdaptedMatrices`.
-        adapter: Name of the adapter.
-        is_masked: Whether the product of its two matrices is masked; DoRA takes the norms of rows after that.
-
-    Returns:
-        The shape of the parameter, in float32 or better whatever autocast says, because it is added to weights.
-    """
-    if is_on_parameter(layer):
-        return wide(layer.get_delta_weight(adapter))
-    weight = _adapted_parameter(layer).detach()
-    with torch.autocast(weight.device.type, enabled=False):
-        first, second = wide(layer.lora_A[adapter].weight), wide(layer.lora_B[adapter].weight)
-        weight = weight.T if layer.fan_in_fan_out else weight
-        update: Tensor = layer.scaling[adapter] * (second @ first)
-        if is_masked:
-            update = masked(update, weight)
-        if adapter in layer.lora_magnitude_vector:
-            update = dora_update(wide(weight), update, wide(layer.lora_magnitude_vector[adapter].weight))
-    return update.T if layer.fan_in_fan_out else update
-
-
-def is_on_parameter(layer: Any) -> bool:
-    """Whether a LoRA layer is on a single parameter, as for fused experts; it knows neither DoRA nor our masks."""
-    return hasattr(layer, "parameter_name")
-
-
-def wide(tensor: Tensor) -> Tensor:
-    """A tensor in float32 or better."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-def _adapted_parameter(layer: Any) -> Any:
-    return getattr(layer.get_base_layer(), getattr(layer, "parameter_name", "weight"), None)
 
 
 def _check_adapters(model: Any, adapters: Collection[str]) -> None:
@@ -195,13 +150,13 @@ def _check_layer(name: str, layer: Any, adapters: Collection[str]) -> None:
 
     if not isinstance(layer, (Linear, ParamWrapper)):
         raise ValueError(
-            f"The adapter on {name!r} is a {type(layer).__name__} of peft, for which masks cannot be kept: leave it "
+            f"The adapter on {name!r} is of the class {type(layer).__name__}, for which masks cannot be kept: leave it "
             "out of target_modules."
         )
     for adapter in adapters_in(layer, adapters):
         variant = layer.lora_variant.get(adapter)
         if not isinstance(variant, (DoraLinearVariant, MaskedVariant, type(None))):
             raise ValueError(
-                f"The adapter {adapter!r} on {name!r} is a {type(variant).__name__} of peft: masks can be kept for "
-                "LoRA, DoRA and rsLoRA."
+                f"The adapter {adapter!r} on {name!r} is computed by {type(variant).__name__} of peft: masks can be "
+                "kept for LoRA, DoRA and rsLoRA."
             )

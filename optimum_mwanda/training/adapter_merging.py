@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ..modeling.interrupts import deferred_interrupts
 from ..record.matrices import matrix_attributes
-from .adapted_matrices import AdaptedMatrices, adapter_update, adapters_in, find_adapted, wide
+from .adapted_matrices import AdaptedMatrices, find_adapted
+from .adapter_updates import adapter_update, adapters_in, wide
 from .merge_report import MergedMatrix, MergeReport
 from .update_maths import keep_zeros, update_norms
 

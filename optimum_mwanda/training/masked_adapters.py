@@ -5,7 +5,8 @@ from typing import Any
 from torch import nn
 
 from ..utils import abridged
-from .adapted_matrices import find_adapted, is_on_parameter
+from .adapted_matrices import find_adapted
+from .adapter_updates import is_on_parameter
 from .pruned_entries import bare_model
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
-from .adapted_matrices import adapter_update
+from .adapter_updates import adapter_update
 from .update_maths import keep_zeros
 
 

@@ -2,15 +2,18 @@ import copy
 import math
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import peft
 import pytest
 import torch
 from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from optimum_mwanda import mask_adapters, merge_preserving_masks, sparsity_record, verify_sparsity
+from optimum_mwanda.training import adapter_merging
 from tests.commands.conftest import run_here
 from tests.conftest import make_model
 from tests.families.matrix import FAMILIES
@@ -219,8 +222,20 @@ class TestRefused:
 
     def test_variants_that_are_not_known(self) -> None:
         adapted = adapt(target_modules=["q_proj"], alora_invocation_tokens=[1], task_type="CAUSAL_LM")
-        with pytest.raises(ValueError, match="is a ALoraLinearVariant of peft: masks can be kept for LoRA"):
+        with pytest.raises(ValueError, match="is computed by ALoraLinearVariant of peft: masks can be kept for LoRA"):
             merge_preserving_masks(adapted)
+
+    def test_layers_that_are_not_known(self) -> None:
+        class Own(nn.Module, LoraLayer):
+            def __init__(self, base: nn.Module, adapter: str, r: int, lora_alpha: int, config: Any, **_: Any) -> None:
+                nn.Module.__init__(self)
+                LoraLayer.__init__(self, base)
+                self.update_layer(adapter, r, lora_alpha=lora_alpha, config=config)
+
+        config = peft.LoraConfig(target_modules=["q_proj"])
+        config._register_custom_module({nn.Linear: Own})
+        adapted = peft.get_peft_model(prune(make_model()), config)
+        self.expect(adapted, "on 'model.layers.0.self_attn.q_proj' is of the class Own.*leave it out of target_modules")
 
     def test_merged_adapters(self) -> None:
         adapted = adapt(init_lora_weights=False)
@@ -272,5 +287,25 @@ def test_a_merge_that_fails_half_way_leaves_the_model_as_it_was(
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert torch.equal(logits(adapted), outputs)
     assert not any(layer.merged for layer in modules.values() if isinstance(layer, LoraLinear))
+    model, _ = merge_preserving_masks(adapted)
+    assert verify_sparsity(model).ok
+
+
+@pytest.mark.filterwarnings("ignore:Input and output embeddings are no longer tied")
+def test_a_merge_that_fails_in_its_last_step_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    adapted = adapt("gpt2", modules_to_save=["lm_head"])  # peft unties the head from the embeddings
+    train(adapted)
+    inner = adapted.get_base_model()
+    before, outputs = copy.deepcopy(adapted.state_dict()), logits(adapted)
+    config, adapters = inner.config.to_dict(), dict(inner.peft_config)
+    with monkeypatch.context() as patch:
+        patch.setattr(adapter_merging, "keep_zeros", Mock(side_effect=MemoryError))
+        with pytest.raises(MemoryError):
+            merge_preserving_masks(adapted)
+    assert inner.config.to_dict() == config
+    assert inner.peft_config == adapted.peft_config == adapters
+    after = adapted.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert torch.equal(logits(adapted), outputs)
     model, _ = merge_preserving_masks(adapted)
     assert verify_sparsity(model).ok

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
 from optimum_mwanda import mask_adapters, merge_preserving_masks, verify_sparsity
+from optimum_mwanda.training.adapter_updates import adapter_update
 from tests.conftest import make_model
 from tests.families.matrix import FAMILIES
 from tests.training.adapted import IDS, KINDS, adapt, logits, prune, train
@@ -44,6 +45,25 @@ def test_what_is_trained_under_masks_is_merged_exactly(family: str, kind: str) -
     # peft itself merges the same, as the masks are in the adapter.
     assert verify_sparsity(by_peft).ok
     assert torch.equal(logits(by_peft), logits(model))
+
+
+@pytest.mark.parametrize("name", ["falcon", "gpt_oss", "t5", "gemma3"])
+def test_the_merge_is_exact_in_other_families(name: str) -> None:
+    family = next(family for family in FAMILIES.values() if family.name == name)
+    if not family.is_current:
+        pytest.skip("this transformers has another layout")
+    base = prune(family.make())
+    linear = {path for path, module in base.named_modules() if isinstance(module, nn.Linear)} & family.pruned
+    adapted = adapt(model=base, target_modules=sorted(linear), init_lora_weights=False).eval()
+    mask_adapters(adapted)
+    (batch, *_), inner = family.batches(), adapted.get_base_model()
+    with torch.no_grad():
+        before = inner(**batch).logits
+        model, report = merge_preserving_masks(adapted)
+        torch.testing.assert_close(model(**batch).logits, before, atol=1e-5, rtol=1e-4)
+    assert len(report.matrices) == len(linear) > 3
+    assert report.error == 0
+    assert verify_sparsity(model).ok
 
 
 def test_without_masks_the_merge_is_not_exact() -> None:
@@ -104,6 +124,17 @@ def test_dropout_is_on_what_enters_the_adapter(kind: str) -> None:
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_nothing_as_large_as_the_matrix_is_kept_for_gradients(kind: str) -> None:
+    adapted = adapt(target_modules=["q_proj"], **KINDS[kind])
+    mask_adapters(adapted)
+    layer, kept = a_layer(adapted), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda each: kept.append(each) or each, lambda each: each):
+        layer(torch.randn(5, 32)).sum().backward()
+    assert kept
+    assert all(each.data_ptr() == layer.weight.data_ptr() or each.numel() < layer.weight.numel() for each in kept)
+
+
 @pytest.mark.parametrize("use_reentrant", [False, True])
 @pytest.mark.parametrize("kind", ["lora", "dora"])
 def test_gradient_checkpointing_gives_the_same_gradients(kind: str, use_reentrant: bool) -> None:
@@ -133,6 +164,14 @@ def test_bf16(kind: str, dtype: torch.dtype) -> None:
     torch.testing.assert_close(
         logits(model), before, **({} if dtype == torch.float32 else {"atol": 0.02, "rtol": 0.02})
     )
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_autocast_does_not_round_what_is_added_to_the_weights(kind: str) -> None:
+    layer = a_layer(adapt(init_lora_weights=False, **KINDS[kind]))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = adapter_update(layer, "default", is_masked=True)
+    assert torch.equal(found, adapter_update(layer, "default", is_masked=True))
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora"])
