@@ -38,6 +38,8 @@ _HOMES = {
     "keep_masks": "training.keeper",
     "mix_languages": "training.language_mix",
     "need_weights": "training.language_weights",
+    "mask_adapters": "training.masked_adapters",
+    "merge_preserving_masks": "training.adapter_merging",
     "push_to_hub": "sharing.hub",
     "read_masks": "training.pruned_entries",
     "recover": "training.recovery",
@@ -80,6 +82,7 @@ if TYPE_CHECKING:
     from .storage.compressed import decompress as decompress
     from .storage.compressed import save_pretrained_compressed as save_pretrained_compressed
     from .storage.read_back import check_saved as check_saved
+    from .training.adapter_merging import merge_preserving_masks as merge_preserving_masks
     from .training.callback import MWandaCallback as MWandaCallback
     from .training.distillation import distillation_loss as distillation_loss
     from .training.distillation_trainer import DistillationTrainer as DistillationTrainer
@@ -88,6 +91,7 @@ if TYPE_CHECKING:
     from .training.language_mix import mix_languages as mix_languages
     from .training.language_weights import need_weights as need_weights
     from .training.language_weights import temperature_weights as temperature_weights
+    from .training.masked_adapters import mask_adapters as mask_adapters
     from .training.pruned_entries import read_masks as read_masks
     from .training.recovery import Recovery as Recovery
     from .training.recovery import recover as recover

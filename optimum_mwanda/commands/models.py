@@ -70,7 +70,8 @@ def load_config(name: str, args: argparse.Namespace, revision: str | None = None
                 raise
             raise ModelError(
                 f"{name!r} holds an adapter for {base!r}, and not a model: load both with peft, call "
-                "merge_and_unload() and save_pretrained(), and give that folder."
+                "merge_and_unload(), or for a pruned model optimum_mwanda.merge_preserving_masks, then "
+                "save_pretrained(), and give that folder."
             ) from error
         return config
 

@@ -27,19 +27,25 @@ def check_dense(model: nn.Module) -> None:
         ValueError: If a layer is quantized, or transformers has marked the model as quantized.
     """
     method = _mark(model)
-    by = f" by {method}" if method else ""
-    found = {name: how for name, module in model.named_modules() if (how := _how_quantized(module))}
-    if found:
-        name, how = next(iter(found.items()))
-        more = f", one of {len(found)} quantized layers" if len(found) > 1 else ""
-        advice = _PLAIN_LOAD.get(method, _ADVICE)
-        raise ValueError(f"{name!r} is quantized{by} ({how}){more}: {advice}.")
+    if part := quantized_part(model):
+        raise ValueError(f"{part}: {_PLAIN_LOAD.get(method, _ADVICE)}.")
     if method:
         raise ValueError(
-            f"The weights of the model are dense, but it is marked as quantized{by}, and may not be saved again: "
-            "model.hf_quantizer.remove_quantization_config(model) makes it an ordinary model. If its weights really "
-            f"are quantized, {_ADVICE}."
+            f"The weights of the model are dense, but it is marked as quantized by {method}, and may not be saved "
+            "again: model.hf_quantizer.remove_quantization_config(model) makes it an ordinary model. If its weights "
+            f"really are quantized, {_ADVICE}."
         )
+
+
+def quantized_part(model: nn.Module) -> str:
+    """Names a quantized layer of a model, how it is quantized, and how many there are; empty if there is none."""
+    found = {name: how for name, module in model.named_modules() if (how := _how_quantized(module))}
+    if not found:
+        return ""
+    method = _mark(model)
+    name, how = next(iter(found.items()))
+    more = f", one of {len(found)} quantized layers" if len(found) > 1 else ""
+    return f"{name!r} is quantized{f' by {method}' if method else ''} ({how}){more}"
 
 
 def _mark(model: Any) -> str:

@@ -20,6 +20,11 @@ from .tails import Tails
 
 ModelOrPath = nn.Module | str | os.PathLike[str]
 
+_KEEP_ZEROS = (
+    "Training fills zeros unless masks are kept, as keep_masks does. peft's merge_and_unload fills them too: merge an "
+    "adapter with merge_preserving_masks(peft_model) instead."
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class ChangedMatrix:
@@ -71,7 +76,8 @@ class SparsityVerification:
         for problem, names in (("missing", self.missing), ("another shape", self.reshaped)):
             rows += [[name, problem, "", ""] for name in names]
         table = markdown_table(["matrix", "problem", "zeros recorded", "zeros found"], rows)
-        return f"{differing} of {self.matrices} matrices differ from the sparsity record.\n{table}"
+        text = f"{differing} of {self.matrices} matrices differ from the sparsity record.\n{table}"
+        return f"{text}\n{_KEEP_ZEROS}" if self.lost else text
 
 
 def sparsity_record(model_or_path: ModelOrPath, **hub_kwargs: Any) -> SparsityRecord | None:

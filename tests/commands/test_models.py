@@ -386,6 +386,7 @@ def test_adapter_is_not_taken_for_a_model(cli: Cli, tmp_path: Path) -> None:
     run = cli("prune", adapter, tmp_path / "out", *FREE)
     assert run.code == 4
     assert f"{str(adapter)!r} holds an adapter for 'org/base', and not a model" in run.error
+    assert "for a pruned model optimum_mwanda.merge_preserving_masks" in run.error
 
 
 def test_custom_code_is_refused_with_the_flag_that_allows_it(cli: Cli, tmp_path: Path) -> None:

@@ -95,6 +95,16 @@ def test_casting_keeps_the_zeros() -> None:
     assert verify_sparsity(pruned().bfloat16()).ok
 
 
+@pytest.mark.parametrize(("value", "is_told"), [(1.0, True), (0.0, False)])
+def test_what_keeps_zeros_is_told_where_they_are_lost(value: float, is_told: bool) -> None:
+    model = pruned()
+    with torch.no_grad():
+        model.get_submodule(UP).weight.fill_(value)
+    text = str(verify_sparsity(model))
+    assert ("keep_masks" in text) is is_told
+    assert ("merge an adapter with merge_preserving_masks(peft_model) instead" in text) is is_told
+
+
 def test_every_matrix_that_lost_or_gained_zeros_is_named(tmp_path: Path) -> None:
     model = pruned()
     with torch.no_grad():
