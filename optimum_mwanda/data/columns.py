@@ -118,6 +118,8 @@ def read_wide(dataset: Any, columns: Mapping[str, str]) -> dict[str, Any]:
             flat = selected.flatten() if len(names) > 1 else selected
             texts[language] = flat[_known(path, flat.column_names, language)[0]]
             continue
+        if selected.features is not None:
+            selected = selected.decode(False)  # beside the texts, a column may hold pictures too
         value: Any = next(iter(selected), {})
         for depth, name in enumerate(names):
             if value is not None:  # as in a row without translations, which tells nothing

@@ -57,6 +57,12 @@ PICTURED: dict[str, Callable[[], Any]] = {
     "dict of streams": lambda: {
         code: pictured([{"text": text} for text in texts]).to_iterable_dataset() for code, texts in TEXTS.items()
     },
+    "beside texts, stream": lambda: read_wide(
+        Dataset.from_list([{"all": {**row, "picture": {"bytes": b"no picture", "path": None}}} for row in _wide()])
+        .cast(Features({"all": {"en": Value("string"), "sw": Value("string"), "picture": Image()}}))
+        .to_iterable_dataset(),
+        {"en": "all.en", "sw": "all.sw"},
+    ),
     "wide": lambda: read_wide(pictured(_wide()), {"en": "en", "sw": "sw"}),
     "wide stream": lambda: read_wide(pictured(_wide()).to_iterable_dataset(), {"en": "en", "sw": "sw"}),
 }
@@ -75,6 +81,15 @@ def test_columns_that_nobody_needs_are_not_decoded(kind: str) -> None:
     with pytest.raises(Exception, match="identify image"):
         pictured(ROWS)[0]
     assert gather(PICTURED[kind]()) == {"en": ["the cat", "the mat"], "sw": ["mkeka", "paka"]}
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch", "arrow", "pandas"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_format_in_which_a_dataset_gives_its_rows_does_not_matter(stream: bool, kind: str) -> None:
+    table = Dataset.from_list(ROWS)
+    formatted = (table.to_iterable_dataset() if stream else table).with_format(kind)
+    assert gather(formatted) == {code: sorted(texts) for code, texts in TEXTS.items()}
+    assert gather({"en": formatted}) == {"en": sorted(row["text"] for row in ROWS)}
 
 
 def test_each_stream_of_a_dict_is_read_no_further_than_its_language_needs() -> None:
