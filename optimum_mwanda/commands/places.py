@@ -81,6 +81,8 @@ def open_dataset(
         with errors_as(DataError):
             place = _Place(language_column if not columns else None, split, streaming, Path(scratch))
             configs = {} if config is None else dict(map(_named_config, config))
+            if len(configs) < len(config or ()):
+                raise DataError("The configurations name a language twice: give one for each.")
             if all(path.is_file() for path in paths):
                 dataset = place.files(paths)
             elif len(paths) == 1 and (len(configs) > 1 or any("=" in name for name in config or ())):

@@ -281,6 +281,12 @@ def test_wide_tables_and_configurations_on_the_command_line(
         *("--streaming", "--split", "train", "--sequence-length", "16", "--json", "--quiet"),
     )
     assert [entry["language"] for entry in run.json["languages"]] == ["en", "sw"]
+    run = cli("calibrate", model, tmp_path / "b", "--dataset", path, "--columns", "en=id", "en=sentence_en", *SMALL)
+    assert run.code == 2
+    assert "names a language twice" in run.error
+    run = cli(*("calibrate", model, tmp_path / "b", "--dataset", configured), "--dataset-config", "a=1.en", "a=1.sw")
+    assert run.code == 3
+    assert "name a language twice" in run.error
     run = cli("calibrate", model, tmp_path / "b", "--dataset", path, "--columns", "en", *SMALL)
     assert run.code == 2
     assert "such as sw=sentence_swh" in run.error

@@ -62,7 +62,7 @@ def test_columns_may_stand_in_any_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("header", "delimiter"), [("language;text", ","), ("language\ttext", ","), ("a,b", "\t")])
 def test_fields_with_another_sign_between_them_are_no_column(tmp_path: Path, header: str, delimiter: str) -> None:
     (tmp_path / "t").write_text(f"{header}\n")
-    with pytest.raises(ValueError, match="first line of t has '(;|.t|,)' between its fields: fields of a CSV file"):
+    with pytest.raises(ValueError, match=r"first line of t has '(;|.t|,)' between its fields: fields of a CSV file"):
         columns_of([str(tmp_path / "t")], delimiter)
 
 

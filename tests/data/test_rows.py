@@ -118,6 +118,11 @@ def test_dataset_dict_of_splits_is_not_taken_for_languages(name: str) -> None:
 SHAPES: dict[str, tuple[Any, str, str]] = {
     "only text": (Dataset.from_dict({"text": TEXTS["en"]}), "{'en': dataset['text']}", "--columns en=text)"),
     "only text, list": ([{"text": "a"}], "{'en': [row['text'] for row in dataset]}", "--columns en=text)"),
+    "only text of another name": (
+        Dataset.from_dict({"id": [1, 2], "sentence": TEXTS["en"]}),
+        "{'en': dataset['sentence']}",
+        "--columns en=sentence)",
+    ),
     "wide": (Dataset.from_list(_wide()), "{'en': dataset['en'], 'sw': dataset['sw']}", "--columns en=en sw=sw)"),
     "translation": (
         Dataset.from_list(
@@ -154,6 +159,35 @@ def test_column_of_a_language_that_is_not_there_is_named(path: str, named: str) 
     dataset, _, _ = SHAPES["translation"]
     with pytest.raises(ValueError, match=f"no column '{named}' for language 'fr'"):
         read_wide(dataset, {"en": "translation.en", "fr": path})
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_column_with_fields_is_no_text(stream: bool) -> None:
+    dataset = SHAPES["translation"][0]
+    with pytest.raises(ValueError, match=r"has fields: name one of them, as translation\.en or translation\.sw"):
+        read_wide(dataset.to_iterable_dataset() if stream else dataset, {"en": "translation"})
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_rows_without_translations_hold_no_text(stream: bool) -> None:
+    table = Dataset.from_list([{"translation": row} for row in [*_wide(), None]])
+    found = read_wide(table.to_iterable_dataset() if stream else table, {"sw": "translation.sw"})
+    for _ in range(2):  # it can be read again
+        assert list(found["sw"]) == [*TEXTS["sw"], None]
+
+
+def test_wide_table_that_is_called_after_one_language_is_told_how_to_pass_it() -> None:
+    with pytest.raises(ValueError, match=r"with text_column\..*\(on the command line: --columns en=en"):
+        gather({"fl": Dataset.from_list(_wide())})
+
+
+def test_encoder_decoder_is_told_how_to_pass_a_table_of_translations() -> None:
+    dataset, columns = SHAPES["translation"][0], {"text_column": "text", "target_column": "target"}
+    with pytest.raises(ValueError, match="From a table of translations, pass") as raised:
+        gather(dataset, **columns)
+    rows = eval(str(raised.value).partition("pass ")[2].removesuffix("."), {"dataset": dataset})
+    assert gather(rows, **columns) == {"sw": sorted(TEXTS["en"])}
+    assert {row["target"] for row in rows} == {*TEXTS["sw"]}
 
 
 def test_rows_of_a_stream_without_a_language_are_counted(caplog: pytest.LogCaptureFixture) -> None:
