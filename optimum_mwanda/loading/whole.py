@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 import transformers
 from transformers import PreTrainedModel
 
@@ -68,9 +69,12 @@ def load_whole(
         ValueError: If weights of the model are missing in the files, or `keep_all` is set and they hold more than it
             has a place for.
     """
+    wanted = None
     if stored_method(config) in DEQUANTIZABLE:
         _dequantize(config)
-        dtype = plain_dtype(config.dtype) if dtype == "auto" else dtype
+        # transformers dequantizes to bfloat16, whatever type it is asked for.
+        wanted = plain_dtype(config.dtype if dtype == "auto" else dtype)
+        dtype = torch.bfloat16
     architecture = (config.architectures or [""])[0]
     kind = model_class(config)
     options = {**options, "config": config, "dtype": dtype, "output_loading_info": True}
@@ -79,6 +83,8 @@ def load_whole(
         if lacks_only_pooler(model, info["missing_keys"]):
             model, info = kind.from_pretrained(name, **options, **NO_POOLER)
     forget_dequantization(model)
+    if wanted not in (None, dtype):
+        _cast(model, dtype, wanted)
     # transformers replaces missing weights with random ones and a warning.
     if missing := sorted(info["missing_keys"]):
         raise ValueError(
@@ -92,6 +98,14 @@ def load_whole(
             "that has them, or give --drop-unused to leave them out."
         )
     return model, sorted(unused)
+
+
+def _cast(model: PreTrainedModel, found: torch.dtype, wanted: torch.dtype) -> None:
+    """Changes one type of weights; what a class keeps in another type stays so."""
+    for parameter in model.parameters():
+        if parameter.dtype == found:
+            parameter.data = parameter.data.to(wanted)
+    model.config.dtype = wanted
 
 
 def _dequantize(config: Any) -> None:

@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM,
 
 from optimum_mwanda.loading.whole import load_whole, model_class
 from optimum_mwanda.modeling.quantized import plain_dtype
+from optimum_mwanda.storage.read_back import save_checked
 
 from ..conftest import make_model
 from ..storage.quantized import make_fp8, make_mxfp4, needs_fp8
@@ -65,6 +68,22 @@ def test_model_in_4_bits_is_loaded_as_an_ordinary_one(tmp_path: Path) -> None:
     assert not hasattr(model.config, "quantization_config")
     model.save_pretrained(tmp_path / "saved")
     assert "quantization_config" not in json.loads((tmp_path / "saved" / "config.json").read_text())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "auto"])
+@pytest.mark.parametrize("make", [pytest.param(make_fp8, marks=needs_fp8), make_mxfp4])
+def test_plain_weights_have_the_type_that_was_asked_for(
+    make: Callable[[Path], Any], dtype: str, tmp_path: Path
+) -> None:
+    make(tmp_path)
+    config = AutoConfig.from_pretrained(tmp_path)
+    config.dtype = torch.float32 if dtype == "auto" else config.dtype
+    model, _ = load_whole(str(tmp_path), config, dtype=dtype)
+    wanted = torch.float16 if dtype == "float16" else torch.float32
+    assert {parameter.dtype for parameter in model.parameters()} == {wanted}
+    assert model(input_ids=torch.arange(4)[None]).logits.isfinite().all()
+    save_checked(model, tmp_path / "saved")
+    assert AutoConfig.from_pretrained(tmp_path / "saved").dtype == wanted
 
 
 @needs_fp8
