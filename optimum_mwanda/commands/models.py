@@ -63,15 +63,16 @@ def load_config(name: str, args: argparse.Namespace, revision: str | None = None
     with _loading_errors(name):
         from transformers import AutoConfig
 
+        from ..storage.files import repository_id
+
+        if not Path(name).is_dir():
+            with errors_as(ModelError, FileNotFoundError):
+                repository_id(name)
         try:
             config: PreTrainedConfig = AutoConfig.from_pretrained(name, **_source(args, revision))
         except (OSError, ValueError) as error:
-            if (base := _adapted(name, revision)) is None:
-                raise
-            raise ModelError(
-                f"{name!r} holds an adapter for {base!r}, and not a model: load both with peft, call "
-                "merge_and_unload() and save_pretrained(), and give that folder."
-            ) from error
+            _refuse_adapter(name, revision, error)
+            raise
         return config
 
 
@@ -109,6 +110,7 @@ def load_model(
                 use_safetensors=None if args.allow_pickle else True,
             )
         except OSError as error:
+            _refuse_adapter(name, revision, error)
             hint = "" if args.allow_pickle else " Only safetensors files are read, unless --allow-pickle is given."
             raise OSError(f"{one_line(error)}{hint}") from error
         except (ImportError, NameError, NotImplementedError) as error:
@@ -159,15 +161,24 @@ def _said(flag: str, found: re.Match[str]) -> str:
     return flag if found["verb"] is None else f"giving {flag}" if found["ing"] else f"give {flag}"
 
 
-def _adapted(name: str, revision: str | None) -> str | None:
-    """The model that an adapter is for; None if there is no adapter of that name."""
+def _refuse_adapter(name: str, revision: str | None, error: Exception) -> None:
+    """Says so if what cannot be loaded as a model is an adapter.
+
+    Raises:
+        ModelError: If it is.
+    """
     from transformers.utils.peft_utils import find_adapter_config_file
 
     try:
         path = find_adapter_config_file(name, revision=revision or "main")
-        return None if path is None else str(json.loads(Path(path).read_bytes()).get("base_model_name_or_path"))
+        base = None if path is None else json.loads(Path(path).read_bytes()).get("base_model_name_or_path")
     except Exception:  # nothing more is known, and the first error says what went wrong
-        return None
+        return
+    if path is not None:
+        raise ModelError(
+            f"{name!r} holds an adapter for {str(base)!r}, and not a model: load both with peft, call "
+            "merge_and_unload() and save_pretrained(), and give that folder."
+        ) from error
 
 
 def _check_storage(name: str, method: str) -> None:

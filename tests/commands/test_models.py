@@ -383,9 +383,18 @@ def test_adapter_is_not_taken_for_a_model(cli: Cli, tmp_path: Path) -> None:
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base", "peft_type": "LORA"}')
-    run = cli("prune", adapter, tmp_path / "out", *FREE)
+    for _ in range(2):
+        run = cli("prune", adapter, tmp_path / "out", *FREE)
+        assert run.code == 4
+        assert f"{str(adapter)!r} holds an adapter for 'org/base', and not a model" in run.error
+        make_model().config.save_pretrained(adapter)  # as some trainers do
+
+
+@pytest.mark.parametrize("name", ["no/such/model", "./model", "~/model"])
+def test_path_where_nothing_is_is_not_taken_for_a_repository(name: str, cli: Cli, tmp_path: Path) -> None:
+    run = cli("prune", name, tmp_path / "out", *FREE)
     assert run.code == 4
-    assert f"{str(adapter)!r} holds an adapter for 'org/base', and not a model" in run.error
+    assert f"There is no folder {name!r}: give the folder of a checkpoint or a repository id" in run.error
 
 
 def test_custom_code_is_refused_with_the_flag_that_allows_it(cli: Cli, tmp_path: Path) -> None:
