@@ -97,8 +97,7 @@ def load_model(
 
         config = load_config(name, args, revision)
         method = stored_method(config)
-        if warn is not None:
-            _check_storage(name, method)
+        _check_storage(name, method, is_measured=warn is None)
         try:
             model, unused = load_whole(
                 name,
@@ -116,7 +115,8 @@ def load_model(
         except (ImportError, NameError, NotImplementedError) as error:
             if not method:
                 raise
-            raise ModelError(f"{name!r} is quantized by {method} and cannot be loaded: {one_line(error)}") from error
+            reason = "a package for it is missing" if isinstance(error, NameError) else one_line(error)
+            raise ModelError(f"{name!r} is quantized by {method} and cannot be loaded: {reason}") from error
     if warn is not None and unused:
         warn(f"--drop-unused leaves out {len(unused)} weights in the files of {name!r}: {', '.join(unused)}")
     return model
@@ -181,20 +181,27 @@ def _refuse_adapter(name: str, revision: str | None, error: Exception) -> None:
         ) from error
 
 
-def _check_storage(name: str, method: str) -> None:
+def _check_storage(name: str, method: str, is_measured: bool) -> None:
     """Refuses checkpoints that are quantized for good, before their weights are read.
 
     Raises:
-        ModelError: If there is no way to load plain weights.
+        ModelError: If there is no way to load plain weights or, of a model that is only measured, any weights.
     """
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+
     from ..modeling.quantized import DEQUANTIZABLE
     from ..storage.coded import COMPRESSED
 
-    if method and method not in (*DEQUANTIZABLE, COMPRESSED):
+    if not method or method in (*DEQUANTIZABLE, COMPRESSED):
+        return
+    if not is_measured:
         raise ModelError(
             f"{name!r} is quantized by {method}: give the dense model that it was made from, prune that, and then "
             f"quantize it. Only checkpoints stored by {' or '.join(DEQUANTIZABLE)} can be pruned as they are."
         )
+    # transformers loads the packed numbers of a method that it does not know as if they were weights.
+    if not any(known.startswith(method) for known in AUTO_QUANTIZATION_CONFIG_MAPPING):  # bitsandbytes_8bit and _4bit
+        raise ModelError(f"{name!r} is quantized by {method}, which transformers cannot load.")
 
 
 def _source(args: argparse.Namespace, revision: str | None) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from transformers import (
 
 from optimum_mwanda.commands.models import default_device_map, in_flags
 from optimum_mwanda.experiments.grid.runs import read_results
+from optimum_mwanda.loading import whole
 from optimum_mwanda.record.verification import sparsity_record, verify_sparsity
 
 from ..conftest import make_model
@@ -374,6 +375,21 @@ def test_checkpoints_that_are_quantized_for_good_are_refused_before_they_are_rea
     run = cli("prune", tmp_path / "dense", tmp_path / "out", *FREE)
     assert run.code == 4
     assert f"is quantized by {method}: give the dense model that it was made from" in run.error
+
+
+def test_quantized_checkpoints_that_cannot_be_loaded_are_not_measured(
+    cli: Cli, model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(model, tmp_path / "packed")
+    edit_config(tmp_path / "packed", quantization_config={"quant_method": "modelopt"})
+    run = cli("evaluate", tmp_path / "packed", "--dataset", data, "--quiet")
+    assert run.code == 4
+    assert "is quantized by modelopt, which transformers cannot load" in run.error
+    edit_config(tmp_path / "packed", quantization_config={"quant_method": "gptq", "bits": 4})
+    monkeypatch.setattr(whole, "load_whole", lambda *_, **__: QuantizeConfig)  # noqa: F821, as in transformers
+    run = cli("evaluate", tmp_path / "packed", "--dataset", data, "--quiet")
+    assert run.code == 4
+    assert "is quantized by gptq and cannot be loaded: a package for it is missing" in run.error
 
 
 # In words of the command line
