@@ -1,5 +1,8 @@
 """Loading a checkpoint whole: with its own class, as plain weights, and with nothing left out unnoticed."""
 
+import contextlib
+import logging
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -78,9 +81,10 @@ def load_whole(
     architecture = (config.architectures or [""])[0]
     kind = model_class(config)
     options = {**options, "config": config, "dtype": dtype, "output_loading_info": True}
-    with exact_blocks(), listening() as unused:
+    with exact_blocks(), listening() as unused, _reports_held() as reports, _shapes_explained(name):
         model, info = kind.from_pretrained(name, **options)
         if lacks_only_pooler(model, info["missing_keys"]):
+            reports.clear()  # they say that the pooler has random weights, but now there is none
             model, info = kind.from_pretrained(name, **options, **NO_POOLER)
     forget_dequantization(model)
     if wanted not in (None, dtype):
@@ -98,6 +102,41 @@ def load_whole(
             "that has them, or give --drop-unused to leave them out."
         )
     return model, sorted(unused)
+
+
+@contextlib.contextmanager
+def _reports_held() -> Iterator[list[logging.LogRecord]]:
+    """Holds what transformers logs about missing and unused weights back until the end of the block."""
+    logger = logging.getLogger("transformers.modeling_utils")
+    held: list[logging.LogRecord] = []
+
+    def hold(record: logging.LogRecord) -> bool:
+        is_report = "LOAD REPORT" in record.getMessage()
+        if is_report:
+            held.append(record)
+        return not is_report
+
+    logger.addFilter(hold)
+    try:
+        yield held
+    finally:
+        logger.removeFilter(hold)
+        for record in held:
+            logger.handle(record)
+
+
+@contextlib.contextmanager
+def _shapes_explained(name: str) -> Iterator[None]:
+    """Inside the block, weights of other shapes are an error in words that fit who gave a folder, and no arguments."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise ValueError(
+            f"The files of {name!r} hold weights of other shapes than its config.json asks for, which are listed "
+            "above: they belong to different models."
+        ) from error
 
 
 def _cast(model: PreTrainedModel, found: torch.dtype, wanted: torch.dtype) -> None:
