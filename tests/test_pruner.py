@@ -508,6 +508,13 @@ def as_packed(model: nn.Module, name: str) -> None:
     setattr(model.get_submodule(parent), leaf, PackedLinear())
 
 
+def as_planned(model: nn.Module, name: str) -> None:
+    """What quanto makes of a layer before freeze(): its weight is plain, and quantized at each call."""
+    layer = model.get_submodule(name)
+    layer.__class__ = QuantizedLinear
+    layer.weight_qtype = "qint8"
+
+
 @pytest.mark.parametrize("everything", [True, False], ids=["whole", "part"])
 @pytest.mark.parametrize(
     ("quantize", "what"),
@@ -515,6 +522,7 @@ def as_packed(model: nn.Module, name: str) -> None:
         (as_int8, "torch.int8, QuantizedLinear"),
         (as_wrapped, "WrappedTensor, Linear"),
         (as_packed, "torch.int32, PackedLinear"),
+        (as_planned, "qint8, QuantizedLinear"),
     ],
 )
 def test_models_quantized_in_whole_or_in_part_are_refused_before_calibration(

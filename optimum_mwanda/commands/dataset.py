@@ -93,7 +93,7 @@ def open_text(
         args.dataset_config,
         args.split,
         args.streaming,
-        columns=dict(args.columns or ()),
+        columns=_by_language("--columns", args.columns),
         language_column=settings.language_column,
     )
 
@@ -106,7 +106,7 @@ def open_held_out(
         args.eval_dataset,
         args.eval_dataset_config,
         args.eval_split,
-        columns=dict(args.eval_columns or ()),
+        columns=_by_language("--eval-columns", args.eval_columns),
         language_column=settings.language_column,
     )
 
@@ -116,3 +116,10 @@ def _pair(text: str) -> tuple[str, str]:
     if not (language and sign and column):
         raise argparse.ArgumentTypeError(f"{text!r} is not a language with its column, such as sw=sentence_swh")
     return language, column
+
+
+def _by_language(flag: str, pairs: Sequence[tuple[str, str]] | None) -> dict[str, str]:
+    columns = dict(pairs or ())
+    if len(columns) < len(pairs or ()):
+        raise UsageError(f"{flag} names a language twice: give one column for each.")
+    return columns

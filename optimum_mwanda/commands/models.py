@@ -63,16 +63,16 @@ def load_config(name: str, args: argparse.Namespace, revision: str | None = None
     with _loading_errors(name):
         from transformers import AutoConfig
 
+        from ..storage.files import repository_id
+
+        if not Path(name).is_dir():
+            with errors_as(ModelError, FileNotFoundError):
+                repository_id(name)
         try:
             config: PreTrainedConfig = AutoConfig.from_pretrained(name, **_source(args, revision))
         except (OSError, ValueError) as error:
-            if (base := _adapted(name, revision)) is None:
-                raise
-            raise ModelError(
-                f"{name!r} holds an adapter for {base!r}, and not a model: load both with peft, call "
-                "merge_and_unload(), or for a pruned model optimum_mwanda.merge_preserving_masks, then "
-                "save_pretrained(), and give that folder."
-            ) from error
+            _refuse_adapter(name, revision, error)
+            raise
         return config
 
 
@@ -97,8 +97,7 @@ def load_model(
 
         config = load_config(name, args, revision)
         method = stored_method(config)
-        if warn is not None:
-            _check_storage(name, method)
+        _check_storage(name, method, is_measured=warn is None)
         try:
             model, unused = load_whole(
                 name,
@@ -110,12 +109,14 @@ def load_model(
                 use_safetensors=None if args.allow_pickle else True,
             )
         except OSError as error:
+            _refuse_adapter(name, revision, error)
             hint = "" if args.allow_pickle else " Only safetensors files are read, unless --allow-pickle is given."
             raise OSError(f"{one_line(error)}{hint}") from error
         except (ImportError, NameError, NotImplementedError) as error:
             if not method:
                 raise
-            raise ModelError(f"{name!r} is quantized by {method} and cannot be loaded: {one_line(error)}") from error
+            reason = "a package for it is missing" if isinstance(error, NameError) else one_line(error)
+            raise ModelError(f"{name!r} is quantized by {method} and cannot be loaded: {reason}") from error
     if warn is not None and unused:
         warn(f"--drop-unused leaves out {len(unused)} weights in the files of {name!r}: {', '.join(unused)}")
     return model
@@ -160,31 +161,48 @@ def _said(flag: str, found: re.Match[str]) -> str:
     return flag if found["verb"] is None else f"giving {flag}" if found["ing"] else f"give {flag}"
 
 
-def _adapted(name: str, revision: str | None) -> str | None:
-    """The model that an adapter is for; None if there is no adapter of that name."""
+def _refuse_adapter(name: str, revision: str | None, error: Exception) -> None:
+    """Says so if what cannot be loaded as a model is an adapter.
+
+    Raises:
+        ModelError: If it is.
+    """
     from transformers.utils.peft_utils import find_adapter_config_file
 
     try:
         path = find_adapter_config_file(name, revision=revision or "main")
-        return None if path is None else str(json.loads(Path(path).read_bytes()).get("base_model_name_or_path"))
+        base = None if path is None else json.loads(Path(path).read_bytes()).get("base_model_name_or_path")
     except Exception:  # nothing more is known, and the first error says what went wrong
-        return None
+        return
+    if path is not None:
+        raise ModelError(
+            f"{name!r} holds an adapter for {str(base)!r}, and not a model: load both with peft, call "
+            "merge_and_unload(), or for a pruned model optimum_mwanda.merge_preserving_masks, then save_pretrained(), "
+            "and give that folder."
+        ) from error
 
 
-def _check_storage(name: str, method: str) -> None:
+def _check_storage(name: str, method: str, is_measured: bool) -> None:
     """Refuses checkpoints that are quantized for good, before their weights are read.
 
     Raises:
-        ModelError: If there is no way to load plain weights.
+        ModelError: If there is no way to load plain weights or, of a model that is only measured, any weights.
     """
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+
     from ..modeling.quantized import DEQUANTIZABLE
     from ..storage.coded import COMPRESSED
 
-    if method and method not in (*DEQUANTIZABLE, COMPRESSED):
+    if not method or method in (*DEQUANTIZABLE, COMPRESSED):
+        return
+    if not is_measured:
         raise ModelError(
             f"{name!r} is quantized by {method}: give the dense model that it was made from, prune that, and then "
             f"quantize it. Only checkpoints stored by {' or '.join(DEQUANTIZABLE)} can be pruned as they are."
         )
+    # transformers loads the packed numbers of a method that it does not know as if they were weights.
+    if not any(known.startswith(method) for known in AUTO_QUANTIZATION_CONFIG_MAPPING):  # bitsandbytes_8bit and _4bit
+        raise ModelError(f"{name!r} is quantized by {method}, which transformers cannot load.")
 
 
 def _source(args: argparse.Namespace, revision: str | None) -> dict[str, Any]:

@@ -81,6 +81,8 @@ def open_dataset(
         with errors_as(DataError):
             place = _Place(language_column if not columns else None, split, streaming, Path(scratch))
             configs = {} if config is None else dict(map(_named_config, config))
+            if len(configs) < len(config or ()):
+                raise DataError("The configurations name a language twice: give one for each.")
             if all(path.is_file() for path in paths):
                 dataset = place.files(paths)
             elif len(paths) == 1 and (len(configs) > 1 or any("=" in name for name in config or ())):
@@ -240,13 +242,17 @@ def _explained(place: str) -> Iterator[None]:
     """Inside the block, errors of datasets say what happened and where."""
     from datasets.arrow_writer import SchemaInferenceError
 
+    from ..data.delimited import UnreadableRows
+
     try:
         yield
     except DataError:
         raise
     except Exception as error:
         # datasets only says that an error occurred; its cause says which one.
-        cause = error.__cause__ or error
+        cause = error if isinstance(error, UnreadableRows) else error.__cause__ or error
+        if isinstance(cause, UnreadableRows):
+            raise DataError(str(cause)) from error
         # On an empty file the reader of datasets stops before it knows any columns; on blank lines, a step later.
         if isinstance(cause, (StopIteration, SchemaInferenceError)) or "corresponds to no data" in str(cause):
             raise DataError(f"{place}: there are no rows in it.") from error

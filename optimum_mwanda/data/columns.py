@@ -1,10 +1,10 @@
 """Which columns of a dataset are read, and what to do where they have another shape."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from datasets import Dataset, Translation
+from datasets import Dataset, IterableDataset, Translation
 
 TOKENISED = ("input_ids", "attention_mask", "position_ids", "labels")
 """Columns of tokenised rows."""
@@ -59,31 +59,60 @@ class Columns:
                 )
 
     def _advice(self, setting: str, present: Mapping[str, Any], indexed: bool) -> str:
-        if self.target and setting != "language_column":
-            return (
+        advice = f"Name the right one with {setting}."
+        nested = _nested(present)
+        if self.target:
+            return self._advice_on_pairs(setting, nested)
+        if not present or self.language in present:
+            return advice
+        if self.hold_ids(present):
+            return f"{advice} If all rows are in one language, pass {{'en': dataset}}."
+        texts = [self.text] if self.text in present else [name for name in present if _is_text(present[name])]
+        if len(texts) == 1 and not nested:
+            one = {"en": (texts[0],)}
+            only = f" If all rows are in one language, {_by_language(one, indexed)}"
+            return advice + only * (setting == "language_column")
+        paths = dict([*nested.items()][:2]) or {name: (name,) for name in texts[:2]}
+        if not paths:
+            return advice
+        return f"{advice} If the table has a column per language, {_by_language(paths, indexed)}"
+
+    def _advice_on_pairs(self, setting: str, nested: Mapping[str, tuple[str, ...]]) -> str:
+        advice = f"Name the right one with {setting}."
+        if setting != "language_column":
+            advice = (
                 "An encoder-decoder needs a source and a target: name their columns with text_column and "
                 "target_column, or give 'input_ids' and 'labels'."
             )
-        advice = f"Name the right one with {setting}"
-        if setting != "language_column" or self.target or not present:
-            return f"{advice}."
-        if self.hold_ids(present):
-            return f"{advice}. If all rows are in one language, pass {{'en': dataset}}."
-        if self.text in present:
-            return f"{advice}. If all rows are in one language, {_by_language({'en': (self.text,)}, indexed)}"
-        nested = {
-            code: (name, code)
-            for name, kind in present.items()
-            if isinstance(kind, (Translation, Mapping))
-            for code in (kind.languages if isinstance(kind, Translation) else kind)
-        }
-        paths: dict[str, tuple[str, ...]] = dict([*nested.items()][:2]) or {name: (name,) for name in [*present][:2]}
-        return f"{advice}. If the table has a column per language, {_by_language(paths, indexed)}"
+        if len(nested) < 2:
+            return advice
+        (_, source), (code, target) = [*nested.items()][:2]
+        row = f"{self.language!r}: {code!r}, {self.text!r}: row{_keys(source)}, {self.target!r}: row{_keys(target)}"
+        return f"{advice} From a table of translations, pass [{{{row}}} for row in dataset]."
+
+
+def _nested(present: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """The fields of columns that hold several: their names, and where each is."""
+    return {
+        code: (name, code)
+        for name, kind in present.items()
+        if isinstance(kind, (Translation, Mapping))
+        for code in (kind.languages if isinstance(kind, Translation) else kind)
+    }
+
+
+def _is_text(kind: Any) -> bool:
+    """Whether a feature, or a value, is a text."""
+    return isinstance(kind, str) or getattr(kind, "dtype", "") in ("string", "large_string")
+
+
+def _keys(path: Sequence[str]) -> str:
+    return "".join(f"[{name!r}]" for name in path)
 
 
 def _by_language(paths: Mapping[str, tuple[str, ...]], indexed: bool) -> str:
     """How to pass the columns of a table as a dict of language to texts."""
-    keys = {code: "".join(f"[{name!r}]" for name in path) for code, path in paths.items()}
+    keys = {code: _keys(path) for code, path in paths.items()}
     texts = {
         code: f"dataset{key}" if indexed and len(paths[code]) == 1 else f"[row{key} for row in dataset]"
         for code, key in keys.items()
@@ -108,7 +137,7 @@ def read_wide(dataset: Any, columns: Mapping[str, str]) -> dict[str, Any]:
     Raises:
         ValueError: If there is no such column.
     """
-    texts = {}
+    texts: dict[str, Any] = {}
     # A stream may not know its columns before its first row.
     present = list(next(iter(dataset), {})) if dataset.column_names is None else dataset.column_names
     for language, path in columns.items():
@@ -117,16 +146,41 @@ def read_wide(dataset: Any, columns: Mapping[str, str]) -> dict[str, Any]:
         if isinstance(dataset, Dataset):
             flat = selected.flatten() if len(names) > 1 else selected
             texts[language] = flat[_known(path, flat.column_names, language)[0]]
-            continue
-        value: Any = next(iter(selected), {})
-        for depth, name in enumerate(names):
-            if value is not None:  # as in a row without translations, which tells nothing
-                inner = [".".join([*names[:depth], each]) for each in (value if isinstance(value, Mapping) else ())]
-                _known(".".join(names[: depth + 1]), inner, language)
-                value = value[name]
-            selected = selected[name]
-        texts[language] = selected
+        else:
+            # Beside the texts, a column may hold pictures too.
+            plain = selected if selected.features is None else selected.decode(False)
+            _check_path(next(iter(plain), {}), names, language)
+            texts[language] = _Field(plain, names)
+        first = next(iter(texts[language]), None)
+        if isinstance(first, Mapping):
+            raise ValueError(
+                f"Column {path!r} for language {language!r} has fields: name one of them, as "
+                f"{' or '.join(f'{path}.{name}' for name in [*first][:2])}."
+            )
     return texts
+
+
+def _check_path(value: Any, names: Sequence[str], language: str) -> None:
+    for depth, name in enumerate(names):
+        if value is None:  # as in a row without translations, which tells nothing
+            return
+        inner = [".".join([*names[:depth], each]) for each in (value if isinstance(value, Mapping) else ())]
+        _known(".".join(names[: depth + 1]), inner, language)
+        value = value[name]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Field:
+    """The texts in a field of a stream, as often as they are read; None where a row has none."""
+
+    stream: IterableDataset
+    names: Sequence[str]
+
+    def __iter__(self) -> Iterator[Any]:
+        for value in self.stream:
+            for name in self.names:
+                value = value.get(name) if isinstance(value, Mapping) else None
+            yield value
 
 
 def _known(name: str, present: Sequence[str], language: str) -> list[str]:

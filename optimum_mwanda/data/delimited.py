@@ -6,6 +6,7 @@ field that goes on over many lines.
 
 import csv
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import IO
@@ -15,22 +16,34 @@ import fsspec
 logger = logging.getLogger(__name__)
 
 _NAMED = 10
+_DELIMITERS = re.compile("[;|,\t]")
 _LONGEST_FIELD = 2**31 - 1
 
 
+class UnreadableRows(ValueError):
+    """A file whose rows cannot be told apart."""
+
+
 def columns_of(files: Sequence[str], delimiter: str) -> list[str]:
-    """The columns that all files have.
+    """The columns that all files have, in any order.
 
     Raises:
-        ValueError: If a header names a column twice, or headers differ.
+        UnreadableRows: If a header names a column twice or has another delimiter, or headers differ.
     """
     headers = {file: _header(file, delimiter) for file in files}
     found = [header for header in headers.values() if header]
     for file, header in headers.items():
-        if header and header != found[0]:
-            raise ValueError(f"{_name(file)} has the columns {header}, and another file {found[0]}: read them apart.")
+        if header and sorted(header) != sorted(found[0]):
+            raise UnreadableRows(
+                f"{_name(file)} has the columns {header}, and another file {found[0]}: read them apart."
+            )
+        if len(header) == 1 and (other := _DELIMITERS.search(header[0])):
+            raise UnreadableRows(
+                f"The first line of {_name(file)} has {other[0]!r} between its fields: fields of a CSV file are "
+                "separated by commas, and those of a TSV file by tabs."
+            )
         if len({*header}) < len(header):
-            raise ValueError(f"{_name(file)} names a column twice in its first line: {header}.")
+            raise UnreadableRows(f"{_name(file)} names a column twice in its first line: {header}.")
     return found[0] if found else []
 
 
@@ -44,7 +57,7 @@ def rows_of(files: Sequence[str], delimiter: str) -> Iterator[dict[str, str]]:
         delimiter: Between fields.
 
     Raises:
-        ValueError: If a quoted field does not end, or a file is not UTF-8 text.
+        UnreadableRows: If a quote does not enclose a field, or a file is not UTF-8 text.
     """
     for file in files:
         wrong, count = [], 0
@@ -86,7 +99,7 @@ def _records(lines: IO[str], file: str, delimiter: str) -> Iterator[tuple[int, l
     try:
         yield from ((number, fields) for number, fields in split(lines, file, delimiter) if fields)
     except UnicodeDecodeError as error:
-        raise ValueError(f"{_name(file)} is not UTF-8 text: {error}") from error
+        raise UnreadableRows(f"{_name(file)} is not UTF-8 text: {error}") from error
     finally:
         csv.field_size_limit(before)
 
@@ -98,7 +111,7 @@ def _quoted(lines: IO[str], file: str, delimiter: str) -> Iterator[tuple[int, li
             yield start, fields
             start = reader.line_num + 1
     except csv.Error as error:
-        raise ValueError(
+        raise UnreadableRows(
             f"{_name(file)}: the row at line {start} has a quote that does not enclose a field ({error}): put the "
             "field in quotes and write each quote within it twice, or give the file as JSONL."
         ) from error

@@ -39,12 +39,15 @@ class RowEncoder:
         target_column: str = MWandaConfig.target_column,
         bos: str = MWandaConfig.bos,
     ) -> None:
-        if not (tokenizer is None or isinstance(tokenizer, (str, os.PathLike)) or callable(tokenizer)):
+        tokenizer = _of_processor(tokenizer)
+        # A processor of pictures or sound can be called as well.
+        is_tokenizer = callable(tokenizer) and hasattr(tokenizer, "convert_ids_to_tokens")
+        if not (tokenizer is None or isinstance(tokenizer, (str, os.PathLike)) or is_tokenizer):
             raise TypeError(
                 f"tokenizer is a {type(tokenizer).__name__}: pass a tokenizer, its name or path, or None for the one "
                 "beside the model."
             )
-        self._tokenizer = _of_processor(tokenizer)
+        self._tokenizer = tokenizer
         # Of the model only what is small: an encoder may be copied, and sent to other processes.
         self._config = model.config
         self._beside = model.name_or_path or ""

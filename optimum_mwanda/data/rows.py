@@ -103,7 +103,7 @@ def is_read_in_order(dataset: Any) -> bool:
 
 def _open_table(dataset: Dataset, columns: Columns) -> tuple[Callable[[int], Row], list[Any]]:
     columns.check(dataset.features)
-    table = select_needed(dataset, columns).with_format(None)
+    table = select_needed(dataset, columns)
     labels = table.select_columns([columns.language])[:][columns.language]
     decode = label_decoder(dataset.features, columns.language)
     return table.__getitem__, [decode(label) for label in labels]
@@ -156,8 +156,6 @@ def _rows_of(texts: Any, columns: Columns, seed: int) -> Iterator[Row]:
         if texts.features is not None:
             columns.check(texts.features, language=False)
         texts = select_needed(texts, columns)
-    if isinstance(texts, Dataset):
-        texts = texts.with_format(None)
     if isinstance(texts, (Dataset, Sequence)):
         found = (texts[int(index)] for index in np.random.default_rng(seed).permutation(len(texts)))
     else:
@@ -201,9 +199,9 @@ def _feed_stream(dataset: IterableDataset, sink: Sink, columns: Columns, languag
 
 
 def select_needed(dataset: Any, columns: Columns) -> Any:
-    """The dataset without columns that nobody needs: to decode an image or a sound takes time and other packages."""
+    """The dataset as plain rows, without columns that nobody needs: decoding an image takes time and other packages."""
     present = dataset.column_names
-    return dataset if present is None else dataset.select_columns(columns.needed(present))
+    return (dataset if present is None else dataset.select_columns(columns.needed(present))).with_format(None)
 
 
 def check_parts(dataset: Mapping[str, Any], columns: Columns) -> None:

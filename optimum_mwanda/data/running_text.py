@@ -60,7 +60,7 @@ def make_chunks(
     encoder = RowEncoder(tokenizer, model, columns.text, bos=bos)
     tokens = List(Value("int64"))
     features = Features({"input_ids": tokens, "labels": tokens, columns.language: Value("string")})
-    parts = {language: select_needed(part, columns).with_format(None) for language, part in parts.items()}
+    parts = {language: select_needed(part, columns) for language, part in parts.items()}
     chunks = {}
     for language, first in first_rows(parts).items():
         columns.check(first, language=False)

@@ -1,7 +1,11 @@
 """Loading a checkpoint whole: with its own class, as plain weights, and with nothing left out unnoticed."""
 
+import contextlib
+import logging
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import torch
 import transformers
 from transformers import PreTrainedModel
 
@@ -68,17 +72,23 @@ def load_whole(
         ValueError: If weights of the model are missing in the files, or `keep_all` is set and they hold more than it
             has a place for.
     """
+    wanted = None
     if stored_method(config) in DEQUANTIZABLE:
         _dequantize(config)
-        dtype = plain_dtype(config.dtype) if dtype == "auto" else dtype
+        # transformers dequantizes to bfloat16, whatever type it is asked for.
+        wanted = plain_dtype(config.dtype if dtype == "auto" else dtype)
+        dtype = torch.bfloat16
     architecture = (config.architectures or [""])[0]
     kind = model_class(config)
     options = {**options, "config": config, "dtype": dtype, "output_loading_info": True}
-    with exact_blocks(), listening() as unused:
+    with exact_blocks(), listening() as unused, _reports_held() as reports, _shapes_explained(name):
         model, info = kind.from_pretrained(name, **options)
         if lacks_only_pooler(model, info["missing_keys"]):
+            reports.clear()  # they say that the pooler has random weights, but now there is none
             model, info = kind.from_pretrained(name, **options, **NO_POOLER)
     forget_dequantization(model)
+    if wanted not in (None, dtype):
+        _cast(model, dtype, wanted)
     # transformers replaces missing weights with random ones and a warning.
     if missing := sorted(info["missing_keys"]):
         raise ValueError(
@@ -92,6 +102,49 @@ def load_whole(
             "that has them, or give --drop-unused to leave them out."
         )
     return model, sorted(unused)
+
+
+@contextlib.contextmanager
+def _reports_held() -> Iterator[list[logging.LogRecord]]:
+    """Holds what transformers logs about missing and unused weights back until the end of the block."""
+    logger = logging.getLogger("transformers.modeling_utils")
+    held: list[logging.LogRecord] = []
+
+    def hold(record: logging.LogRecord) -> bool:
+        is_report = "LOAD REPORT" in record.getMessage()
+        if is_report:
+            held.append(record)
+        return not is_report
+
+    logger.addFilter(hold)
+    try:
+        yield held
+    finally:
+        logger.removeFilter(hold)
+        for record in held:
+            logger.handle(record)
+
+
+@contextlib.contextmanager
+def _shapes_explained(name: str) -> Iterator[None]:
+    """Inside the block, weights of other shapes are an error in words that fit who gave a folder, and no arguments."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise ValueError(
+            f"The files of {name!r} hold weights of other shapes than its config.json asks for, which are listed "
+            "above: they belong to different models."
+        ) from error
+
+
+def _cast(model: PreTrainedModel, found: torch.dtype, wanted: torch.dtype) -> None:
+    """Changes one type of weights; what a class keeps in another type stays so."""
+    for parameter in model.parameters():
+        if parameter.dtype == found:
+            parameter.data = parameter.data.to(wanted)
+    model.config.dtype = wanted
 
 
 def _dequantize(config: Any) -> None:

@@ -1,6 +1,13 @@
 """Models that torch compiles."""
 
+from typing import Any
+
 from torch import nn
+
+
+def uncompiled(model: Any) -> Any:
+    """The model itself, where `torch.compile(model)` has wrapped it."""
+    return model._modules.get("_orig_mod", model) if isinstance(model, nn.Module) else model
 
 
 def check_not_compiled(model: nn.Module) -> None:

@@ -77,7 +77,9 @@ def _how_quantized(module: nn.Module) -> str:
         if is_weight and tensor.dim() > 0 and (_is_wrapped(tensor) or _is_packed(tensor)):
             what = type(tensor).__name__ if _is_wrapped(tensor) else str(tensor.dtype)
             return f"{what}, {kind.__name__}"
-    return ""
+    # quanto packs weights only in freeze(), and may quantize nothing but what enters a layer.
+    planned = getattr(module, "weight_qtype", None) or getattr(module, "activation_qtype", None)
+    return "" if planned is None else f"{getattr(planned, 'name', planned)}, {kind.__name__}"
 
 
 def _is_wrapped(tensor: Tensor) -> bool:

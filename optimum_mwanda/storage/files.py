@@ -44,15 +44,25 @@ def checkpoint_folder(name_or_path: str | os.PathLike[str], weights: bool, **hub
     folder = Path(name_or_path)
     if folder.is_dir():
         return folder
-    if not isinstance(name_or_path, str) or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name_or_path):
-        raise FileNotFoundError(
-            f"There is no folder {os.fspath(name_or_path)!r}: give the folder of a checkpoint or a repository id."
-        )
+    name_or_path = repository_id(name_or_path)
     from huggingface_hub import hf_hub_download, snapshot_download
 
     if weights:
         return Path(snapshot_download(name_or_path, allow_patterns=list(DOWNLOADED), **hub_kwargs))
     return Path(hf_hub_download(name_or_path, CONFIG_FILE, **hub_kwargs)).parent
+
+
+def repository_id(name_or_path: str | os.PathLike[str]) -> str:
+    """The name of something that is no folder, if it may be a repository.
+
+    Raises:
+        FileNotFoundError: If it cannot be.
+    """
+    if not isinstance(name_or_path, str) or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name_or_path):
+        raise FileNotFoundError(
+            f"There is no folder {os.fspath(name_or_path)!r}: give the folder of a checkpoint or a repository id."
+        )
+    return name_or_path
 
 
 def read_config(folder: Path) -> dict[str, Any]:

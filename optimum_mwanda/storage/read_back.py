@@ -16,6 +16,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ..modeling.architecture import load_arguments
+from ..modeling.compiled import uncompiled
 from ..modeling.offloading import offloaded_tensor
 from ..modeling.quantized import forget_dequantization
 from ..utils import abridged
@@ -34,13 +35,14 @@ def save_checked(
     """Saves a model as `save_pretrained` does, and reads the files back.
 
     Args:
-        model: The model. If it was dequantized while it was loaded, it is saved as what it is now.
+        model: The model, compiled or not. If it was dequantized while it was loaded, it is saved as what it is now.
         folder: Folder to write to; created if it does not exist.
         max_shard_size: Most bytes per weight file.
 
     Raises:
         ValueError: As `check_saved`.
     """
+    model = uncompiled(model)
     forget_dequantization(model)
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     check_saved(model, folder)
@@ -50,12 +52,13 @@ def check_saved(model: "PreTrainedModel", folder: str | os.PathLike[str]) -> Non
     """Checks that a folder loads as a model: the same names, shapes, types and bits.
 
     Args:
-        model: The model in memory.
+        model: The model in memory, compiled or not.
         folder: Where it was saved.
 
     Raises:
         ValueError: If it does not, or cannot be loaded at all.
     """
+    model = uncompiled(model)
     state = model.state_dict()
     wrong: list[str] = []
 

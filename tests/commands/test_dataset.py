@@ -161,6 +161,21 @@ def test_languages_that_look_like_missing_values_are_read(
     assert rows_of(tmp_path if folder else tmp_path / name, streaming=streaming) == rows
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"language,text\nsw,caf\xe9\n", "t.csv is not UTF-8 text"),
+        (b'language,text\nsw,"Habari" yako\n', "t.csv: the row at line 2 has a quote"),
+        (b"language;text\nsw;Habari\n", "The first line of t.csv has ';' between its fields"),
+    ],
+)
+def test_csv_file_that_cannot_be_read_is_an_error_in_plain_words(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "t.csv").write_bytes(content)
+    for place in (tmp_path, tmp_path / "t.csv"):
+        with pytest.raises(DataError, match=f"^{message}"), open_dataset([str(place)]):
+            pass
+
+
 def test_lines_end_where_lines_end_only(tmp_path: Path) -> None:
     (tmp_path / "sw.txt").write_bytes("a\u2028b\x0cc\r\nd\re\n\n".encode())
     with open_dataset([str(tmp_path / "sw.txt")]) as dataset:
@@ -266,6 +281,12 @@ def test_wide_tables_and_configurations_on_the_command_line(
         *("--streaming", "--split", "train", "--sequence-length", "16", "--json", "--quiet"),
     )
     assert [entry["language"] for entry in run.json["languages"]] == ["en", "sw"]
+    run = cli("calibrate", model, tmp_path / "b", "--dataset", path, "--columns", "en=id", "en=sentence_en", *SMALL)
+    assert run.code == 2
+    assert "names a language twice" in run.error
+    run = cli(*("calibrate", model, tmp_path / "b", "--dataset", configured), "--dataset-config", "a=1.en", "a=1.sw")
+    assert run.code == 3
+    assert "name a language twice" in run.error
     run = cli("calibrate", model, tmp_path / "b", "--dataset", path, "--columns", "en", *SMALL)
     assert run.code == 2
     assert "such as sw=sentence_swh" in run.error

@@ -26,6 +26,7 @@ from transformers import (
 
 from optimum_mwanda.commands.models import default_device_map, in_flags
 from optimum_mwanda.experiments.grid.runs import read_results
+from optimum_mwanda.loading import whole
 from optimum_mwanda.record.verification import sparsity_record, verify_sparsity
 
 from ..conftest import make_model
@@ -376,6 +377,21 @@ def test_checkpoints_that_are_quantized_for_good_are_refused_before_they_are_rea
     assert f"is quantized by {method}: give the dense model that it was made from" in run.error
 
 
+def test_quantized_checkpoints_that_cannot_be_loaded_are_not_measured(
+    cli: Cli, model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(model, tmp_path / "packed")
+    edit_config(tmp_path / "packed", quantization_config={"quant_method": "modelopt"})
+    run = cli("evaluate", tmp_path / "packed", "--dataset", data, "--quiet")
+    assert run.code == 4
+    assert "is quantized by modelopt, which transformers cannot load" in run.error
+    edit_config(tmp_path / "packed", quantization_config={"quant_method": "gptq", "bits": 4})
+    monkeypatch.setattr(whole, "load_whole", lambda *_, **__: QuantizeConfig)  # noqa: F821, as in transformers
+    run = cli("evaluate", tmp_path / "packed", "--dataset", data, "--quiet")
+    assert run.code == 4
+    assert "is quantized by gptq and cannot be loaded: a package for it is missing" in run.error
+
+
 # In words of the command line
 
 
@@ -383,10 +399,19 @@ def test_adapter_is_not_taken_for_a_model(cli: Cli, tmp_path: Path) -> None:
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base", "peft_type": "LORA"}')
-    run = cli("prune", adapter, tmp_path / "out", *FREE)
+    for _ in range(2):
+        run = cli("prune", adapter, tmp_path / "out", *FREE)
+        assert run.code == 4
+        assert f"{str(adapter)!r} holds an adapter for 'org/base', and not a model" in run.error
+        assert "for a pruned model optimum_mwanda.merge_preserving_masks" in run.error
+        make_model().config.save_pretrained(adapter)  # as some trainers do
+
+
+@pytest.mark.parametrize("name", ["no/such/model", "./model", "~/model"])
+def test_path_where_nothing_is_is_not_taken_for_a_repository(name: str, cli: Cli, tmp_path: Path) -> None:
+    run = cli("prune", name, tmp_path / "out", *FREE)
     assert run.code == 4
-    assert f"{str(adapter)!r} holds an adapter for 'org/base', and not a model" in run.error
-    assert "for a pruned model optimum_mwanda.merge_preserving_masks" in run.error
+    assert f"There is no folder {name!r}: give the folder of a checkpoint or a repository id" in run.error
 
 
 def test_custom_code_is_refused_with_the_flag_that_allows_it(cli: Cli, tmp_path: Path) -> None:

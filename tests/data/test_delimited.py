@@ -51,6 +51,21 @@ def test_rows_with_another_number_of_fields_are_counted_and_named(
     assert "t.tsv: 2 of 4 rows do not have the 2 fields of the first line and are left out: lines 3, 5." in caplog.text
 
 
+def test_columns_may_stand_in_any_order(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("language,text\nsw,paka\n")
+    (tmp_path / "b").write_text("text,language\ncat,en\n")
+    files = [str(tmp_path / "a"), str(tmp_path / "b")]
+    assert columns_of(files, ",") == ["language", "text"]
+    assert list(rows_of(files, ",")) == [{"language": "sw", "text": "paka"}, {"language": "en", "text": "cat"}]
+
+
+@pytest.mark.parametrize(("header", "delimiter"), [("language;text", ","), ("language\ttext", ","), ("a,b", "\t")])
+def test_fields_with_another_sign_between_them_are_no_column(tmp_path: Path, header: str, delimiter: str) -> None:
+    (tmp_path / "t").write_text(f"{header}\n")
+    with pytest.raises(ValueError, match=r"first line of t has '(;|.t|,)' between its fields: fields of a CSV file"):
+        columns_of([str(tmp_path / "t")], delimiter)
+
+
 def test_files_with_other_columns_or_a_column_twice_are_refused(tmp_path: Path) -> None:
     for name, header in {"a": "language,text", "b": "language,sentence", "c": "text,text"}.items():
         (tmp_path / name).write_text(header + "\n")

@@ -175,6 +175,14 @@ def test_longest_sequence_is_one_that_the_model_takes(kind: Any, config: Any) ->
             model(input_ids=torch.full((1, limit + 1), 7))
 
 
-def test_tokenizer_that_is_none_is_refused_by_its_type() -> None:
-    with pytest.raises(TypeError, match="tokenizer is a int: pass a tokenizer, its name or path"):
-        RowEncoder(5, make_model(), "text")
+class PictureProcessor:
+    """It can be called, as a tokenizer can."""
+
+    def __call__(self, pictures: Any) -> dict[str, Any]:
+        return {"pixel_values": pictures}
+
+
+@pytest.mark.parametrize(("thing", "kind"), [(5, "int"), (PictureProcessor(), "PictureProcessor")])
+def test_what_is_not_a_tokenizer_is_refused_by_its_type(thing: Any, kind: str) -> None:
+    with pytest.raises(TypeError, match=f"tokenizer is a {kind}: pass a tokenizer, its name or path"):
+        RowEncoder(thing, make_model(), "text")

@@ -57,6 +57,12 @@ PICTURED: dict[str, Callable[[], Any]] = {
     "dict of streams": lambda: {
         code: pictured([{"text": text} for text in texts]).to_iterable_dataset() for code, texts in TEXTS.items()
     },
+    "beside texts, stream": lambda: read_wide(
+        Dataset.from_list([{"all": {**row, "picture": {"bytes": b"no picture", "path": None}}} for row in _wide()])
+        .cast(Features({"all": {"en": Value("string"), "sw": Value("string"), "picture": Image()}}))
+        .to_iterable_dataset(),
+        {"en": "all.en", "sw": "all.sw"},
+    ),
     "wide": lambda: read_wide(pictured(_wide()), {"en": "en", "sw": "sw"}),
     "wide stream": lambda: read_wide(pictured(_wide()).to_iterable_dataset(), {"en": "en", "sw": "sw"}),
 }
@@ -75,6 +81,15 @@ def test_columns_that_nobody_needs_are_not_decoded(kind: str) -> None:
     with pytest.raises(Exception, match="identify image"):
         pictured(ROWS)[0]
     assert gather(PICTURED[kind]()) == {"en": ["the cat", "the mat"], "sw": ["mkeka", "paka"]}
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch", "arrow", "pandas"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_format_in_which_a_dataset_gives_its_rows_does_not_matter(stream: bool, kind: str) -> None:
+    table = Dataset.from_list(ROWS)
+    formatted = (table.to_iterable_dataset() if stream else table).with_format(kind)
+    assert gather(formatted) == {code: sorted(texts) for code, texts in TEXTS.items()}
+    assert gather({"en": formatted}) == {"en": sorted(row["text"] for row in ROWS)}
 
 
 def test_each_stream_of_a_dict_is_read_no_further_than_its_language_needs() -> None:
@@ -103,6 +118,11 @@ def test_dataset_dict_of_splits_is_not_taken_for_languages(name: str) -> None:
 SHAPES: dict[str, tuple[Any, str, str]] = {
     "only text": (Dataset.from_dict({"text": TEXTS["en"]}), "{'en': dataset['text']}", "--columns en=text)"),
     "only text, list": ([{"text": "a"}], "{'en': [row['text'] for row in dataset]}", "--columns en=text)"),
+    "only text of another name": (
+        Dataset.from_dict({"id": [1, 2], "sentence": TEXTS["en"]}),
+        "{'en': dataset['sentence']}",
+        "--columns en=sentence)",
+    ),
     "wide": (Dataset.from_list(_wide()), "{'en': dataset['en'], 'sw': dataset['sw']}", "--columns en=en sw=sw)"),
     "translation": (
         Dataset.from_list(
@@ -139,6 +159,35 @@ def test_column_of_a_language_that_is_not_there_is_named(path: str, named: str) 
     dataset, _, _ = SHAPES["translation"]
     with pytest.raises(ValueError, match=f"no column '{named}' for language 'fr'"):
         read_wide(dataset, {"en": "translation.en", "fr": path})
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_column_with_fields_is_no_text(stream: bool) -> None:
+    dataset = SHAPES["translation"][0]
+    with pytest.raises(ValueError, match=r"has fields: name one of them, as translation\.en or translation\.sw"):
+        read_wide(dataset.to_iterable_dataset() if stream else dataset, {"en": "translation"})
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_rows_without_translations_hold_no_text(stream: bool) -> None:
+    table = Dataset.from_list([{"translation": row} for row in [*_wide(), None]])
+    found = read_wide(table.to_iterable_dataset() if stream else table, {"sw": "translation.sw"})
+    for _ in range(2):  # it can be read again
+        assert list(found["sw"]) == [*TEXTS["sw"], None]
+
+
+def test_wide_table_that_is_called_after_one_language_is_told_how_to_pass_it() -> None:
+    with pytest.raises(ValueError, match=r"with text_column\..*\(on the command line: --columns en=en"):
+        gather({"fl": Dataset.from_list(_wide())})
+
+
+def test_encoder_decoder_is_told_how_to_pass_a_table_of_translations() -> None:
+    dataset, columns = SHAPES["translation"][0], {"text_column": "text", "target_column": "target"}
+    with pytest.raises(ValueError, match="From a table of translations, pass") as raised:
+        gather(dataset, **columns)
+    rows = eval(str(raised.value).partition("pass ")[2].removesuffix("."), {"dataset": dataset})
+    assert gather(rows, **columns) == {"sw": sorted(TEXTS["en"])}
+    assert {row["target"] for row in rows} == {*TEXTS["sw"]}
 
 
 def test_rows_of_a_stream_without_a_language_are_counted(caplog: pytest.LogCaptureFixture) -> None:

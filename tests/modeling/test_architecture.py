@@ -19,6 +19,13 @@ from optimum_mwanda.modeling.architecture import auto_class, is_masked
         ("BartModel", True, "AutoModel"),
         ("LlamaModel", False, "AutoModel"),
         ("XLMRobertaForSequenceClassification", False, "AutoModelForSequenceClassification"),
+        ("XLMRobertaForQuestionAnswering", False, "AutoModelForQuestionAnswering"),
+        ("BertForMultipleChoice", False, "AutoModelForMultipleChoice"),
+        ("BertForNextSentencePrediction", False, "AutoModelForNextSentencePrediction"),
+        ("BertForPreTraining", False, "AutoModelForPreTraining"),
+        ("GPT2LMHeadModel", False, "AutoModelForCausalLM"),  # which is for pretraining too
+        ("MT5EncoderModel", False, "AutoModelForTextEncoding"),
+        ("WhisperForConditionalGeneration", True, "AutoModelForSpeechSeq2Seq"),
         ("MyOwnTranslator", True, "AutoModelForSeq2SeqLM"),
         ("MyOwnModel", False, "AutoModelForCausalLM"),
         ("", False, "AutoModelForCausalLM"),

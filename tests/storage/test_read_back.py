@@ -123,6 +123,17 @@ def test_tied_weights_several_types_and_values_that_are_not_numbers_are_no_diffe
     save_checked(model, tmp_path)
 
 
+def test_compiled_models_are_saved_and_read_back_as_the_model_that_they_wrap(tmp_path: Path) -> None:
+    model = pruned(make_model())
+    compiled = torch.compile(model, backend="eager")
+    save_checked(compiled, tmp_path / "dense")
+    check_saved(model, tmp_path / "dense")
+    check_saved(compiled, tmp_path / "dense")
+    save_pretrained_compressed(compiled, tmp_path / "small")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "small").state_dict()
+    assert all(torch.equal(again[name], tensor) for name, tensor in model.state_dict().items())
+
+
 def test_offloaded_weights_are_read_from_where_they_are(tmp_path: Path) -> None:
     make_model().save_pretrained(tmp_path / "model")
     places = {"model": "cpu", "lm_head": "disk"}
