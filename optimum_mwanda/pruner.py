@@ -249,8 +249,8 @@ class MWandaPruner:
             raise TypeError(f"model is a {type(model).__name__}: pass a loaded transformers model.")
         if hasattr(model, "peft_config"):
             raise ValueError(
-                "The model carries an adapter, and its matrices must not be pruned: merge it (merge_and_unload) or "
-                "unload it first."
+                "The model carries an adapter, and its matrices must not be pruned: merge it (merge_and_unload, or "
+                "merge_preserving_masks if the model is pruned already), or unload it first."
             )
         check_not_compiled(model)
         check_dense(model)
