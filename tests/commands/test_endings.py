@@ -449,7 +449,13 @@ def test_version_is_told(cli: Cli) -> None:
 
 @pytest.mark.parametrize("command", ["apply", "card", "compare", "decompress", "evaluate", "prune", "search"])
 def test_help_begins_with_what_must_be_given_and_ends_with_an_example(cli: Cli, command: str) -> None:
-    usage, *_, example = cli(command, "--help").out.strip().split("\n\n")
+    text = cli(command, "--help").out
+    usage, *_, example = text.strip().split("\n\n")
     assert len(usage.splitlines()) <= 2
     assert usage.endswith("[flags]")
-    assert " ".join(example.split()).startswith(f"Example: optimum-cli mwanda {command} ")
+    assert example.startswith(f"Example: optimum-cli mwanda {command} ")
+    pasted = example.replace(" \\\n", " ")
+    assert len(pasted.splitlines()) == 1
+    assert {word for word in pasted.split() if word.startswith("--")} <= set(
+        re.findall(r"(?<=^  )--[\w-]+", text, re.M)
+    )
