@@ -41,10 +41,12 @@ class CalibrateCommand(Subcommand):
             tokenizer = load_tokenizer(args.model, args)
             check_prunable(model, config)
             with pruning_errors():
+                from safetensors import SafetensorError
+
                 from ..pruner import MWandaPruner
 
                 statistics = MWandaPruner(config, progress=not args.quiet).calibrate(model, dataset, tokenizer)
-        with errors_as(DataError, OSError):
+        with errors_as(DataError, OSError, SafetensorError):
             statistics.save(target)
         values = {
             "output": args.statistics,

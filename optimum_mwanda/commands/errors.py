@@ -43,26 +43,40 @@ class HubError(CommandError):
 
 
 def exhausted(error: BaseException) -> str | None:
-    """What was used up, if that is the reason for an error: disk or memory. Every library says it in its own way."""
+    """What was used up, if that is the reason for an error: disk, file size or memory; the first cause says it best."""
+    found: str | None = None
     seen: set[int] = set()
     link: BaseException | None = error
     while link is not None and id(link) not in seen:
         seen.add(id(link))
-        text = str(link)
-        if (isinstance(link, OSError) and link.errno in _DISK) or _DISK_FULL.search(text):
-            return f"the disk is full: {one_line(link)}. Make room, or write to another disk."
-        if isinstance(link, MemoryError) or _MEMORY_FULL.search(f"{type(link).__name__}: {text}"):
-            return (
-                f"the memory does not suffice: {one_line(link)}. Give a smaller --batch-size or --sequence-length, "
-                "--dtype bfloat16, or a machine with more memory."
-            )
+        found = _used_up(link) or found
         link = link.__cause__ or link.__context__
+    return found
+
+
+def _used_up(error: BaseException) -> str | None:
+    """The same for one error alone. Every library says it in its own way."""
+    text = str(error)
+    code = error.errno if isinstance(error, OSError) else None
+    if code in _DISK or _DISK_FULL.search(text):
+        return f"the disk is full: {one_line(error)}. Make room, or write to another disk."
+    if code == errno.EFBIG or _FILE_TOO_LARGE.search(text):
+        return (
+            f"a file of this size is not allowed here: {one_line(error)}. Write to another disk, or raise the limit of "
+            "your session (`ulimit -f`)."
+        )
+    if isinstance(error, MemoryError) or _MEMORY_FULL.search(f"{type(error).__name__}: {text}"):
+        return (
+            f"the memory does not suffice: {one_line(error)}. Give a smaller --batch-size or --sequence-length, "
+            "--dtype bfloat16, or a machine with more memory."
+        )
     return None
 
 
 _DISK = (errno.ENOSPC, errno.EDQUOT) if hasattr(errno, "EDQUOT") else (errno.ENOSPC,)
 _DISK_FULL = re.compile(r"No space left on device|os error 28\b|Disk quota exceeded")
-_MEMORY_FULL = re.compile(r"^OutOfMemoryError: |can't allocate memory|^OSError: \[Errno 12\]|out of memory")
+_FILE_TOO_LARGE = re.compile(r"File too large \(os error 27\)")
+_MEMORY_FULL = re.compile(r"^OutOfMemoryError: |can(?:'t|not) allocate memory|out of memory", re.IGNORECASE)
 
 
 @contextlib.contextmanager

@@ -2,17 +2,27 @@
 
 import argparse
 import difflib
+import textwrap
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from .errors import UsageError, one_line
 
 
+class _HelpFormatter(argparse.HelpFormatter):
+    """Ends the lines of an example so that it can be pasted into a shell; argparse would break it within flags."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if not text.startswith("Example: "):
+            return super()._fill_text(text, width, indent)
+        return " \\\n    ".join(textwrap.wrap(text, width - 6, break_on_hyphens=False, break_long_words=False))
+
+
 class OneLineParser(argparse.ArgumentParser):
     """An argparse parser with one-line errors and without abbreviations, which a new flag could make ambiguous."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+        super().__init__(*args, **{"allow_abbrev": False, "formatter_class": _HelpFormatter, **kwargs})
 
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None

@@ -70,11 +70,13 @@ def write_checkpoint(
     Raises:
         ModelError: If the model cannot be saved.
     """
+    from safetensors import SafetensorError
+
     from ..record.schema import SparsityRecord
     from ..sharing.folder import save_folder
     from ..sharing.model_card import describe
 
-    with errors_as(ModelError, ValueError, TypeError, OSError):
+    with errors_as(ModelError, ValueError, TypeError, OSError, SafetensorError):
         record = SparsityRecord.parse(model.config.mwanda_config)
         card = dataclasses.replace(describe(model, report, args.base_model), compressed=args.compressed)
         save_folder(model, folder, tokenizer, report=report, card=card, compressed=args.compressed)

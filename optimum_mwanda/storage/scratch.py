@@ -34,27 +34,34 @@ def scratch_folder(target: Path) -> Iterator[Path]:
             there is no room at `target`.
     """
     scratch = target.with_name(f".{target.name}.mwanda")
-    scratch.mkdir(exist_ok=True)
-    if scratch.is_symlink():  # in a folder for everybody, somebody else can make one
-        raise OSError(f"{scratch} is a link, which is not followed: delete it.")
-    try:
-        held = FileLock(scratch / _LOCK).acquire(timeout=0)
-    except Timeout:
-        raise OSError(f"another process is writing it now (in {scratch}): wait for it, or name another path.") from None
-    try:
-        with held:
-            try:
-                _look_after(scratch, target)
-                yield scratch
-            finally:
-                with deferred_interrupts():
+    lock = FileLock(scratch / _LOCK)
+    with contextlib.ExitStack() as stack:
+        stack.callback(lock.release)
+        try:
+            with deferred_interrupts():
+                _take(scratch, lock)
+            _look_after(scratch, target)
+            yield scratch
+        finally:
+            with deferred_interrupts():
+                if lock.is_locked:
                     _empty(scratch)
                     # Whoever opens the lock from now on makes a new one, so it goes while it still keeps others out.
                     with contextlib.suppress(OSError):
                         (scratch / _LOCK).unlink()
-    finally:
-        with contextlib.suppress(OSError):
-            scratch.rmdir()
+                with contextlib.suppress(OSError):
+                    scratch.rmdir()
+
+
+def _take(scratch: Path, lock: FileLock) -> None:
+    """Makes the folder and becomes its owner."""
+    scratch.mkdir(exist_ok=True)
+    if scratch.is_symlink():  # in a folder for everybody, somebody else can make one
+        raise OSError(f"{scratch} is a link, which is not followed: delete it.")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise OSError(f"another process is writing it now (in {scratch}): wait for it, or name another path.") from None
 
 
 def is_free(target: Path) -> bool:

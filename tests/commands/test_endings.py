@@ -259,9 +259,12 @@ class TestResources:
         [
             (OSError(errno.ENOSPC, "No space left on device"), "the disk is full: [Errno 28]"),
             (SafetensorError("I/O error: No space left on device (os error 28)"), "the disk is full"),
+            (OSError(errno.EFBIG, "File too large"), "a file of this size is not allowed here: [Errno 27]"),
+            (SafetensorError("I/O error: File too large (os error 27)"), "raise the limit of your session"),
             (MemoryError("Unable to allocate 9.00 GiB"), "memory does not suffice: Unable to allocate 9.00 GiB"),
             (torch.cuda.OutOfMemoryError("Tried to allocate 2.00 GiB"), "Tried to allocate 2.00 GiB"),
             (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 7 bytes"), "7 bytes"),
+            (RuntimeError("unable to mmap 7 bytes: Cannot allocate memory (12)"), "memory does not suffice: unable to"),
         ],
         ids=lambda value: type(value).__name__,
     )
@@ -287,6 +290,13 @@ class TestResources:
         run = cli("prune", model, tmp_path / "out", *MAGNITUDE)
         assert (run.code, list(tmp_path.iterdir())) == (4, [])
         assert message in run.error
+
+    def test_weights_that_cannot_be_written_are_a_model_error(
+        self, cli: Cli, model: Path, tmp_path: Path, broken_card: Callable[[BaseException], None]
+    ) -> None:
+        broken_card(SafetensorError("I/O error: Input/output error (os error 5)"))
+        run = cli("prune", model, tmp_path / "out", *MAGNITUDE)
+        assert (run.code, "(os error 5)" in run.error) == (4, True)
 
     @pytest.mark.parametrize(
         "words",
@@ -439,7 +449,13 @@ def test_version_is_told(cli: Cli) -> None:
 
 @pytest.mark.parametrize("command", ["apply", "card", "compare", "decompress", "evaluate", "prune", "search"])
 def test_help_begins_with_what_must_be_given_and_ends_with_an_example(cli: Cli, command: str) -> None:
-    usage, *_, example = cli(command, "--help").out.strip().split("\n\n")
+    text = cli(command, "--help").out
+    usage, *_, example = text.strip().split("\n\n")
     assert len(usage.splitlines()) <= 2
     assert usage.endswith("[flags]")
-    assert " ".join(example.split()).startswith(f"Example: optimum-cli mwanda {command} ")
+    assert example.startswith(f"Example: optimum-cli mwanda {command} ")
+    pasted = example.replace(" \\\n", " ")
+    assert len(pasted.splitlines()) == 1
+    assert {word for word in pasted.split() if word.startswith("--")} <= set(
+        re.findall(r"(?<=^  )--[\w-]+", text, re.M)
+    )

@@ -15,6 +15,9 @@ from hypothesis import given
 
 pytest.importorskip("matplotlib")
 
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
+from matplotlib import font_manager
 from matplotlib.colors import to_hex
 from matplotlib.container import ErrorbarContainer
 
@@ -518,7 +521,7 @@ def foreign_comparison(name: str) -> PerplexityComparison:
     return make_comparison(["en", "sw"], [name])
 
 
-def test_fonts_are_chosen_that_have_the_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fonts_are_chosen_that_have_the_characters() -> None:
     private = "\ue000"  # of the fonts that come with matplotlib, only one for mathematics has it
     figure = degradation_figure(foreign_comparison(f"a {private}"))
     render(figure, "png")
@@ -526,6 +529,33 @@ def test_fonts_are_chosen_that_have_the_characters(monkeypatch: pytest.MonkeyPat
     assert "STIXNonUnicode" in text.get_fontfamily()
     assert "Last Resort High-Efficiency" not in text.get_fontfamily()
     assert all("STIXNonUnicode" not in each.get_fontfamily() for each in figure.axes[0].get_yticklabels())
+
+
+def make_font(path: Path, family: str, character: str) -> None:
+    """A font with one character."""
+    builder = FontBuilder(1000, isTTF=True)
+    builder.setupGlyphOrder([".notdef", "one"])
+    builder.setupCharacterMap({ord(character): "one"})
+    builder.setupGlyf(dict.fromkeys([".notdef", "one"], TTGlyphPen(None).glyph()))
+    builder.setupHorizontalMetrics(dict.fromkeys([".notdef", "one"], (500, 0)))
+    builder.setupHorizontalHeader(ascent=800, descent=-200)
+    builder.setupNameTable({"familyName": family, "styleName": "Regular"})
+    builder.setupOS2()
+    builder.setupPost()
+    builder.save(path)
+
+
+def test_fonts_that_are_newer_than_the_list_of_matplotlib_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "broken.ttf").write_text("no font")
+    make_font(tmp_path / "new.ttf", "Brand New", "\U000e0200")
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", list(font_manager.fontManager.ttflist))
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [str(path) for path in sorted(tmp_path.iterdir())])
+    figure = degradation_figure(foreign_comparison("a \U000e0200"))
+    render(figure, "png")
+    assert any("Brand New" in text.get_fontfamily() for text in figure.legends[0].get_texts())
+    assert "No installed font" not in caplog.text
 
 
 @pytest.mark.filterwarnings("error")

@@ -1,5 +1,6 @@
 """Fonts for names in any script."""
 
+import contextlib
 import functools
 import logging
 from typing import TYPE_CHECKING
@@ -36,6 +37,7 @@ def _families_with(characters: frozenset[str]) -> tuple[str, ...]:
     """Installed font families that have some characters, Noto first; warns of characters that none has."""
     from matplotlib import font_manager
 
+    _add_new_fonts()
     left, found = set(characters), []
     entries = {entry.name: entry.fname for entry in reversed(font_manager.fontManager.ttflist)}
     for name in sorted(entries, key=lambda name: (not name.startswith("Noto Sans"), name)):
@@ -54,3 +56,14 @@ def _families_with(characters: frozenset[str]) -> tuple[str, ...]:
             " ".join(sorted(left)),
         )
     return tuple(found)
+
+
+def _add_new_fonts() -> None:
+    """Tells matplotlib of fonts that were installed after it had listed them in its cache."""
+    from matplotlib import font_manager
+
+    known = {entry.fname for entry in font_manager.fontManager.ttflist}
+    for path in font_manager.findSystemFonts():
+        if path not in known:
+            with contextlib.suppress(OSError, RuntimeError, ValueError):  # a file that is no font that it can read
+                font_manager.fontManager.addfont(path)
