@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -120,8 +121,13 @@ def check_paths(args: argparse.Namespace, written: Mapping[str, str | None]) -> 
                     raise UsageError(
                         f"{output} is or holds {path}, which {name} names: name another path for {output}."
                     )
+                if target.parent == place and _PART_OF_CHECKPOINT.fullmatch(target.name) and target.is_file():
+                    raise UsageError(
+                        f"{output} is a part of the checkpoint that {name} names: name another path for {output}."
+                    )
 
 
+_PART_OF_CHECKPOINT = re.compile(r"(pytorch_)?model.*\.(safetensors|bin)|(config|tokenizer.*)\.json")
 _READ = {
     "model": "MODEL",
     "statistics": "STATS",

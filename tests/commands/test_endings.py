@@ -332,6 +332,7 @@ class TestInputs:
             (cli("prune", source, tmp_path / "out", *words, "--eval-dataset", text, "--report", text), "--dataset"),
             (cli("apply", source, sums, tmp_path, "--overwrite"), "OUT is or holds"),
             (cli("calibrate", source, text, *words), "STATS is or holds"),
+            (cli("calibrate", source, source / "model.safetensors", *words), "is a part of the checkpoint"),
             (cli("search", source, source, *words, "--eval-dataset", text), "which MODEL names"),
             (cli("evaluate", source, *words[:2], "--output", text, "--overwrite"), "which --dataset names"),
             (cli("compress", source, source.parent, "--overwrite"), "which would be replaced"),

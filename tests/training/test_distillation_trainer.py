@@ -13,7 +13,8 @@ from optimum_mwanda import DistillationTrainer, distillation_loss, mix_languages
 from ..conftest import SIZES, make_model, make_rows, state_of
 from .test_language_mix import NEED
 
-ROWS = [{**row, "labels": row["input_ids"]} for row in make_rows("en fr sw", 4, 16)]
+ROWS = [{**row, "labels": [-100, *row["input_ids"][1:]]} for row in make_rows("en fr sw", 4, 16)]
+"""The first label is never predicted, and old versions of transformers count it nevertheless."""
 
 
 def arguments(folder: Path, **settings: Any) -> TrainingArguments:

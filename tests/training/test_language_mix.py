@@ -10,12 +10,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 from accelerate.data_loader import DataLoaderDispatcher, prepare_data_loader
 from datasets import Dataset, IterableDataset
 from hypothesis import given
 from hypothesis import strategies as st
+from packaging.version import Version
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainingArguments, default_data_collator
 
@@ -185,6 +187,7 @@ def test_a_training_that_is_resumed_sees_what_it_would_have_seen(tmp_path: Path,
     assert all(torch.equal(after[name], expected[name]) for name in expected)
 
 
+@pytest.mark.skipif(Version(datasets.__version__) < Version("4.8.5"), reason="loses its place in batches of a stream")
 @pytest.mark.parametrize("kind", ["stream", "short", "sharded"])
 def test_the_state_of_a_stream_can_be_saved_and_loaded(kind: str) -> None:
     def ids(rows: Iterable[Any], count: int) -> list[list[int]]:
@@ -232,9 +235,10 @@ def test_texts_of_tables_and_of_streams_make_the_same_chunks(
     sample_model: PreTrainedModel, sample_rows: dict[str, list[dict[str, str]]]
 ) -> None:
     languages = ["en", "ta"]
-    table = Dataset.from_list(sample_rows["calibration"])
-    tables = mix_languages(table, sample_model, languages=languages, sequence_length=32)
-    stream = mix_languages(table.to_iterable_dataset(), sample_model, languages=languages, sequence_length=32)
+    table = Dataset.from_list([row for row in sample_rows["calibration"] if row["language"] in languages])
+    length = len(table) // 2  # as many tokens per chunk as rows per language, so that all of them are joined
+    tables = mix_languages(table, sample_model, sequence_length=length)
+    stream = mix_languages(table.to_iterable_dataset(), sample_model, languages=languages, sequence_length=length)
     assert tables.available is not None
     longest = max(tables.available.values())
     streamed = {(row["language"], *row["input_ids"]) for row in stream.dataset.take(2 * longest)}
@@ -246,8 +250,8 @@ def test_mixes_can_be_sent_to_other_processes(sample_model: PreTrainedModel) -> 
     stream = Dataset.from_list(ROWS).to_iterable_dataset()
     for dataset in (stream, streams()):
         mixed = mix_languages(dataset, sample_model, languages=list(SIZES), sequence_length=8).dataset
-        first = [row["input_ids"].tolist() for row in mixed.take(6)]
-        assert [row["input_ids"].tolist() for row in pickle.loads(pickle.dumps(mixed)).take(6)] == first
+        first = [list(row["input_ids"]) for row in mixed.take(6)]
+        assert [list(row["input_ids"]) for row in pickle.loads(pickle.dumps(mixed)).take(6)] == first
 
 
 @pytest.mark.parametrize(
