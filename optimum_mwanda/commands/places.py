@@ -83,6 +83,8 @@ def open_dataset(
             configs = {} if config is None else dict(map(_named_config, config))
             if len(configs) < len(config or ()):
                 raise DataError("The configurations name a language twice: give one for each.")
+            if config is not None and all(path.is_file() for path in paths):
+                raise DataError("Files have no configurations: leave --dataset-config out, or give a repository.")
             if all(path.is_file() for path in paths):
                 dataset = place.files(paths)
             elif len(paths) == 1 and (len(configs) > 1 or any("=" in name for name in config or ())):

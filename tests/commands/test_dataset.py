@@ -287,6 +287,9 @@ def test_wide_tables_and_configurations_on_the_command_line(
     run = cli(*("calibrate", model, tmp_path / "b", "--dataset", configured), "--dataset-config", "a=1.en", "a=1.sw")
     assert run.code == 3
     assert "name a language twice" in run.error
+    run = cli("calibrate", model, tmp_path / "b", "--dataset", path, "--dataset-config", "en", *SMALL)
+    assert run.code == 3
+    assert "Files have no configurations" in run.error
     run = cli("calibrate", model, tmp_path / "b", "--dataset", path, "--columns", "en", *SMALL)
     assert run.code == 2
     assert "such as sw=sentence_swh" in run.error
