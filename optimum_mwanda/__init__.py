@@ -22,6 +22,7 @@ _HOMES = {
     "PerplexityReport": "evaluation.report",
     "Recovery": "training.recovery",
     "RecoverySettings": "training.recovery_settings",
+    "RigLCallback": "training.moving_masks",
     "SparsityPlan": "pruning.allocation",
     "SparsityRecord": "record.schema",
     "SparsitySearch": "experiments.search.outcome",
@@ -92,6 +93,7 @@ if TYPE_CHECKING:
     from .training.language_weights import need_weights as need_weights
     from .training.language_weights import temperature_weights as temperature_weights
     from .training.masked_adapters import mask_adapters as mask_adapters
+    from .training.moving_masks import RigLCallback as RigLCallback
     from .training.pruned_entries import read_masks as read_masks
     from .training.recovery import Recovery as Recovery
     from .training.recovery import recover as recover
