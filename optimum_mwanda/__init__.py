@@ -12,6 +12,7 @@ from .version import __version__
 _HOMES = {
     "CalibrationStatistics": "calibration.statistics",
     "DistillationTrainer": "training.distillation_trainer",
+    "LISACallback": "training.blocks_in_turn",
     "LanguageCoverage": "data.chunks",
     "LanguageMix": "training.language_mix",
     "MWandaCallback": "training.callback",
@@ -84,6 +85,7 @@ if TYPE_CHECKING:
     from .storage.compressed import save_pretrained_compressed as save_pretrained_compressed
     from .storage.read_back import check_saved as check_saved
     from .training.adapter_merging import merge_preserving_masks as merge_preserving_masks
+    from .training.blocks_in_turn import LISACallback as LISACallback
     from .training.callback import MWandaCallback as MWandaCallback
     from .training.distillation import distillation_loss as distillation_loss
     from .training.distillation_trainer import DistillationTrainer as DistillationTrainer
