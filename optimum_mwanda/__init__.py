@@ -12,6 +12,7 @@ from .version import __version__
 _HOMES = {
     "CalibrationStatistics": "calibration.statistics",
     "DistillationTrainer": "training.distillation_trainer",
+    "GradualPruningCallback": "training.pruning_in_training",
     "LISACallback": "training.blocks_in_turn",
     "LanguageCoverage": "data.chunks",
     "LanguageMix": "training.language_mix",
@@ -97,6 +98,7 @@ if TYPE_CHECKING:
     from .training.masked_adapters import mask_adapters as mask_adapters
     from .training.moving_masks import RigLCallback as RigLCallback
     from .training.pruned_entries import read_masks as read_masks
+    from .training.pruning_in_training import GradualPruningCallback as GradualPruningCallback
     from .training.recovery import Recovery as Recovery
     from .training.recovery import recover as recover
     from .training.recovery_settings import RecoverySettings as RecoverySettings
