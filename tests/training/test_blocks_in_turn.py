@@ -101,7 +101,7 @@ def test_what_was_frozen_before_stays_frozen(tiny: PreTrainedModel, train_tiny: 
 def test_a_resumed_training_equals_an_uninterrupted_one(step: int, tmp_path: Path, train_tiny: MakeTrainer) -> None:
     def make(model: PreTrainedModel, folder: str = "parts") -> Trainer:
         callback = LISACallback(count=1, interval=2)
-        return train_tiny(model, callback, output_dir=tmp_path / folder, save_strategy="steps", save_steps=step)
+        return train_tiny(model, callback, output_dir=tmp_path / folder)
 
     def start(checkpoint: Path | None) -> PreTrainedModel:
         return prune_tiny() if checkpoint is None else AutoModelForCausalLM.from_pretrained(checkpoint)

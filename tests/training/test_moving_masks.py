@@ -129,10 +129,8 @@ def test_only_kept_weights_have_gradients_and_moments(tiny: PreTrainedModel, tra
 
 @pytest.mark.parametrize("fresh", [False, True], ids=["the checkpoint's model", "the model of the start"])
 def test_a_resumed_training_equals_an_uninterrupted_one(fresh: bool, tmp_path: Path, train_tiny: MakeTrainer) -> None:
-    arguments = {"save_strategy": "steps", "save_steps": 3, "logging_steps": 1}
-
     def make(model: PreTrainedModel, folder: str = "parts") -> Trainer:
-        return train_tiny(model, RigLCallback(interval=1), output_dir=tmp_path / folder, **arguments)
+        return train_tiny(model, RigLCallback(interval=1), output_dir=tmp_path / folder, logging_steps=1)
 
     def start(checkpoint: Path | None) -> PreTrainedModel:
         return prune_tiny() if fresh or checkpoint is None else AutoModelForCausalLM.from_pretrained(checkpoint)

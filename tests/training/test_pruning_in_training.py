@@ -129,7 +129,7 @@ def test_a_resumed_training_equals_an_uninterrupted_one(
 
     def make(model: PreTrainedModel, folder: str = "parts") -> Trainer:
         callback = GradualPruningCallback(MAGNITUDE, interval=2, stop=0.6)
-        return train_tiny(model, callback, output_dir=tmp_path / folder, save_strategy="steps", save_steps=step)
+        return train_tiny(model, callback, output_dir=tmp_path / folder)
 
     def start(checkpoint: Path | None = None) -> PreTrainedModel:
         if checkpoint is not None and not fresh:

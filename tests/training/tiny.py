@@ -14,13 +14,13 @@ from ..conftest import make_model
 
 
 class Stop(TrainerCallback):
-    """Ends a training after some steps, as an interruption would."""
+    """Saves a checkpoint after some steps, and ends the training, as an interruption would."""
 
     def __init__(self, step: int) -> None:
         self.step = step
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        control.should_training_stop = state.global_step == self.step
+        control.should_training_stop = control.should_save = state.global_step == self.step
 
 
 class Fail(TrainerCallback):
@@ -52,9 +52,9 @@ def stop_and_resume(
 
     Args:
         make: Makes a `Trainer` that writes into the folder.
-        step: Where to stop; there must be a checkpoint.
+        step: Where to stop.
         start: Makes the model, of the checkpoint if one is given.
-        folder: Where checkpoints are.
+        folder: The same folder.
     """
     first = make(start(None))
     first.add_callback(Stop(step))
