@@ -12,6 +12,8 @@ from .version import __version__
 _HOMES = {
     "CalibrationStatistics": "calibration.statistics",
     "DistillationTrainer": "training.distillation_trainer",
+    "GradualPruningCallback": "training.pruning_in_training",
+    "LISACallback": "training.blocks_in_turn",
     "LanguageCoverage": "data.chunks",
     "LanguageMix": "training.language_mix",
     "MWandaCallback": "training.callback",
@@ -22,6 +24,7 @@ _HOMES = {
     "PerplexityReport": "evaluation.report",
     "Recovery": "training.recovery",
     "RecoverySettings": "training.recovery_settings",
+    "RigLCallback": "training.moving_masks",
     "SparsityPlan": "pruning.allocation",
     "SparsityRecord": "record.schema",
     "SparsitySearch": "experiments.search.outcome",
@@ -83,6 +86,7 @@ if TYPE_CHECKING:
     from .storage.compressed import save_pretrained_compressed as save_pretrained_compressed
     from .storage.read_back import check_saved as check_saved
     from .training.adapter_merging import merge_preserving_masks as merge_preserving_masks
+    from .training.blocks_in_turn import LISACallback as LISACallback
     from .training.callback import MWandaCallback as MWandaCallback
     from .training.distillation import distillation_loss as distillation_loss
     from .training.distillation_trainer import DistillationTrainer as DistillationTrainer
@@ -92,7 +96,9 @@ if TYPE_CHECKING:
     from .training.language_weights import need_weights as need_weights
     from .training.language_weights import temperature_weights as temperature_weights
     from .training.masked_adapters import mask_adapters as mask_adapters
+    from .training.moving_masks import RigLCallback as RigLCallback
     from .training.pruned_entries import read_masks as read_masks
+    from .training.pruning_in_training import GradualPruningCallback as GradualPruningCallback
     from .training.recovery import Recovery as Recovery
     from .training.recovery import recover as recover
     from .training.recovery_settings import RecoverySettings as RecoverySettings

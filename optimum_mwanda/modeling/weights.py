@@ -49,10 +49,13 @@ class PrunableWeight:
     @property
     def matrix(self) -> Tensor:
         """The weight as a view of shape `(out, in)`, detached: writing to it changes the model."""
-        weight = self.holder
+        return self.view_of(self.holder)
+
+    def view_of(self, tensor: Tensor) -> Tensor:
+        """The part about this weight of a tensor shaped like the holder, as a view of shape `(out, in)`."""
         if self.expert is not None:
-            weight = weight.view(self.experts, -1, weight.shape[-1])[self.expert]
-        return weight.T if self.transposed else weight
+            tensor = tensor.view(self.experts, -1, tensor.shape[-1])[self.expert]
+        return tensor.T if self.transposed else tensor
 
     @property
     def stored(self) -> str:

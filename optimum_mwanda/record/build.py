@@ -17,7 +17,7 @@ from ..pruning.scoring import weigh_languages
 from ..utils import portable_name
 from ..version import __version__
 from .fields import MAX_EXPERT_NAMES, SCHEMA
-from .matrices import name_matrices
+from .matrices import name_matrices, share_of_zeros
 from .parts import RecordedMatrix
 from .schema import RECORD_KEY, SparsityRecord
 
@@ -62,10 +62,10 @@ def build_record(
         "settings": config.to_dict(),
         "pattern": config.pattern,
         "target_sparsity": round(sum(plan[block] * size for block, size in sizes.items()) / sum(sizes.values()), 9),
-        "achieved_sparsity": _share([matrix for found in counts.values() for matrix in found]),
+        "achieved_sparsity": share_of_zeros([matrix for found in counts.values() for matrix in found]),
         "blocks": {
             "names": list(counts),
-            "sparsity": [round(_share(found), 6) for found in counts.values()],
+            "sparsity": [round(share_of_zeros(found), 6) for found in counts.values()],
         },
         "matrices": _matrices(counts),
         **_calibration(config, statistics),
@@ -76,10 +76,6 @@ def build_record(
         "history": _history(getattr(model.config, RECORD_KEY, None)),
     }
     return SparsityRecord.parse(record)
-
-
-def _share(matrices: list[RecordedMatrix]) -> float:
-    return sum(matrix.zeros for matrix in matrices) / sum(matrix.numel for matrix in matrices)
 
 
 def _matrices(counts: dict[str, list[RecordedMatrix]]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -78,6 +78,11 @@ def name_matrices(weights: Iterable[PrunableWeight], zeros: Mapping[str, int]) -
             shape = shape if weight.expert is None else (weight.experts, *shape)
             found[name] = RecordedMatrix(name, weight.block, shape, zeros[weight.stored])
     return list(found.values())
+
+
+def share_of_zeros(matrices: Sequence[RecordedMatrix]) -> float:
+    """Zeros over entries of all matrices together."""
+    return sum(matrix.zeros for matrix in matrices) / sum(matrix.numel for matrix in matrices)
 
 
 def loaded_matrices(model: nn.Module) -> dict[str, StoredMatrix]:

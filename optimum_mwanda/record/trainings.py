@@ -1,12 +1,14 @@
 """Says in the record of a model how it was trained after its pruning."""
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 from ..version import __version__
 from .attachment import attach_record, take_records
 from .fields import MAX_TRAININGS
+from .matrices import loaded_matrices, share_of_zeros
 from .schema import RECORD_KEY, SparsityRecord
-from .verification import sparsity_record
+from .verification import match_names, sparsity_record
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,3 +39,28 @@ def count_steps(model: "PreTrainedModel", steps: int) -> None:
     for _, record in take_records(model):
         if record:
             record[RECORD_KEY]["training"][-1]["steps"] = steps
+
+
+def recount_zeros(model: "PreTrainedModel") -> None:
+    """Makes the counts in the record of a model those of its weights; without a record nothing is written.
+
+    Matrices that are not found keep their counts.
+    """
+    record = sparsity_record(model)
+    if record is None:
+        return
+    found = loaded_matrices(model)
+    names = match_names(record.matrices, found)
+    matrices = [
+        dataclasses.replace(matrix, zeros=found[names[matrix.name]].count_zeros()) if matrix.name in names else matrix
+        for matrix in record.matrices
+    ]
+    document = record.to_dict()
+    blocks = document["blocks"]["names"]
+    zeros = {(matrix.block, matrix.path): matrix.zeros for matrix in matrices}
+    for path, entry in document["matrices"].items():
+        entry["zeros"] = [zeros.get((block, path)) for block in blocks]
+    inside = {block: [matrix for matrix in matrices if matrix.block == block] for block in blocks}
+    document["blocks"]["sparsity"] = [round(share_of_zeros(inside[block]), 6) for block in blocks]
+    document["achieved_sparsity"] = share_of_zeros(matrices)
+    attach_record(model, SparsityRecord.parse(document))

@@ -175,11 +175,11 @@ def match_names(recorded: Sequence[RecordedMatrix], existing: Collection[str]) -
         existing: Names of the existing weights.
 
     Returns:
-        Recorded to existing name; names without a unique match are left out.
+        Recorded to existing name, in the same order in every process; names without a unique match are left out.
     """
     exact = {matrix.name for matrix in recorded}.intersection(existing)
     others = Tails(set(existing) - exact)
-    matched = {name: name for name in exact}
+    matched = {matrix.name: matrix.name for matrix in recorded if matrix.name in exact}
     for matrix in recorded:
         if matrix.name not in exact:
             shortest = len(matrix.name) - len(matrix.block) + len(".".join(matrix.block.split(".")[-2:]))

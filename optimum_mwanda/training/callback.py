@@ -4,6 +4,8 @@ import functools
 import logging
 from typing import Any
 
+from torch import nn
+from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..evaluation.report import PerplexityComparison
@@ -50,15 +52,14 @@ class MWandaCallback(TrainerCallback):
         Raises:
             ValueError: If masks cannot be kept in this training; before its first step.
         """
-        if self.keeper is not None:
-            self.keeper.close()  # after an error no `on_train_end` is called
+        self.close()  # after an error no `on_train_end` is called
         if args.deepspeed is not None:
             raise ValueError(
                 "DeepSpeed steps on flat copies of the weights, in which masks cannot be kept: train with FSDP "
                 "(fsdp_version=2) or DistributedDataParallel instead."
             )
-        self.keeper = MaskKeeper(kwargs["model"], kwargs["optimizer"], self._masks)
-        begin_training(bare_model(kwargs["model"]), self.recipe, state.global_step)
+        self.keeper = self._keep(kwargs["model"], kwargs["optimizer"])
+        self._begin(bare_model(kwargs["model"]), state.global_step)
         trainer = calling_trainer()
         if trainer is not None:
             # Trackers are called in order, and must find the sparsity in the log.
@@ -88,8 +89,7 @@ class MWandaCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Lets go of model and optimizer, and checks that the model is what its record says."""
-        assert self.keeper is not None  # since `on_train_begin`
-        self.keeper.close()
+        self.close()
         model = bare_model(kwargs["model"])
         if args.load_best_model_at_end and state.best_global_step:
             count_steps(model, state.best_global_step)
@@ -97,6 +97,19 @@ class MWandaCallback(TrainerCallback):
             verification = verify_sparsity(model)
             if not verification.ok:
                 logger.warning("After the training the model is not what its record says. %s", verification)
+
+    def close(self) -> None:
+        """Lets go of model and optimizer; needed only after an error, because the end of a training does so too."""
+        if self.keeper is not None:
+            self.keeper.close()
+
+    def _keep(self, model: nn.Module, optimizer: Optimizer) -> MaskKeeper:
+        """Checks the model and takes its masks."""
+        return MaskKeeper(model, optimizer, self._masks)
+
+    def _begin(self, model: Any, steps: int) -> None:
+        """Writes into the record that a training begins, or goes on."""
+        begin_training(model, self.recipe, steps)
 
     def _complete_cards(self, trainer: Any) -> None:
         """Lets every card that the `Trainer` writes have our section."""

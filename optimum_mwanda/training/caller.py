@@ -1,4 +1,4 @@
-"""The `Trainer` that calls a callback."""
+"""What a callback is not told: which `Trainer` calls it, and from where that resumes."""
 
 import inspect
 from typing import Any
@@ -17,5 +17,19 @@ def calling_trainer() -> Any:
         caller = frame.f_locals.get("self")
         if isinstance(caller, Trainer):
             return caller
+        frame = frame.f_back
+    return None
+
+
+def resumed_checkpoint() -> str | None:
+    """Finds the checkpoint from which the calling `Trainer` resumes; None if it does not.
+
+    A `Trainer` loads weights from there, but not the config, which holds the record.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        found = frame.f_locals.get("resume_from_checkpoint")
+        if isinstance(frame.f_locals.get("self"), Trainer) and isinstance(found, str):
+            return found
         frame = frame.f_back
     return None

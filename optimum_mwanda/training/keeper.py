@@ -31,6 +31,8 @@ class MaskedMatrix:
         self._watched: weakref.ref[Tensor] | None = None
         self._handle: RemovableHandle | None = None
         self._gradient_is_masked = False
+        self._collects = False
+        self._collected: Tensor | None = None
 
     @property
     def parameter(self) -> Tensor:
@@ -47,9 +49,25 @@ class MaskedMatrix:
             self._kept = self._kept.to(part.device)
         return self._kept
 
+    def pruned(self) -> Tensor:
+        """True where an entry is pruned; see `kept`."""
+        return ~self.kept()
+
     def replace_mask(self, pruned: Tensor) -> None:
         """Prunes other entries from now on."""
         self._kept = ~pruned
+
+    def collect_gradient(self) -> None:
+        """Adds up the gradients of all entries, those of pruned ones too, until they are taken; not under FSDP."""
+        self._collects, self._collected = True, None
+
+    def take_gradient(self) -> Tensor | None:
+        """What `collect_gradient` has added up, in float32; None if the matrix is not trained."""
+        gradient, is_trained = self._collected, self.parameter.requires_grad
+        self._collects, self._collected = False, None
+        if gradient is None and is_trained:  # an expert that no token reached
+            return torch.zeros(self.parameter.shape, dtype=torch.float32, device=self.parameter.device)
+        return gradient if is_trained else None
 
     def watch(self) -> None:
         """Masks each gradient as soon as it is there, so that clipping sees only what is trained."""
@@ -69,7 +87,8 @@ class MaskedMatrix:
         """Leaves gradients alone again."""
         if self._handle is not None:
             self._handle.remove()
-        self._watched = self._handle = None
+        self._watched = self._handle = self._collected = None
+        self._collects = False
 
     def before_step(self) -> None:
         """Masks the gradient if no hook has, because the parameter was replaced or has become trainable."""
@@ -87,6 +106,11 @@ class MaskedMatrix:
         """Sets pruned entries to zero."""
         # Adding zero turns the -0.0 that a negative number leaves into 0.0.
         own_part(self.parameter.detach()).mul_(self.kept()).add_(0.0)
+
+    def fill_kept(self) -> None:
+        """Makes entries that are zero though they are not pruned the smallest normal number of their type."""
+        part = own_part(self.parameter.detach())
+        part.masked_fill_((part == 0).logical_and_(self.kept()), torch.finfo(part.dtype).tiny)
 
     def mask_state(self, state: dict[str, Any]) -> None:
         """Sets the moments of pruned entries to zero, where an optimizer keeps one for each entry.
@@ -109,6 +133,10 @@ class MaskedMatrix:
 
     def _masked(self, gradient: Tensor) -> Tensor:
         self._gradient_is_masked = True
+        if self._collects:
+            if self._collected is None:
+                self._collected = torch.zeros(gradient.shape, dtype=torch.float32, device=gradient.device)
+            self._collected.add_(gradient)
         # On a CPU a product is several times as fast as masked_fill.
         return gradient * self.kept()
 
@@ -133,7 +161,7 @@ class MaskKeeper:
         places = find_matrices(model, masks)
         self.matrices = {name: MaskedMatrix(*places[name], masks[name]) for name in masks}
         _check_trained(self.matrices, optimizer)
-        self._optimizer = optimizer
+        self.optimizer = optimizer
         for matrix in self.matrices.values():
             matrix.watch()
         self._handles: list[RemovableHandle] = [
@@ -148,7 +176,7 @@ class MaskKeeper:
         for matrix in self.matrices.values():
             matrix.mask_weights()
             matrix.mask_gradient()
-            matrix.mask_state(self._optimizer.state.get(matrix.parameter, {}))
+            matrix.mask_state(self.optimizer.state.get(matrix.parameter, {}))
 
     def replace_masks(self, masks: Masks) -> None:
         """Prunes other entries from now on; entries that are pruned no longer start from zero.
@@ -159,6 +187,12 @@ class MaskKeeper:
         for name, pruned in masks.items():
             self.matrices[name].replace_mask(pruned)
         self.enforce()
+
+    @torch.no_grad()
+    def fill_kept(self) -> None:
+        """Lets only pruned entries be zero, so that the zeros of a checkpoint are the masks."""
+        for matrix in self.matrices.values():
+            matrix.fill_kept()
 
     @torch.no_grad()
     def sparsity(self) -> float:

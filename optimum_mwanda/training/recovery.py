@@ -9,10 +9,12 @@ from transformers import Trainer, TrainingArguments
 
 from ..data.encoding import resolve_sequence_length
 from ..evaluation.report import PerplexityComparison
+from .blocks_in_turn import LISACallback
 from .callback import MWandaCallback
 from .distillation_trainer import LOSS_WEIGHT, DistillationTrainer
 from .language_mix import LanguageMix, mix_languages
 from .language_weights import need_weights
+from .moving_masks import RigLCallback
 from .pruned_entries import read_masks
 from .recovery_settings import LEARNING_RATES, RecoverySettings
 
@@ -51,7 +53,8 @@ def recover(
 ) -> Recovery:
     """Trains a pruned model for a while, with its zeros kept and its languages in balance.
 
-    It is a `Trainer` with `MWandaCallback` on `mix_languages`: take these yourself for anything that is not here.
+    It is a `Trainer` with `MWandaCallback`, `RigLCallback` or `LISACallback` on `mix_languages`: take these yourself
+    for anything that is not here. `GradualPruningCallback` starts from a dense model and is not here.
 
     Args:
         model: A pruned causal language model; it is trained in place.
@@ -130,6 +133,16 @@ def _weighted(mix: LanguageMix, settings: RecoverySettings, report: PerplexityCo
     return mix.dataset.map(lambda row: {LOSS_WEIGHT: weights[row[settings.language_column]]})
 
 
+def _callback(settings: RecoverySettings) -> MWandaCallback:
+    if settings.recipe == "rigl":
+        return RigLCallback(settings.rigl_alpha, settings.rigl_interval)
+    if settings.recipe == "lisa":
+        return LISACallback(settings.lisa_blocks, settings.lisa_interval, settings.seed)
+    callback = MWandaCallback()
+    callback.recipe = settings.recipe
+    return callback
+
+
 def _train(
     model: Any, dataset: Any, steps: int, settings: RecoverySettings, progress: bool, teacher: Any = None
 ) -> None:
@@ -154,6 +167,5 @@ def _train(
         if recipe == "distill":
             kind = DistillationTrainer
         more = {"teacher": teacher, "alpha": settings.distillation_weight} if recipe == "distill" else {}
-        callback = MWandaCallback()
-        callback.recipe = recipe
+        callback = _callback(settings)
         kind(model=model, args=arguments, train_dataset=dataset, callbacks=[callback], **more).train()

@@ -8,7 +8,7 @@ from ..legal import Number, OneOf, setting
 from ..values import describe_fields
 from .language_weights import STRATEGIES
 
-LEARNING_RATES = {"masks": 1e-4, "distill": 1e-4, "lora": 1e-3}
+LEARNING_RATES = {"masks": 1e-4, "distill": 1e-4, "lora": 1e-3, "rigl": 1e-4, "lisa": 1e-4}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -17,8 +17,9 @@ class RecoverySettings:
 
     recipe: str = setting(
         "masks",
-        "'masks' trains all weights that are not pruned, 'distill' does so toward the dense model's predictions, and "
-        "'lora' trains masked adapters and merges them.",
+        "'masks' trains all weights that are not pruned, 'distill' does so toward the dense model's predictions, "
+        "'lora' trains masked adapters and merges them, 'rigl' lets the masks move, and 'lisa' trains a few blocks at "
+        "a time.",
         OneOf(tuple(LEARNING_RATES)),
     )
     tokens: int = setting(1_000_000, "Tokens to train on.", Number(at_least=1, whole=True))
@@ -38,6 +39,14 @@ class RecoverySettings:
         0.5, "Weight of the dense model's predictions against the text itself.", Number(at_least=0, at_most=1)
     )
     lora_rank: int = setting(16, "Rank of the adapters.", Number(at_least=1, whole=True))
+    rigl_alpha: float = setting(
+        0.3, "Share of the kept weights that 'rigl' exchanges at first.", Number(above=0, at_most=1)
+    )
+    rigl_interval: int | None = setting(
+        None, "Steps between two exchanges of 'rigl'. None: 100, or a tenth of the training if that is less."
+    )
+    lisa_blocks: int = setting(2, "Blocks that 'lisa' trains at a time.", Number(at_least=1, whole=True))
+    lisa_interval: int = setting(20, "Steps for which 'lisa' trains the same blocks.", Number(at_least=1, whole=True))
     bf16: bool = setting(False, "Whether to compute in bfloat16 where it is safe.")
     languages: Sequence[str] | None = setting(None, "Languages to train on. None: all.")
     language_column: str = setting(MWandaConfig.language_column, "Column that names the language.")
@@ -54,6 +63,8 @@ class RecoverySettings:
                 legal.check(field.name, getattr(self, field.name))
         if self.learning_rate is not None:
             Number(above=0).check("learning_rate", self.learning_rate)
+        if self.rigl_interval is not None:
+            Number(at_least=1, whole=True).check("rigl_interval", self.rigl_interval)
 
 
 RecoverySettings.__doc__ = f"""{RecoverySettings.__doc__}

@@ -20,9 +20,10 @@ def update_fraction(step: int, last_step: int, alpha: float = 0.3) -> float:
 def redraw_mask(weight: Tensor, gradient: Tensor, pruned: Tensor, fraction: float, run: int | None = None) -> Tensor:
     """Prunes the smallest of the kept weights, and takes back as many pruned ones whose gradients are largest.
 
-    What was pruned just now is not taken back. The number of zeros is the same as before, in the whole and in every
-    run; if a run has fewer pruned weights than are to go, it exchanges all of these. Among equals, the first goes or
-    comes. A weight that is taken back starts from 0.
+    What was pruned just now is not taken back, nor is a weight whose gradient is 0, as in an expert that no token
+    reached. The number of zeros is the same as before, in the whole and in every run; if a run has fewer pruned weights
+    than are to go, it exchanges all of these. Among equals, the first goes or comes. A weight that is taken back starts
+    from 0.
 
     Args:
         weight: Shape `(out, in)`, or any other.
@@ -43,12 +44,13 @@ def redraw_mask(weight: Tensor, gradient: Tensor, pruned: Tensor, fraction: floa
         raise ValueError(f"Rows of {weight.shape[-1]} entries cannot be cut into runs of {run}: give a divisor.")
     rows = pruned.reshape(-1, run)
     magnitude = weight.detach().abs().reshape(-1, run).masked_fill(rows, torch.inf)
+    slopes = gradient.detach().abs().reshape(-1, run)
     # Only so many of a run can go as there are to take their places.
-    can_go = _lowest(magnitude, torch.minimum(rows.sum(1), (~rows).sum(1)))
+    can_go = _lowest(magnitude, torch.minimum((rows & (slopes > 0)).sum(1), (~rows).sum(1)))
     total = min(int(fraction * int((~rows).sum())), int(can_go.sum()))
     candidates = magnitude.masked_fill(~can_go, torch.inf).reshape(1, -1)
     gone = _lowest(candidates, torch.tensor([total], device=rows.device)).view_as(rows)
-    back = _lowest((-gradient.detach().abs()).reshape(-1, run).masked_fill(~rows, torch.inf), gone.sum(1))
+    back = _lowest((-slopes).masked_fill(~rows, torch.inf), gone.sum(1))
     return ((rows | gone) & ~back).view_as(pruned)
 
 

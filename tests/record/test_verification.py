@@ -346,6 +346,13 @@ def test_names_match_by_an_unambiguous_tail(existing: list[str], found: str | No
     assert matched == ({} if found is None else {"model.layers.0.up": found})
 
 
+def test_names_are_matched_in_the_order_of_the_record() -> None:
+    """Processes that take the matrices in turn must agree on it."""
+    names = recorded(*((f"model.layers.{index}", "up") for index in range(40)))
+    existing = [name.name for name in names]
+    assert list(match_names(names, existing)) == existing
+
+
 def test_one_weight_never_stands_for_two_matrices() -> None:
     names = recorded(("encoder.layers.0", "up"), ("decoder.layers.0", "up"))
     assert match_names(names, ["layers.0.up"]) == {}

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from optimum_mwanda import MWandaConfig, MWandaPruner
 
 from ..conftest import SAMPLE_MODEL
+from .tiny import prune_tiny, short_rows
 
 Rows = list[dict[str, list[int]]]
 
@@ -62,5 +63,22 @@ def make_trainer(tmp_path: Path, training_rows: Rows) -> Callable[..., Trainer]:
             eval_dataset=training_rows[:4],
             callbacks=[callback],
         )
+
+    return make
+
+
+@pytest.fixture
+def tiny() -> PreTrainedModel:
+    return prune_tiny()
+
+
+@pytest.fixture
+def train_tiny(make_trainer: Callable[..., Trainer]) -> Callable[..., Trainer]:
+    """As `make_trainer`, with rows for tiny models."""
+
+    def make(model: PreTrainedModel, callback: Any, **arguments: Any) -> Trainer:
+        trainer = make_trainer(model, callback, **arguments)
+        trainer.train_dataset = trainer.eval_dataset = short_rows()
+        return trainer
 
     return make

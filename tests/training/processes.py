@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,20 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
-from optimum_mwanda import MWandaCallback, keep_masks, verify_sparsity
+from optimum_mwanda import (
+    GradualPruningCallback,
+    LISACallback,
+    MWandaCallback,
+    MWandaConfig,
+    RigLCallback,
+    keep_masks,
+    read_masks,
+    verify_sparsity,
+)
 from optimum_mwanda.modeling.sharding import own_part, whole
 from optimum_mwanda.training.keeper import MaskKeeper
 
+from ..conftest import make_rows as make_text
 from .conftest import prune_sample
 
 STEPS = 3
@@ -26,11 +37,12 @@ def make_rows() -> list[dict[str, list[int]]]:
     return [{"input_ids": row, "labels": row} for row in ids]
 
 
-def with_trainer(folder: Path) -> dict[str, Any]:
+def with_trainer(folder: Path, callback: MWandaCallback, **arguments: Any) -> dict[str, Any]:
     """A `Trainer`, which wraps the model in DistributedDataParallel."""
     model = prune_sample()
+    before = read_masks(model)
     args = TrainingArguments(
-        folder / "out",
+        folder / callback.recipe,
         max_steps=STEPS,
         per_device_train_batch_size=2,
         gradient_accumulation_steps=2,
@@ -41,16 +53,28 @@ def with_trainer(folder: Path) -> dict[str, Any]:
         save_steps=STEPS,
         logging_steps=1,
         use_cpu=True,
+        **arguments,
     )
-    trainer = Trainer(model=model, args=args, train_dataset=make_rows(), callbacks=[MWandaCallback()])
+    trainer = Trainer(model=model, args=args, train_dataset=make_rows(), callbacks=[callback])
     trainer.train()
     distributed.barrier()
     return {
         "processes": args.world_size,
         "sparsity": [entry["sparsity"] for entry in trainer.state.log_history],
         "in memory": verify_sparsity(model).ok,
-        "saved": verify_sparsity(folder / "out" / f"checkpoint-{STEPS}").ok,
+        "saved": verify_sparsity(folder / callback.recipe / f"checkpoint-{STEPS}").ok,
+        "moved": not all(torch.equal(mask, before[name]) for name, mask in read_masks(model).items()),
+        "weights": [float(parameter.detach().double().sum()) for parameter in model.parameters()],
     }
+
+
+def refusal(do: Callable[[], Any]) -> str:
+    """Why something cannot be done."""
+    try:
+        do()
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def with_fsdp(early: bool) -> dict[str, Any]:
@@ -82,6 +106,8 @@ def with_fsdp(early: bool) -> dict[str, Any]:
             sparsities.append(keeper.sparsity())
             masked.append(moments_are_masked(keeper, optimizer))
     keeper.close()
+    callbacks = (RigLCallback(), LISACallback(), GradualPruningCallback(MWandaConfig(criterion="magnitude"), []))
+    refusals = [refusal(lambda each=each: each._keep(model, optimizer)) for each in callbacks]
     expected = dict(alone.named_parameters())
     apart = [(whole(tensor) - expected[name]).abs().max().item() for name, tensor in model.named_parameters()]
     return {
@@ -90,6 +116,7 @@ def with_fsdp(early: bool) -> dict[str, Any]:
         "masked": masked,
         "in memory": verify_sparsity(model).ok,
         "apart": max(apart),
+        "refused": refusals,
     }
 
 
@@ -106,6 +133,15 @@ def moments_are_masked(keeper: MaskKeeper, optimizer: torch.optim.Optimizer) -> 
 
 if __name__ == "__main__":
     place = Path(sys.argv[1])
-    found = {"ddp": with_trainer(place), "fsdp": with_fsdp(early=False), "early": with_fsdp(early=True)}
+    wanda = MWandaConfig(sparsity=0.7, criterion="wanda", samples_per_language=2, sequence_length=16)
+    found = {
+        "ddp": with_trainer(place, MWandaCallback()),
+        "rigl": with_trainer(place, RigLCallback(interval=1)),
+        "lisa": with_trainer(place, LISACallback(interval=1)),
+        "gradual": with_trainer(place, GradualPruningCallback(wanda, make_text(rows=2), interval=1, stop=1.0)),
+        "refused": refusal(lambda: with_trainer(place, LISACallback(), ddp_find_unused_parameters=False)),
+        "fsdp": with_fsdp(early=False),
+        "early": with_fsdp(early=True),
+    }
     (place / f"rank-{distributed.get_rank()}.json").write_text(json.dumps(found), encoding="utf-8")
     distributed.destroy_process_group()

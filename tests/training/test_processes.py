@@ -36,6 +36,30 @@ def test_a_trainer_keeps_masks_under_distributed_data_parallel(found: list[dict[
         assert len({round(sparsity, 9) for sparsity in rank["ddp"]["sparsity"]}) == 1
 
 
+@pytest.mark.parametrize(("recipe", "moves"), [("rigl", True), ("lisa", False), ("gradual", True)])
+def test_processes_agree_on_masks_that_move_and_blocks_in_turn(
+    recipe: str, moves: bool, found: list[dict[str, Any]]
+) -> None:
+    first, second = (rank[recipe] for rank in found)
+    assert first["processes"] == 2
+    assert first["in memory"]
+    assert first["saved"]
+    assert first["moved"] is moves
+    assert first == second
+
+
+def test_lisa_is_refused_where_all_parameters_must_have_gradients(found: list[dict[str, Any]]) -> None:
+    assert all("set ddp_find_unused_parameters=True" in rank["refused"] for rank in found)
+
+
+def test_shared_out_matrices_are_refused_where_whole_ones_are_needed(found: list[dict[str, Any]]) -> None:
+    for rank in found:
+        for answer, start in zip(
+            rank["fsdp"]["refused"], ("RigL compares", "LISA changes", "Pruning looks"), strict=True
+        ):
+            assert answer.startswith(start)
+
+
 @pytest.mark.parametrize("order", ["fsdp", "early"])
 def test_masks_are_kept_under_fsdp2(order: str, found: list[dict[str, Any]]) -> None:
     for rank in found:

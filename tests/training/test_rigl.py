@@ -51,6 +51,15 @@ def test_a_run_with_few_zeros_exchanges_no_more_than_these() -> None:
     assert torch.equal(redraw_mask(weight, torch.ones(1, 8), pruned, 1.0, run=4), expected)
 
 
+def test_weights_without_gradient_do_not_come_back() -> None:
+    gradient = torch.tensor([[90.0, 1.0, 99.0, 0.0], [80.0, 0.0, 2.0, 0.0]])
+    # Two could go, but only one has a place to go to; with runs of a row, this must be one of the first row.
+    expected = torch.tensor([[True, False, False, True], [False, True, False, True]])
+    assert torch.equal(redraw_mask(WEIGHT, gradient, PRUNED, 0.5), expected)
+    assert torch.equal(redraw_mask(WEIGHT, gradient, PRUNED, 1.0, run=4), expected)
+    assert torch.equal(redraw_mask(WEIGHT, torch.zeros(2, 4), PRUNED, 1.0), PRUNED)
+
+
 @pytest.mark.parametrize("fill", [True, False])
 def test_matrices_without_zeros_or_without_weights_stay(fill: bool) -> None:
     pruned = torch.full((2, 4), fill)
