@@ -13,7 +13,7 @@ from ..record.trainings import begin_training, count_steps
 from ..record.verification import sparsity_record, verify_sparsity
 from ..sharing.model_card import save_card
 from .caller import calling_trainer
-from .keeper import MaskKeeper
+from .keeper import NO_DEEPSPEED, MaskKeeper
 from .pruned_entries import Masks, bare_model
 
 logger = logging.getLogger(__name__)
@@ -54,10 +54,7 @@ class MWandaCallback(TrainerCallback):
         """
         self.close()  # after an error no `on_train_end` is called
         if args.deepspeed is not None:
-            raise ValueError(
-                "DeepSpeed steps on flat copies of the weights, in which masks cannot be kept: train with FSDP "
-                "(fsdp_version=2) or DistributedDataParallel instead."
-            )
+            raise ValueError(NO_DEEPSPEED)
         self.keeper = self._keep(kwargs["model"], kwargs["optimizer"])
         self._begin(bare_model(kwargs["model"]), state.global_step)
         trainer = calling_trainer()

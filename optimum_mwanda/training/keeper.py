@@ -13,6 +13,11 @@ from torch.utils.hooks import RemovableHandle
 from ..modeling.sharding import is_sharded, own_part, share_out
 from .pruned_entries import Masks, find_matrices, read_masks
 
+NO_DEEPSPEED = (
+    "DeepSpeed steps on flat copies of the weights, in which masks cannot be kept: train with FSDP (fsdp_version=2) or "
+    "DistributedDataParallel instead."
+)
+
 
 class MaskedMatrix:
     """A matrix some of whose entries stay zero.
@@ -255,10 +260,7 @@ def bare_optimizer(optimizer: Any) -> Optimizer:
         ValueError: If masks cannot be kept with it.
     """
     if "DeepSpeed" in type(optimizer).__name__:
-        raise ValueError(
-            "DeepSpeed steps on flat copies of the weights, in which masks cannot be kept: train with FSDP "
-            "(fsdp_version=2) or DistributedDataParallel instead."
-        )
+        raise ValueError(NO_DEEPSPEED)
     inner = getattr(optimizer, "optimizer", optimizer)
     if not isinstance(inner, Optimizer):
         raise ValueError(
