@@ -15,7 +15,8 @@ from ..data.running_text import make_chunks
 from ..evaluation.report import PerplexityComparison
 from ..utils import abridged, as_percent, markdown_table
 from ..values import check_number, strings
-from .language_weights import STRATEGIES, need_weights, temperature_weights
+from .language_weights import need_weights, temperature_weights
+from .recovery_settings import STRATEGIES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -7,9 +7,6 @@ from ..evaluation.report import PerplexityComparison
 from ..utils import abridged
 from ..values import check_number
 
-STRATEGIES = ("equal", "temperature", "need")
-"""How languages may be mixed, beside weights of one's own."""
-
 LEAST_LOSS = 0.1
 """By need, a language counts as if it had lost at least this share of what the worst one lost."""
 

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from ..configuration import MWandaConfig
 from ..legal import Number, OneOf, setting
 from ..values import describe_fields
-from .language_weights import STRATEGIES
+
+STRATEGIES = ("equal", "temperature", "need")
+"""How languages may be mixed, beside weights of one's own."""
 
 LEARNING_RATES = {"masks": 1e-4, "distill": 1e-4, "lora": 1e-3, "rigl": 1e-4, "lisa": 1e-4}
 
