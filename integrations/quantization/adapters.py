@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,23 +36,25 @@ def torchao(source: Source, config: str, mapping: str = "") -> Any:
     return model
 
 
-def quanto(source: Source, weights: str) -> Any:
+def quanto(source: Source, weights: str, zeropoint: bool | None = None) -> Any:
     """Quantizes with optimum-quanto."""
-    from optimum.quanto import freeze, quantize
+    from optimum.quanto import MaxOptimizer, freeze, quantize
 
+    optimizer: Any = None if zeropoint is None else partial(MaxOptimizer(), zeropoint=zeropoint)
     model = source.load()
-    quantize(model, weights=weights, include=list(source.masks))
+    quantize(model, weights=weights, optimizer=optimizer, include=list(source.masks))
     freeze(model)
     return model
 
 
-def hqq(source: Source, bits: int) -> Any:
+def hqq(source: Source, bits: int, **settings: Any) -> Any:
     """Quantizes with hqq, whose integration in transformers 5 cannot quantize while it loads."""
     from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
 
     model = source.load()
-    config = BaseQuantizeConfig(nbits=bits, group_size=GROUP, axis=1)
     for name in source.masks:
+        config = BaseQuantizeConfig(nbits=bits, group_size=GROUP, axis=1)
+        config["weight_quant_params"].update(settings)
         layer = HQQLinear(model.get_submodule(name), config, compute_dtype=model.dtype, device="cpu")
         model.set_submodule(name, layer)
     return model
@@ -61,7 +64,12 @@ def bitsandbytes(source: Source, **options: Any) -> Any:
     """Quantizes with bitsandbytes while transformers loads the model."""
     from transformers import BitsAndBytesConfig
 
-    return source.load(quantization_config=BitsAndBytesConfig(**options), device_map="cpu")
+    model = source.load(quantization_config=BitsAndBytesConfig(**options), device_map="cpu")
+    for name, mask in source.masks.items():
+        rows, columns = mask.shape
+        if options.get("load_in_4bit") and (rows % 32 or columns % 64):  # the fast format of some CPUs needs these
+            model.get_submodule(name).support_avx512bf16_for_cpu = False
+    return model
 
 
 def optimum_gptq(source: Source, sym: bool) -> Any:

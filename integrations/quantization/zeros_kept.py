@@ -76,7 +76,7 @@ def linear_masks(model: nn.Module) -> dict[str, torch.Tensor]:
     """
     masks = read_masks(model)
     modules = dict(model.named_modules())
-    if other := [name for name in masks if not isinstance(modules.get(name), nn.Linear)]:
+    if other := sorted(name for name in masks if not isinstance(modules.get(name), nn.Linear)):
         raise ValueError(f"{other[0]!r} is pruned but is not an nn.Linear, which is all that the tools quantize.")
     return masks
 
