@@ -5,7 +5,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import Trainer, TrainingArguments
+import torch
+from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from ..data.encoding import resolve_sequence_length
 from ..evaluation.report import PerplexityComparison
@@ -13,8 +14,10 @@ from .callback import MWandaCallback
 from .distillation_trainer import LOSS_WEIGHT, DistillationTrainer
 from .language_mix import LanguageMix, mix_languages
 from .language_weights import need_weights
+from .lent_model import lent_to_training
 from .pruned_entries import read_masks
 from .recovery_settings import LEARNING_RATES, RecoverySettings
+from .training_bar import TrainingBar, mapping_bars
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -52,6 +55,7 @@ def recover(
     """Trains a pruned model for a while, with its zeros kept and its languages in balance.
 
     It is a `Trainer` with `MWandaCallback` on `mix_languages`: take these yourself for anything that is not here.
+    Weights in float16 or bfloat16 are trained in float32 and get their own type again at the end.
 
     Args:
         model: A pruned causal language model; it is trained in place.
@@ -70,38 +74,42 @@ def recover(
         TypeError: If the dataset cannot be read.
         ValueError: If a setting is not allowed or lacks what it needs, the model is not pruned or not what its record
             says, or the dataset does not fit. Nothing is changed then.
+        FloatingPointError: If the training diverged. The model is of no use then.
     """
     wanted = RecoverySettings(**settings)
     if (wanted.recipe == "distill") is (teacher is None):
         raise ValueError(
-            f"recipe={wanted.recipe!r} {'needs' if teacher is None else 'takes no'} dense model: give teacher= with "
+            f"recipe={wanted.recipe!r} {'needs a' if teacher is None else 'takes no'} dense model: give teacher= with "
             "recipe='distill', and only then."
         )
-    read_masks(model)  # a model without masks must be refused before its text is read
+    masks = read_masks(model)  # a model without masks must be refused before its text is read
     steps, size = _steps(wanted, model)
-    mix = mix_languages(
-        dataset,
-        model,
-        tokenizer,
-        strategy=wanted.mix,
-        report=report,
-        temperature=wanted.mix_temperature,
-        languages=wanted.languages,
-        size=size if not _is_streamed(dataset) else None,
-        sequence_length=wanted.sequence_length,
-        bos=wanted.bos,
-        seed=wanted.seed,
-        language_column=wanted.language_column,
-        text_column=wanted.text_column,
-    )
-    if wanted.recipe == "lora":
-        from .adapter_recovery import train_adapters
-
-        merged, merge = train_adapters(
-            model, wanted.lora_rank, wanted.seed, lambda adapted: _train(adapted, mix.dataset, steps, wanted, progress)
+    with mapping_bars(progress):
+        mix = mix_languages(
+            dataset,
+            model,
+            tokenizer,
+            strategy=wanted.mix,
+            report=report,
+            temperature=wanted.mix_temperature,
+            languages=wanted.languages,
+            size=size if not _is_streamed(dataset) else None,
+            sequence_length=wanted.sequence_length,
+            bos=wanted.bos,
+            seed=wanted.seed,
+            language_column=wanted.language_column,
+            text_column=wanted.text_column,
         )
-        return Recovery(merged, mix, steps, merge)
-    _train(model, _weighted(mix, wanted, report), steps, wanted, progress, teacher)
+        rows = _weighted(mix, wanted, report)
+    with lent_to_training(model, masks):
+        if wanted.recipe == "lora":
+            from .adapter_recovery import train_adapters
+
+            model, merge = train_adapters(
+                model, wanted.lora_rank, wanted.seed, lambda adapted: _train(adapted, rows, steps, wanted, progress)
+            )
+            return Recovery(model, mix, steps, merge)
+        _train(model, rows, steps, wanted, progress, teacher)
     return Recovery(model, mix, steps)
 
 
@@ -127,6 +135,11 @@ def _weighted(mix: LanguageMix, settings: RecoverySettings, report: PerplexityCo
     if settings.recipe != "distill" or report is None:
         return mix.dataset
     weights = need_weights(report, temperature=settings.mix_temperature)
+    if missing := [language for language in mix.shares if language not in weights]:
+        raise ValueError(
+            f"report has no evaluation of {', '.join(map(repr, missing))}: evaluate all languages that are trained, or "
+            "name those to train with languages=."
+        )
     return mix.dataset.map(lambda row: {LOSS_WEIGHT: weights[row[settings.language_column]]})
 
 
@@ -148,7 +161,7 @@ def _train(
             save_strategy="no",
             logging_strategy="no",
             report_to=[],
-            disable_tqdm=not progress,
+            disable_tqdm=True,  # beside the bar it prints the log
         )
         kind: Any = Trainer
         if recipe == "distill":
@@ -156,4 +169,13 @@ def _train(
         more = {"teacher": teacher, "alpha": settings.distillation_weight} if recipe == "distill" else {}
         callback = MWandaCallback()
         callback.recipe = recipe
-        kind(model=model, args=arguments, train_dataset=dataset, callbacks=[callback], **more).train()
+        callbacks = [callback, TrainingBar()] if progress else [callback]
+        trainer = kind(model=model, args=arguments, train_dataset=dataset, callbacks=callbacks, **more)
+        trainer.remove_callback(PrinterCallback)
+        try:
+            trainer.train()
+        finally:
+            if callback.keeper is not None:  # after an error the callback does not hear of the end
+                callback.keeper.close()
+    if not all(bool(torch.isfinite(weights).all()) for weights in model.parameters()):
+        raise FloatingPointError("The training diverged, and weights are not finite: give a lower learning_rate.")
