@@ -33,6 +33,7 @@ class RecoverCommand(Subcommand):
     With --eval-dataset, it is evaluated before and after in every language.
     """
 
+    seconds: float = 0.0
     _earlier: "PerplexityComparison | None" = None
 
     @staticmethod
@@ -71,12 +72,10 @@ class RecoverCommand(Subcommand):
         settings = self._settings()
         check_paths(args, {"OUT": args.output})
         with new_folder(args.output, args.overwrite) as folder:
-            start = time.monotonic()
             recovery, tokenizer, evaluation = self._recover(settings, folder)
-            seconds = time.monotonic() - start
             record = write_checkpoint(recovery.model, tokenizer, folder, args, evaluation.for_card(record_of(recovery)))
         parts = [
-            f"Trained for {recovery.steps:,} steps in {duration(seconds)}, on:\n\n{recovery.mix}",
+            f"Trained for {recovery.steps:,} steps in {duration(self.seconds)}, on:\n\n{recovery.mix}",
             *([_merged(recovery.merge)] if recovery.merge is not None else []),
             summary(record),
             *evaluation.shown(record),
@@ -86,7 +85,7 @@ class RecoverCommand(Subcommand):
             "output": args.output,
             "recipe": settings.recipe,
             "steps": recovery.steps,
-            "seconds": round(seconds, 3),
+            "seconds": round(self.seconds, 3),
             "shares": recovery.mix.shares,
             "merge": None if recovery.merge is None else recovery.merge.to_dict(),
             "evaluation": {name: None if one is None else one.to_dict() for name, one in vars(evaluation).items()},
@@ -126,6 +125,7 @@ class RecoverCommand(Subcommand):
 
     def _recover(self, settings: RecoverySettings, folder: Path) -> "tuple[Recovery, Any, Evaluation]":
         from ..record.verification import sparsity_record
+        from ..training.distillation_trainer import check_teacher
         from ..training.pruned_entries import read_masks
         from ..training.recovery import recover
 
@@ -144,6 +144,9 @@ class RecoverCommand(Subcommand):
             check_model_room(model, folder, args, 0)
             evaluation = Evaluation()
             teacher = None if args.dense is None else load_model(args.dense, args)
+            if settings.recipe == "distill":
+                with errors_as(ModelError, ValueError):
+                    check_teacher(teacher, model)
             if held_out is not None:
                 evaluated = dataclasses.replace(
                     columns,
@@ -156,6 +159,7 @@ class RecoverCommand(Subcommand):
                 evaluation.before = measure(model, tokenizer, held_out, evaluated, progress=not is_quiet)
             if settings.recipe != "distill":
                 teacher = None  # its memory is needed for the training
+            start = time.monotonic()
             with pruning_errors():
                 recovery = recover(
                     model,
@@ -166,6 +170,7 @@ class RecoverCommand(Subcommand):
                     progress=not is_quiet,
                     **dataclasses.asdict(settings),
                 )
+            self.seconds = time.monotonic() - start
             if held_out is not None:
                 evaluation.after = measure(recovery.model, tokenizer, held_out, evaluated, progress=not is_quiet)
         return recovery, tokenizer, evaluation

@@ -11,7 +11,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 from ..data.encoding import resolve_sequence_length
 from ..evaluation.report import PerplexityComparison
 from .callback import MWandaCallback
-from .distillation_trainer import LOSS_WEIGHT, DistillationTrainer
+from .distillation_trainer import LOSS_WEIGHT, DistillationTrainer, check_teacher
 from .language_mix import LanguageMix, mix_languages
 from .language_weights import need_weights
 from .lent_model import lent_to_training
@@ -82,6 +82,8 @@ def recover(
             f"recipe={wanted.recipe!r} {'needs a' if teacher is None else 'takes no'} dense model: give teacher= with "
             "recipe='distill', and only then."
         )
+    if teacher is not None:
+        check_teacher(teacher, model)
     masks = read_masks(model)  # a model without masks must be refused before its text is read
     steps, size = _steps(wanted, model)
     with mapping_bars(progress):

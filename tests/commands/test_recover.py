@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from optimum_mwanda import PerplexityComparison, PerplexityReport, sparsity_record, verify_sparsity
 from optimum_mwanda.training import recovery
 
+from ..conftest import make_model
 from .conftest import Pruned, Run
 
 Cli = Callable[..., Run]
@@ -173,6 +174,18 @@ def test_weights_that_the_record_does_not_describe_are_refused(
     run = cli("recover", folder, tmp_path / "out", "--dataset", data, *SHORT, "--quiet")
     assert run.code == 4
     assert "not those that the sparsity record describes" in run.error
+    assert not (tmp_path / "out").exists()
+
+
+def test_dense_model_with_another_vocabulary_is_refused(
+    cli: Cli, pruned: Pruned, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("optimum_mwanda.commands.recover.measure", None)
+    (other := make_model()).resize_token_embeddings(97)
+    other.save_pretrained(tmp_path / "other")
+    words = ("--recipe", "distill", "--dense", tmp_path / "other", "--eval-dataset", data, *SHORT, "--quiet")
+    run = cli("recover", pruned.path, tmp_path / "out", "--dataset", data, *words)
+    assert (run.code, "The teacher knows 97 tokens" in run.error) == (4, True)
     assert not (tmp_path / "out").exists()
 
 
