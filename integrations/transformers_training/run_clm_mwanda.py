@@ -72,6 +72,7 @@ def main(words: list[str] | None = None) -> None:
             if trainer.is_fsdp_enabled:
                 raise ValueError("This script does not share weights out: launch it without FSDP.")
             result = trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+            trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)  # no more bf16
             if script.recipe == "lora":
                 trainer.model, _ = mwanda.merge_preserving_masks(trainer.model)
         trainer.save_model()

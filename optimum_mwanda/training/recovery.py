@@ -179,5 +179,7 @@ def _train(
         finally:
             if callback.keeper is not None:  # after an error the callback does not hear of the end
                 callback.keeper.close()
+            for each in filter(None, (trainer.model_wrapped, teacher)):  # with bf16 they would stay in bfloat16
+                trainer.accelerator.unwrap_model(each, keep_fp32_wrapper=False)
     if not all(bool(torch.isfinite(weights).all()) for weights in model.parameters()):
         raise FloatingPointError("The training diverged, and weights are not finite: give a lower learning_rate.")

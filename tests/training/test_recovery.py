@@ -94,6 +94,17 @@ def test_short_types_are_trained_in_float32_and_come_back(recipe: str, dtype: to
     assert verify_sparsity(model).ok
 
 
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_model_trained_with_bf16_computes_in_its_own_type_afterwards(recipe: str) -> None:
+    model, fresh, ids = prune(), make_model().eval(), torch.arange(3, 19)[None]
+    given = words(recipe)
+    recover(model, make_rows(), **given, **SMALL, bf16=True)
+    for each in filter(None, (model, given.get("teacher"))):
+        fresh.load_state_dict(each.state_dict())
+        with torch.no_grad():
+            assert torch.equal(each.eval()(ids).logits, fresh(ids).logits)
+
+
 def test_steps_that_bfloat16_cannot_tell_apart_add_up() -> None:
     """A step of 1e-6 is lost beside a weight of 0.02, however often it is taken."""
     model = prune(torch.bfloat16)
