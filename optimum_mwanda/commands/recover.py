@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..evaluation.settings import EvaluationSettings
+from ..legal import Number
 from ..training.recovery_settings import RecoverySettings
 from ..utils import duration
 from .base import Result, Subcommand, add_common_options
@@ -22,6 +23,7 @@ from .setting_flags import flag, form_of
 if TYPE_CHECKING:
     from ..evaluation.report import PerplexityComparison, PerplexityReport
     from ..record.schema import SparsityRecord
+    from ..training.merge_report import MergeReport
     from ..training.recovery import Recovery
 
 
@@ -30,6 +32,9 @@ class RecoverCommand(Subcommand):
 
     With --eval-dataset, it is evaluated before and after in every language.
     """
+
+    seconds: float = 0.0
+    _earlier: "PerplexityComparison | None" = None
 
     @staticmethod
     def parse_args(parser: argparse.ArgumentParser) -> None:
@@ -67,13 +72,11 @@ class RecoverCommand(Subcommand):
         settings = self._settings()
         check_paths(args, {"OUT": args.output})
         with new_folder(args.output, args.overwrite) as folder:
-            start = time.monotonic()
             recovery, tokenizer, evaluation = self._recover(settings, folder)
-            seconds = time.monotonic() - start
             record = write_checkpoint(recovery.model, tokenizer, folder, args, evaluation.for_card(record_of(recovery)))
         parts = [
-            f"Trained for {recovery.steps:,} steps in {duration(seconds)}, on:\n\n{recovery.mix}",
-            *([str(recovery.merge)] if recovery.merge is not None else []),
+            f"Trained for {recovery.steps:,} steps in {duration(self.seconds)}, on:\n\n{recovery.mix}",
+            *([_merged(recovery.merge)] if recovery.merge is not None else []),
             summary(record),
             *evaluation.shown(record),
             f"Wrote {args.output}.",
@@ -82,8 +85,9 @@ class RecoverCommand(Subcommand):
             "output": args.output,
             "recipe": settings.recipe,
             "steps": recovery.steps,
-            "seconds": round(seconds, 3),
+            "seconds": round(self.seconds, 3),
             "shares": recovery.mix.shares,
+            "merge": None if recovery.merge is None else recovery.merge.to_dict(),
             "evaluation": {name: None if one is None else one.to_dict() for name, one in vars(evaluation).items()},
             **facts(record),
         }
@@ -98,29 +102,51 @@ class RecoverCommand(Subcommand):
         }
         with errors_as(UsageError, ValueError):
             settings = RecoverySettings(**given)
-        if settings.recipe == "distill" and args.dense is None:
+            Number(at_least=1, whole=True).check("tokens_per_language", args.tokens_per_language)
+        if args.dense is None and settings.recipe == "distill":
             raise UsageError("--recipe distill learns from the dense model: give --dense.")
-        has_report = Path(args.model).is_dir() and own_report(Path(args.model)) is not None
-        if settings.mix == "need" and not has_report and (args.dense is None or args.eval_dataset is None):
+        if args.dense is not None and settings.recipe != "distill" and args.eval_dataset is None:
+            raise UsageError("--dense names a model to compare with on held-out text: give --eval-dataset, too.")
+        if settings.recipe == "lora" and not _has_peft():
+            raise UsageError("--recipe lora needs peft, which is not installed: pip install peft.")
+        if settings.mix == "temperature" and args.streaming:
             raise UsageError(
-                "--mix need looks at what each language lost: give --dense and --eval-dataset, or a MODEL that was "
-                "pruned with --eval-dataset."
+                "--mix temperature looks at how much there is of each language, which nobody knows of a stream: leave "
+                "out --streaming, or choose another mix."
             )
+        if settings.mix == "need" and (args.dense is None or args.eval_dataset is None):
+            self._earlier = own_report(Path(args.model)) if Path(args.model).is_dir() else None
+            if self._earlier is None or len(self._earlier.pruned) != 1:
+                raise UsageError(
+                    "--mix need looks at what each language lost: give --dense and --eval-dataset, or a MODEL that was "
+                    "pruned with --eval-dataset."
+                )
         return settings
 
     def _recover(self, settings: RecoverySettings, folder: Path) -> "tuple[Recovery, Any, Evaluation]":
+        from ..record.verification import sparsity_record
+        from ..training.distillation_trainer import check_teacher
+        from ..training.pruned_entries import read_masks
         from ..training.recovery import recover
 
         args, is_quiet = self.args, self.args.quiet
         columns = EvaluationSettings(language_column=settings.language_column, text_column=settings.text_column)
         with open_text(args, columns) as dataset, open_held_out(args, columns) as held_out:
             model = load_model(args.model, args, args.revision, warn=self.warn)
+            with errors_as(ModelError, ValueError):
+                if sparsity_record(model) is None:
+                    raise ModelError(
+                        f"{args.model!r} is not pruned: it has no sparsity record. Prune it first, with `optimum-cli "
+                        "mwanda prune`."
+                    )
+                read_masks(model)  # here a model that it does not fit is refused before it is evaluated
             tokenizer = load_tokenizer(args.model, args)
             check_model_room(model, folder, args, 0)
             evaluation = Evaluation()
-            teacher = None
-            if settings.recipe == "distill" or (args.dense is not None and held_out is not None):
-                teacher = load_model(args.dense, args)
+            teacher = None if args.dense is None else load_model(args.dense, args)
+            if settings.recipe == "distill":
+                with errors_as(ModelError, ValueError):
+                    check_teacher(teacher, model)
             if held_out is not None:
                 evaluated = dataclasses.replace(
                     columns,
@@ -131,16 +157,20 @@ class RecoverCommand(Subcommand):
                 if teacher is not None:
                     evaluation.dense = measure(teacher, tokenizer, held_out, evaluated, progress=not is_quiet)
                 evaluation.before = measure(model, tokenizer, held_out, evaluated, progress=not is_quiet)
+            if settings.recipe != "distill":
+                teacher = None  # its memory is needed for the training
+            start = time.monotonic()
             with pruning_errors():
                 recovery = recover(
                     model,
                     dataset,
                     tokenizer,
-                    teacher=teacher if settings.recipe == "distill" else None,
+                    teacher=teacher,
                     report=self._need(settings, evaluation),
                     progress=not is_quiet,
                     **dataclasses.asdict(settings),
                 )
+            self.seconds = time.monotonic() - start
             if held_out is not None:
                 evaluation.after = measure(recovery.model, tokenizer, held_out, evaluated, progress=not is_quiet)
         return recovery, tokenizer, evaluation
@@ -151,12 +181,7 @@ class RecoverCommand(Subcommand):
             return None
         if evaluation.dense is not None and evaluation.before is not None:
             return compare(evaluation.dense, evaluation.before, None)
-        report = own_report(Path(self.args.model))
-        if report is None or len(report.pruned) != 1:
-            raise ModelError(
-                f"{self.args.model} has no evaluation of one pruned model: give --dense and --eval-dataset."
-            )
-        return report
+        return self._earlier
 
 
 @dataclasses.dataclass
@@ -190,6 +215,19 @@ def record_of(recovery: "Recovery") -> "SparsityRecord":
     from ..record.schema import SparsityRecord
 
     return SparsityRecord.parse(recovery.model.config.mwanda_config)
+
+
+def _has_peft() -> bool:
+    from transformers.utils.import_utils import is_peft_available
+
+    return bool(is_peft_available())
+
+
+def _merged(report: "MergeReport") -> str:
+    """One line about adapters; the table of all matrices is in the JSON values."""
+    return (
+        f"Merged adapters on {len(report.matrices)} matrices; masks took away {report.error:.2%} of what they learned."
+    )
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:

@@ -43,7 +43,7 @@ class DistillationTrainer(Trainer):
         check_number("alpha", alpha, lambda a: 0 <= a <= 1, "a number from 0 to 1")
         check_number("temperature", temperature, lambda t: t > 0, "a number above 0")
         super().__init__(*args, **kwargs, compute_loss_func=self._loss)  # type: ignore[misc]
-        _check_teacher(teacher, self.model)
+        check_teacher(teacher, self.model)
         self.teacher = self.accelerator.prepare_model(teacher.eval(), evaluation_mode=True)
         self._alpha = alpha
         self._temperature = temperature
@@ -89,7 +89,12 @@ class DistillationTrainer(Trainer):
             columns.append(LOSS_WEIGHT)
 
 
-def _check_teacher(teacher: Any, model: Any) -> None:
+def check_teacher(teacher: Any, model: Any) -> None:
+    """Checks that a model can learn from another one.
+
+    Raises:
+        ValueError: If they are the same object, or have different vocabularies.
+    """
     if teacher is model:
         raise ValueError("The teacher is the model that is trained: load the dense model a second time.")
     sizes = [each.config.get_text_config().vocab_size for each in (teacher, model)]

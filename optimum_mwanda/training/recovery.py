@@ -5,18 +5,22 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import Trainer, TrainingArguments
+import torch
+from torch import Tensor
+from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from ..data.encoding import resolve_sequence_length
 from ..evaluation.report import PerplexityComparison
 from .blocks_in_turn import LISACallback
 from .callback import MWandaCallback
-from .distillation_trainer import LOSS_WEIGHT, DistillationTrainer
+from .distillation_trainer import LOSS_WEIGHT, DistillationTrainer, check_teacher
 from .language_mix import LanguageMix, mix_languages
 from .language_weights import need_weights
+from .lent_model import lent_to_training
 from .moving_masks import RigLCallback
 from .pruned_entries import read_masks
 from .recovery_settings import LEARNING_RATES, RecoverySettings
+from .training_bar import TrainingBar, mapping_bars
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -55,6 +59,7 @@ def recover(
 
     It is a `Trainer` with `MWandaCallback`, `RigLCallback` or `LISACallback` on `mix_languages`: take these yourself
     for anything that is not here. `GradualPruningCallback` starts from a dense model and is not here.
+    Weights in float16 or bfloat16 are trained in float32 and get their own type again at the end.
 
     Args:
         model: A pruned causal language model; it is trained in place.
@@ -73,38 +78,47 @@ def recover(
         TypeError: If the dataset cannot be read.
         ValueError: If a setting is not allowed or lacks what it needs, the model is not pruned or not what its record
             says, or the dataset does not fit. Nothing is changed then.
+        FloatingPointError: If the training diverged. The model is of no use then.
     """
     wanted = RecoverySettings(**settings)
     if (wanted.recipe == "distill") is (teacher is None):
         raise ValueError(
-            f"recipe={wanted.recipe!r} {'needs' if teacher is None else 'takes no'} dense model: give teacher= with "
+            f"recipe={wanted.recipe!r} {'needs a' if teacher is None else 'takes no'} dense model: give teacher= with "
             "recipe='distill', and only then."
         )
-    read_masks(model)  # a model without masks must be refused before its text is read
+    if teacher is not None:
+        check_teacher(teacher, model)
+    masks = read_masks(model)  # a model without masks must be refused before its text is read
     steps, size = _steps(wanted, model)
-    mix = mix_languages(
-        dataset,
-        model,
-        tokenizer,
-        strategy=wanted.mix,
-        report=report,
-        temperature=wanted.mix_temperature,
-        languages=wanted.languages,
-        size=size if not _is_streamed(dataset) else None,
-        sequence_length=wanted.sequence_length,
-        bos=wanted.bos,
-        seed=wanted.seed,
-        language_column=wanted.language_column,
-        text_column=wanted.text_column,
-    )
-    if wanted.recipe == "lora":
-        from .adapter_recovery import train_adapters
-
-        merged, merge = train_adapters(
-            model, wanted.lora_rank, wanted.seed, lambda adapted: _train(adapted, mix.dataset, steps, wanted, progress)
+    with mapping_bars(progress):
+        mix = mix_languages(
+            dataset,
+            model,
+            tokenizer,
+            strategy=wanted.mix,
+            report=report,
+            temperature=wanted.mix_temperature,
+            languages=wanted.languages,
+            size=size if not _is_streamed(dataset) else None,
+            sequence_length=wanted.sequence_length,
+            bos=wanted.bos,
+            seed=wanted.seed,
+            language_column=wanted.language_column,
+            text_column=wanted.text_column,
         )
-        return Recovery(merged, mix, steps, merge)
-    _train(model, _weighted(mix, wanted, report), steps, wanted, progress, teacher)
+        rows = _weighted(mix, wanted, report)
+    with lent_to_training(model, masks):
+        if wanted.recipe == "lora":
+            from .adapter_recovery import train_adapters
+
+            model, merge = train_adapters(
+                model,
+                wanted.lora_rank,
+                wanted.seed,
+                lambda adapted: _train(adapted, rows, steps, wanted, progress, masks),
+            )
+            return Recovery(model, mix, steps, merge)
+        _train(model, rows, steps, wanted, progress, masks, teacher)
     return Recovery(model, mix, steps)
 
 
@@ -130,6 +144,11 @@ def _weighted(mix: LanguageMix, settings: RecoverySettings, report: PerplexityCo
     if settings.recipe != "distill" or report is None:
         return mix.dataset
     weights = need_weights(report, temperature=settings.mix_temperature)
+    if missing := [language for language in mix.shares if language not in weights]:
+        raise ValueError(
+            f"report has no evaluation of {', '.join(map(repr, missing))}: evaluate all languages that are trained, or "
+            "name those to train with languages=."
+        )
     return mix.dataset.map(lambda row: {LOSS_WEIGHT: weights[row[settings.language_column]]})
 
 
@@ -144,8 +163,15 @@ def _callback(settings: RecoverySettings) -> MWandaCallback:
 
 
 def _train(
-    model: Any, dataset: Any, steps: int, settings: RecoverySettings, progress: bool, teacher: Any = None
+    model: Any,
+    dataset: Any,
+    steps: int,
+    settings: RecoverySettings,
+    progress: bool,
+    masks: dict[str, Tensor],
+    teacher: Any = None,
 ) -> None:
+    """Trains a model; the masks become those that it has at the end."""
     recipe = settings.recipe
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
@@ -161,11 +187,24 @@ def _train(
             save_strategy="no",
             logging_strategy="no",
             report_to=[],
-            disable_tqdm=not progress,
+            disable_tqdm=True,  # beside the bar it prints the log
         )
         kind: Any = Trainer
         if recipe == "distill":
             kind = DistillationTrainer
         more = {"teacher": teacher, "alpha": settings.distillation_weight} if recipe == "distill" else {}
         callback = _callback(settings)
-        kind(model=model, args=arguments, train_dataset=dataset, callbacks=[callback], **more).train()
+        callbacks = [callback, TrainingBar()] if progress else [callback]
+        trainer = kind(model=model, args=arguments, train_dataset=dataset, callbacks=callbacks, **more)
+        trainer.remove_callback(PrinterCallback)
+        try:
+            trainer.train()
+        finally:
+            if callback.keeper is not None:  # after an error the callback does not hear of the end
+                callback.close()
+                kept = callback.keeper.matrices  # of adapted models under other names, with masks that stay
+                masks.update((name, matrix.pruned()) for name, matrix in kept.items() if name in masks)
+            for each in filter(None, (trainer.model_wrapped, teacher)):  # with bf16 they would stay in bfloat16
+                trainer.accelerator.unwrap_model(each, keep_fp32_wrapper=False)
+    if not all(bool(torch.isfinite(weights).all()) for weights in model.parameters()):
+        raise FloatingPointError("The training diverged, and weights are not finite: give a lower learning_rate.")

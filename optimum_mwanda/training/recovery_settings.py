@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from ..configuration import MWandaConfig
-from ..legal import Number, OneOf, setting
+from ..legal import Number, OneOf, Text, setting
 from ..values import describe_fields
 
 STRATEGIES = ("equal", "temperature", "need")
@@ -34,7 +34,9 @@ class RecoverySettings:
         MWandaConfig.language_temperature, "Makes shares by size or need more equal the higher it is.", Number(above=0)
     )
     learning_rate: float | None = setting(
-        None, "Highest learning rate; it rises for 5 % of the steps and falls as a cosine. None: 1e-4, for lora 1e-3."
+        None,
+        "Highest learning rate; it rises for 5 % of the steps and falls as a cosine. None: 1e-4, for lora 1e-3.",
+        Number(above=0),
     )
     batch_size: int = setting(8, "Chunks per optimizer step and process.", Number(at_least=1, whole=True))
     distillation_weight: float = setting(
@@ -45,28 +47,29 @@ class RecoverySettings:
         0.3, "Share of the kept weights that 'rigl' exchanges at first.", Number(above=0, at_most=1)
     )
     rigl_interval: int | None = setting(
-        None, "Steps between two exchanges of 'rigl'. None: 100, or a tenth of the training if that is less."
+        None,
+        "Steps between two exchanges of 'rigl'. None: 100, or a tenth of the training if that is less.",
+        Number(at_least=1, whole=True),
     )
     lisa_blocks: int = setting(2, "Blocks that 'lisa' trains at a time.", Number(at_least=1, whole=True))
     lisa_interval: int = setting(20, "Steps for which 'lisa' trains the same blocks.", Number(at_least=1, whole=True))
     bf16: bool = setting(False, "Whether to compute in bfloat16 where it is safe.")
     languages: Sequence[str] | None = setting(None, "Languages to train on. None: all.")
-    language_column: str = setting(MWandaConfig.language_column, "Column that names the language.")
-    text_column: str = setting(MWandaConfig.text_column, "Column with the text.")
+    language_column: str = setting(MWandaConfig.language_column, "Column that names the language.", Text())
+    text_column: str = setting(MWandaConfig.text_column, "Column with the text.", Text())
     sequence_length: int | None = setting(
-        None, "Tokens per chunk. None: 512, or fewer if the model has fewer positions."
+        None,
+        "Tokens per chunk. None: 512, or fewer if the model has fewer positions.",
+        Number(at_least=1, whole=True),
     )
     bos: str = setting(MWandaConfig.bos, "As in MWandaConfig.", OneOf(("auto", "none")))
     seed: int = setting(0, "Seed for the order of the text and for new adapters.", Number(at_least=0, whole=True))
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            if (legal := field.metadata["legal"]) is not None:
-                legal.check(field.name, getattr(self, field.name))
-        if self.learning_rate is not None:
-            Number(above=0).check("learning_rate", self.learning_rate)
-        if self.rigl_interval is not None:
-            Number(at_least=1, whole=True).check("rigl_interval", self.rigl_interval)
+            value, legal = getattr(self, field.name), field.metadata["legal"]
+            if legal is not None and not (value is None and field.default is None):
+                legal.check(field.name, value)
 
 
 RecoverySettings.__doc__ = f"""{RecoverySettings.__doc__}

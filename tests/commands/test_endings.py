@@ -448,7 +448,9 @@ def test_version_is_told(cli: Cli) -> None:
     assert cli("--version").out.strip() == f"optimum-mwanda {__version__}"
 
 
-@pytest.mark.parametrize("command", ["apply", "card", "compare", "decompress", "evaluate", "prune", "search"])
+@pytest.mark.parametrize(
+    "command", ["apply", "card", "compare", "decompress", "evaluate", "prune", "recover", "search"]
+)
 def test_help_begins_with_what_must_be_given_and_ends_with_an_example(cli: Cli, command: str) -> None:
     text = cli(command, "--help").out
     usage, *_, example = text.strip().split("\n\n")
