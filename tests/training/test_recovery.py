@@ -76,8 +76,14 @@ def test_model_comes_back_in_its_own_form(recipe: str) -> None:
 
 @pytest.mark.parametrize(
     ("recipe", "dtype"),
-    [("masks", torch.float16), ("distill", torch.bfloat16), ("lora", torch.bfloat16)],
-    ids=RECIPES,
+    [
+        ("masks", torch.float16),
+        ("distill", torch.bfloat16),
+        ("lora", torch.bfloat16),
+        ("rigl", torch.bfloat16),
+        ("lisa", torch.float16),
+    ],
+    ids=str,
 )
 def test_short_types_are_trained_in_float32_and_come_back(recipe: str, dtype: torch.dtype) -> None:
     model = prune(dtype)
