@@ -50,7 +50,7 @@ class RowEncoder:
         self._tokenizer = tokenizer
         # Of the model only what is small: an encoder may be copied, and sent to other processes.
         self._config = model.config
-        self._beside = model.name_or_path or ""
+        self._beside = getattr(model, "name_or_path", None) or ""
         self._text_column = text_column
         self._target_column = target_column
         self._bos = bos
