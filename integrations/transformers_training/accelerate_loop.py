@@ -26,7 +26,6 @@ from optimum_mwanda import (
     sparsity_record,
     verify_sparsity,
 )
-from optimum_mwanda.record.trainings import begin_training, count_steps
 
 SAMPLE = Path(__file__).resolve().parents[2] / "examples"
 
@@ -52,9 +51,7 @@ def main(words: list[str] | None = None) -> None:
     dataset = load_dataset("json", data_files=args.dataset, split="train")
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype="float32")
-    if (
-        sparsity_record(model) is None
-    ):  # every process prunes the same model with the same text, and gets the same masks
+    if sparsity_record(model) is None:  # every process prunes the same model on the same text, to the same masks
         MWandaPruner(MWandaConfig(sparsity=0.5, sequence_length=args.sequence_length)).prune(model, dataset, tokenizer)
 
     mix = mix_languages(dataset, model, tokenizer, sequence_length=args.sequence_length)
@@ -64,7 +61,6 @@ def main(words: list[str] | None = None) -> None:
     schedule = get_cosine_schedule_with_warmup(optimizer, args.steps // 20, args.steps)
     trained, optimizer, loader = accelerator.prepare(model, optimizer, loader)
 
-    begin_training(model, "masks kept")  # the record and the card say so
     trained.train()
     with keep_masks(trained, optimizer) as keeper:
         epochs = itertools.chain.from_iterable(itertools.repeat(loader))
@@ -77,7 +73,6 @@ def main(words: list[str] | None = None) -> None:
             optimizer.zero_grad()
             if step % 10 == 0 or step == args.steps:
                 accelerator.print(f"step {step}: loss {loss.item():.3f}, sparsity {keeper.sparsity():.4f}")
-    count_steps(model, args.steps)
 
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:

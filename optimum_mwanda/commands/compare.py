@@ -247,19 +247,12 @@ def _add_grid(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_evaluation(parser: argparse.ArgumentParser) -> None:
-    group = add_held_out_options(parser, required=False)
+    group = add_held_out_options(parser, required=False, tokens=ComparisonPlan.tokens_per_language)
     group.add_argument(
         "--tune",
         action="store_true",
         help="Calibrate on every other document of --dataset and evaluate on the rest, to choose settings without "
         "looking at the held-out text (default: no)",
-    )
-    group.add_argument(
-        "--tokens-per-language",
-        type=int,
-        metavar="N",
-        default=ComparisonPlan.tokens_per_language,
-        help=f"Most tokens to evaluate per language (default: {ComparisonPlan.tokens_per_language})",
     )
     group.add_argument(
         "--batch-size",

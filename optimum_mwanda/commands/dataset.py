@@ -5,12 +5,12 @@ import contextlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..evaluation.settings import EvaluationSettings
 from .errors import UsageError
 from .places import open_dataset
 
 if TYPE_CHECKING:
     from ..configuration import MWandaConfig
-    from ..evaluation.settings import EvaluationSettings
 
 
 def add_dataset_options(parser: argparse.ArgumentParser, required: bool, purpose: str) -> None:
@@ -51,7 +51,9 @@ def add_dataset_options(parser: argparse.ArgumentParser, required: bool, purpose
     )
 
 
-def add_held_out_options(parser: argparse.ArgumentParser, required: bool) -> Any:
+def add_held_out_options(
+    parser: argparse.ArgumentParser, required: bool, tokens: int = EvaluationSettings.tokens_per_language
+) -> Any:
     """Adds the flags for a second dataset, used for evaluation, and returns their group."""
     group = parser.add_argument_group("evaluation")
     group.add_argument(
@@ -68,6 +70,13 @@ def add_held_out_options(parser: argparse.ArgumentParser, required: bool) -> Any
         "--eval-columns", nargs="+", type=_pair, metavar="NAME=COLUMN", help="As --columns (default: none)"
     )
     group.add_argument("--eval-split", metavar="NAME", default="test", help="As --split (default: test)")
+    group.add_argument(
+        "--tokens-per-language",
+        type=int,
+        metavar="N",
+        default=tokens,
+        help=f"Most tokens to evaluate per language (default: {tokens})",
+    )
     return group
 
 

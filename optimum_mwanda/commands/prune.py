@@ -59,13 +59,6 @@ class PruneCommand(Subcommand):
         add_dataset_options(parser, required=False, purpose="Calibration text, not needed for magnitude pruning")
         group = add_held_out_options(parser, required=False)
         group.add_argument(
-            "--tokens-per-language",
-            type=int,
-            metavar="N",
-            default=EvaluationSettings.tokens_per_language,
-            help=f"Most tokens to evaluate per language (default: {EvaluationSettings.tokens_per_language})",
-        )
-        group.add_argument(
             "--report", metavar="FILE", help="HTML page to write, with sortable tables and pictures (default: none)"
         )
         add_model_options(parser)

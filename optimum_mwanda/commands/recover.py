@@ -54,14 +54,7 @@ class RecoverCommand(Subcommand):
         add_storage_options(parser)
         add_overwrite(parser)
         add_dataset_options(parser, required=True, purpose="Text to train on")
-        group = add_held_out_options(parser, required=False)
-        group.add_argument(
-            "--tokens-per-language",
-            type=int,
-            metavar="N",
-            default=EvaluationSettings.tokens_per_language,
-            help=f"Most tokens to evaluate per language (default: {EvaluationSettings.tokens_per_language})",
-        )
+        add_held_out_options(parser, required=False)
         _add_settings(parser)
         add_model_options(parser)
         add_common_options(parser)

@@ -5,7 +5,6 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..evaluation.settings import EvaluationSettings
 from ..experiments.search.defaults import BOUNDS, MAX_DEGRADATION, RESOLUTION
 from ..storage.outputs import write_text
 from .base import Result, Subcommand, add_common_options
@@ -65,13 +64,6 @@ class SearchCommand(Subcommand):
         group = add_held_out_options(parser, required=True)
         group.add_argument(
             "--eval-languages", nargs="+", metavar="NAME", help="Languages that must not degrade (default: all)"
-        )
-        group.add_argument(
-            "--tokens-per-language",
-            type=int,
-            metavar="N",
-            default=EvaluationSettings.tokens_per_language,
-            help=f"Most tokens to evaluate per language and trial (default: {EvaluationSettings.tokens_per_language})",
         )
         add_model_options(parser)
         add_settings(parser, leave_out=("sparsity", "pattern"))

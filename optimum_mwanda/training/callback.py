@@ -13,7 +13,7 @@ from ..record.trainings import begin_training, count_steps
 from ..record.verification import sparsity_record, verify_sparsity
 from ..sharing.model_card import save_card
 from .caller import calling_trainer
-from .keeper import NO_DEEPSPEED, MaskKeeper
+from .keeper import MASKS_KEPT, NO_DEEPSPEED, MaskKeeper
 from .pruned_entries import Masks, bare_model
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class MWandaCallback(TrainerCallback):
         keeper: The `MaskKeeper` of the training that is going on, or of the last one; None before the first.
     """
 
-    recipe = "masks kept"
+    recipe = MASKS_KEPT
     """What the record says about the training."""
 
     def __init__(self, masks: Masks | None = None, report: PerplexityComparison | None = None) -> None:

@@ -1,5 +1,6 @@
 """Keeping pruned weights at zero while an optimizer trains the others."""
 
+import itertools
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,12 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from ..modeling.sharding import is_sharded, own_part, share_out
-from .pruned_entries import Masks, find_matrices, read_masks
+from ..record.trainings import begin_training, count_steps
+from ..record.verification import sparsity_record
+from .pruned_entries import Masks, bare_model, find_matrices, read_masks
+
+MASKS_KEPT = "masks kept"
+"""What the record says about a training in which masks stay as they are."""
 
 NO_DEEPSPEED = (
     "DeepSpeed steps on flat copies of the weights, in which masks cannot be kept: train with FSDP (fsdp_version=2) or "
@@ -233,7 +239,8 @@ def keep_masks(model: nn.Module, optimizer: Optimizer, masks: Masks | None = Non
     """Keeps the pruned weights of a model at zero inside a `with` block, for training loops without a `Trainer`.
 
     Gradients are masked when they are computed, so clipping and moments see only what is trained, and weights are
-    masked after every optimizer step. Inside, `keeper.sparsity()` counts the zeros.
+    masked after every optimizer step. The record says how many steps were taken, also in what is saved in between.
+    Inside, `keeper.sparsity()` counts the zeros.
 
     Args:
         model: As for `MaskKeeper`.
@@ -247,9 +254,21 @@ def keep_masks(model: nn.Module, optimizer: Optimizer, masks: Masks | None = Non
         ValueError: As for `MaskKeeper`.
     """
     keeper = MaskKeeper(model, optimizer, masks)
+    bare, steps = bare_model(model), itertools.count(1)
+
+    def record_step(*_: Any) -> None:
+        step = next(steps)
+        if step == 1:
+            begin_training(bare, MASKS_KEPT)
+        count_steps(bare, step)
+
+    is_recorded = sparsity_record(bare) is not None
+    handle = keeper.optimizer.register_step_post_hook(record_step) if is_recorded else None
     try:
         yield keeper
     finally:
+        if handle is not None:
+            handle.remove()
         keeper.close()
 
 

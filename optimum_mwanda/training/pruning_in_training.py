@@ -25,7 +25,7 @@ from ..record.verification import sparsity_record
 from .callback import MWandaCallback
 from .caller import resumed_checkpoint
 from .gradual import cubic_sparsity, pruning_steps
-from .keeper import MaskKeeper
+from .keeper import MASKS_KEPT, MaskKeeper
 from .pruned_entries import bare_model, read_masks
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ class GradualPruningCallback(MWandaCallback):
         return MaskKeeper(model, optimizer, masks)
 
     def _begin(self, model: Any, steps: int) -> None:
-        begin_training(model, self.recipe if self._has_pruned else MWandaCallback.recipe, steps)
+        begin_training(model, self.recipe if self._has_pruned else MASKS_KEPT, steps)
 
     def _prune(self, keeper: MaskKeeper, model: "PreTrainedModel", step: int) -> None:
         """Prunes to what the schedule says; earlier prunings of this training leave no trace in the record."""

@@ -1,6 +1,7 @@
 """Masks are kept in training loops of one's own."""
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
-from optimum_mwanda import keep_masks, read_masks, verify_sparsity
+from optimum_mwanda import keep_masks, read_masks, sparsity_record, verify_sparsity
 
 from .conftest import prune_sample
 
@@ -51,6 +52,29 @@ def test_zeros_stay_with_every_optimizer(make: Make, pruned: PreTrainedModel) ->
     zeros = pruned.get_parameter(f"{NAME}.weight")[before == 0]
     assert not zeros.signbit().any()
     assert not torch.equal(pruned.get_parameter(f"{NAME}.weight"), before)
+
+
+def test_the_record_counts_the_steps_while_they_are_taken(tmp_path: Path, pruned: PreTrainedModel) -> None:
+    optimizer = torch.optim.SGD(pruned.parameters(), lr=0.1)
+    with keep_masks(pruned, optimizer):
+        pass  # no step, no training
+    for steps in (2, 3):
+        with keep_masks(pruned, optimizer):
+            take_steps(pruned, optimizer, steps)
+            pruned.save_pretrained(tmp_path)
+    take_steps(pruned, optimizer, steps=1)
+    for place in (pruned, tmp_path):
+        record = sparsity_record(place)
+        assert record is not None
+        assert [(entry.recipe, entry.steps) for entry in record.training] == [("masks kept", 2), ("masks kept", 3)]
+
+
+def test_a_model_without_a_record_gets_none(sample_model: PreTrainedModel) -> None:
+    masks = {NAME: torch.zeros_like(sample_model.get_parameter(f"{NAME}.weight"), dtype=torch.bool)}
+    optimizer = torch.optim.SGD(sample_model.parameters(), lr=0.1)
+    with keep_masks(sample_model, optimizer, masks):
+        take_steps(sample_model, optimizer)
+    assert sparsity_record(sample_model) is None
 
 
 def test_outside_the_block_masks_are_kept_no_longer(pruned: PreTrainedModel) -> None:
