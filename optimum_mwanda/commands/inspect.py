@@ -59,6 +59,7 @@ def _facts(record: "SparsityRecord") -> str:
         ["sparsity achieved", f"{record.achieved_sparsity:.4f}"],
         ["seed", record.seed],
         ["earlier prunings", len(record.history)],
+        *(["trained afterwards", f"{each.steps:,} steps ({each.recipe})"] for each in record.training),
         ["optimum-mwanda", record.library_version],
         *([name, version] for name, version in record.versions.items()),
         *(

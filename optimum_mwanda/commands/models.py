@@ -215,7 +215,7 @@ def load_tokenizer(name: str, args: argparse.Namespace) -> "PreTrainedTokenizerB
     Raises:
         ModelError: If `--tokenizer` was given and cannot be loaded.
     """
-    from ..data.encoding import read_tokenizer
+    from ..data.tokenizer_loading import read_tokenizer
 
     source = args.tokenizer or name
     revision = "main" if args.tokenizer else args.revision or "main"

@@ -1,49 +1,24 @@
 """What `--dataset` can name: files, a folder, or a Hub repository."""
 
-import bz2
 import contextlib
-import gzip
-import hashlib
-import io
-import lzma
 import re
-import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from .errors import DataError, errors_as
-
-TEXT = "text"
-FORMATS = {
-    ".json": "json",
-    ".jsonl": "json",
-    ".ndjson": "json",
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".parquet": "parquet",
-    ".txt": TEXT,
-    ".text": TEXT,
-}
-
-
-def _open_zstandard(path: Path) -> Any:
-    import pyarrow
-
-    return pyarrow.input_stream(str(path), compression="zstd")
-
-
-COMPRESSIONS: dict[str, Callable[[Path], Any]] = {
-    ".gz": gzip.open,
-    ".bz2": bz2.open,
-    ".xz": lzma.open,
-    ".zst": _open_zstandard,
-}
-
-
-LANGUAGE = re.compile(r"[a-z]{2,3}([-_]([A-Za-z]{2}|[A-Z][a-z]{3}|[0-9]{3}))*")
-"""A file or configuration that is called after a language: sw, zh-Hant, eng_Latn, pt-BR."""
+from .text_files import (
+    FORMATS,
+    TEXT,
+    decompressed,
+    format_of,
+    inner_path,
+    is_language,
+    language_of,
+    read_texts,
+    split_of,
+)
 
 
 @contextlib.contextmanager
@@ -133,18 +108,18 @@ class _Place:
 
     def files(self, paths: Sequence[Path]) -> Any:
         """One table, or language to its texts or table."""
-        formats = {path: _format(path) for path in paths}
+        formats = {path: format_of(path) for path in paths}
         if len(set(formats.values())) > 1:
             kinds = ", ".join(f"{path.name} ({kind})" for path, kind in formats.items())
             raise DataError(f"The files have different formats: {kinds}. Give files of one format.")
         if TEXT in formats.values():
-            return _read_texts(paths)
+            return read_texts(paths)
         dataset = self._table(paths)
         languages: dict[str, list[Path]] = {}
         for path in paths:
-            languages.setdefault(_language(path), []).append(path)
+            languages.setdefault(language_of(path), []).append(path)
         by_name = self.language_column is not None and self.language_column not in (dataset.column_names or ())
-        if by_name and all(map(_is_language, languages)):
+        if by_name and all(map(is_language, languages)):
             return {language: self._table(part) for language, part in languages.items()}
         return dataset
 
@@ -152,14 +127,14 @@ class _Place:
         """What is in a folder or a repository."""
         path = Path(name)
         if not path.is_dir():
-            if _inner(path).suffix in FORMATS or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
+            if inner_path(path).suffix in FORMATS or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
                 raise DataError(f"There is no file or folder {name!r}, and the name is not a repository id of the Hub.")
             return self._loaded(name, config)
         if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
             return self._saved(path)
-        files = [file for file in sorted(path.iterdir()) if file.is_file() and _inner(file).suffix in FORMATS]
-        kinds = {_format(file) for file in files}
-        if kinds == {TEXT} or (len(kinds) == 1 and config is None and all(_is_language(_language(f)) for f in files)):
+        files = [file for file in sorted(path.iterdir()) if file.is_file() and inner_path(file).suffix in FORMATS]
+        kinds = {format_of(file) for file in files}
+        if kinds == {TEXT} or (len(kinds) == 1 and config is None and all(is_language(language_of(f)) for f in files)):
             return self.files(self._of_split(path, files))
         return self._loaded(str(path), config)
 
@@ -168,9 +143,11 @@ class _Place:
         from ..data.rows import SPLITS
 
         wanted = SPLITS.get(self.split, self.split)
-        found = [file for file in files if _split(file) == wanted] or [file for file in files if _split(file) is None]
+        found = [file for file in files if split_of(file) == wanted] or [
+            file for file in files if split_of(file) is None
+        ]
         if not found:
-            there = ", ".join(sorted({str(_split(file)) for file in files}))
+            there = ", ".join(sorted({str(split_of(file)) for file in files}))
             raise DataError(f"{folder} has no file of the split {self.split!r}: name one of {there}.")
         return found
 
@@ -191,10 +168,10 @@ class _Place:
 
     def _table(self, paths: Sequence[Path]) -> Any:
         """The rows of files of one format."""
-        plain = [_decompressed(path, self.scratch) for path in paths]
+        plain = [decompressed(path, self.scratch) for path in paths]
         shown = ", ".join(path.name for path in paths)
-        if _format(paths[0]) == "csv":
-            delimiter = "\t" if _inner(paths[0]).suffix == ".tsv" else ","
+        if format_of(paths[0]) == "csv":
+            delimiter = "\t" if inner_path(paths[0]).suffix == ".tsv" else ","
             with _explained(shown):
                 return self._delimited([str(path) for path in plain], delimiter)
         # Temporary files must not fill the user's cache; for others, the cache makes a second reading fast.
@@ -204,7 +181,7 @@ class _Place:
 
             files = [str(path) for path in plain]
             return load_dataset(
-                _format(paths[0]), data_files=files, split="train", cache_dir=cache, streaming=self.streaming
+                format_of(paths[0]), data_files=files, split="train", cache_dir=cache, streaming=self.streaming
             )
 
     def _loaded(self, name: str, config: str | None) -> Any:
@@ -259,76 +236,3 @@ def _explained(place: str) -> Iterator[None]:
         if isinstance(cause, (StopIteration, SchemaInferenceError)) or "corresponds to no data" in str(cause):
             raise DataError(f"{place}: there are no rows in it.") from error
         raise DataError(f"{place}: {type(cause).__name__}: {cause}") from error
-
-
-def _read_texts(paths: Sequence[Path]) -> dict[str, list[str]]:
-    """Language, taken from the file name without its ending, to the lines of its files."""
-    texts: dict[str, list[str]] = {}
-    for path in paths:
-        with _opened(path) as file:
-            try:
-                # Not splitlines, which takes a form feed and other signs within a line for its end.
-                lines = io.StringIO(file.read().decode("utf-8-sig"), newline=None).read().split("\n")
-            except UnicodeDecodeError as error:
-                raise DataError(f"{path} is not UTF-8 text: {error}") from error
-        texts.setdefault(_language(path), []).extend(lines if lines[-1] else lines[:-1])
-    return texts
-
-
-def _language(path: Path) -> str:
-    """`sw` for `sw.jsonl.gz`, and for `sw.train.txt` and `train.sw.txt`."""
-    from ..data.rows import SPLITS
-
-    parts = _inner(path).stem.split(".")
-    return ".".join(part for part in parts if part not in SPLITS) or ".".join(parts)
-
-
-def _split(path: Path) -> str | None:
-    """`train` for `sw.train.txt`; None for `sw.txt`."""
-    from ..data.rows import SPLITS
-
-    parts = _inner(path).stem.split(".")
-    return next((SPLITS[part] for part in parts if part in SPLITS), None) if len(parts) > 1 else None
-
-
-def _is_language(name: str) -> bool:
-    from ..data.rows import SPLITS
-
-    return bool(LANGUAGE.fullmatch(name)) and name not in SPLITS
-
-
-def _decompressed(path: Path, scratch: Path) -> Path:
-    """A plain copy in a folder of its own; the path itself if it is not compressed."""
-    if path.suffix not in COMPRESSIONS:
-        return path
-    target = scratch / hashlib.sha256(str(path).encode()).hexdigest() / _inner(path).name
-    if target.exists():
-        return target
-    target.parent.mkdir()
-    with _opened(path) as source, target.open("wb") as file:
-        shutil.copyfileobj(source, file, 2**20)
-    return target
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
-    try:
-        with COMPRESSIONS[path.suffix](path) if path.suffix in COMPRESSIONS else path.open("rb") as file:
-            yield file
-    except (OSError, EOFError, lzma.LZMAError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
-
-
-def _inner(path: Path) -> Path:
-    """`sw.jsonl` for `sw.jsonl.gz`."""
-    return path.with_suffix("") if path.suffix in COMPRESSIONS else path
-
-
-def _format(path: Path) -> str:
-    suffix = _inner(path).suffix
-    if suffix not in FORMATS:
-        raise DataError(
-            f"{path} has no known format: its name must end in {', '.join(FORMATS)}, perhaps followed by "
-            f"{', '.join(COMPRESSIONS)}."
-        )
-    return FORMATS[suffix]

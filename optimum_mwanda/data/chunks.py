@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..configuration import MWandaConfig
+from ..modeling.positions import resolve_sequence_length
 from ..utils import as_percent, markdown_table
-from .encoding import RowEncoder, resolve_sequence_length
+from .encoding import RowEncoder
 from .packing import Batch, PairPacker, TextPacker
 from .rows import feed, is_read_in_order
 from .special_tokens import warn_of_unknown

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..configuration import MWandaConfig
 from ..modeling.architecture import is_masked
+from ..modeling.positions import max_positions
 from .chat import is_blank, is_conversation, render, without_special_tokens
 from .excerpt import excerpt
 from .padding import Padding
@@ -13,6 +14,7 @@ from .rows import Row
 from .special_tokens import prefix_of, spelled, unknown_id
 from .surrogates import check_whole
 from .tokenised import check_vocabulary, tokenised_inputs, tokenised_labels
+from .tokenizer_loading import load_tokenizer, of_processor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -39,7 +41,7 @@ class RowEncoder:
         target_column: str = MWandaConfig.target_column,
         bos: str = MWandaConfig.bos,
     ) -> None:
-        tokenizer = _of_processor(tokenizer)
+        tokenizer = of_processor(tokenizer)
         # A processor of pictures or sound can be called as well.
         is_tokenizer = callable(tokenizer) and hasattr(tokenizer, "convert_ids_to_tokens")
         if not (tokenizer is None or isinstance(tokenizer, (str, os.PathLike)) or is_tokenizer):
@@ -252,84 +254,3 @@ class RowEncoder:
             )
         check_whole(text, f"A text of language {language!r} (column {column!r})")
         return text if text.strip() else ""
-
-
-def _of_processor(tokenizer: Any) -> Any:
-    """The tokenizer in a processor, which takes pictures or sound too; anything else unchanged."""
-    from transformers import ProcessorMixin
-
-    return getattr(tokenizer, "tokenizer", tokenizer) if isinstance(tokenizer, ProcessorMixin) else tokenizer
-
-
-def load_tokenizer(name: "str | os.PathLike[str] | None", beside: str) -> "PreTrainedTokenizerBase":
-    """Loads a tokenizer by name, or the one saved beside the model.
-
-    Args:
-        name: Name or path of the tokenizer; None for the model's own.
-        beside: Name or path of the model; empty if it has none.
-
-    Raises:
-        ValueError: If there is none.
-    """
-    source = os.fspath(name) if name is not None else beside
-    if not source:
-        raise ValueError("The dataset holds text, and the model has no name or path: pass tokenizer=.")
-    try:
-        return read_tokenizer(source)
-    except Exception as error:
-        raise ValueError(
-            f"No tokenizer could be loaded from {source!r} ({type(error).__name__}: {error}). The dataset holds text: "
-            "pass tokenizer= (a tokenizer, or its name or path), or a dataset with 'input_ids'."
-        ) from error
-
-
-def read_tokenizer(source: str, **options: Any) -> "PreTrainedTokenizerBase":
-    """Loads a tokenizer that can tell texts apart.
-
-    Args:
-        source: Folder or repository.
-        **options: Passed to `AutoTokenizer.from_pretrained`.
-
-    Raises:
-        Exception: As `from_pretrained`; a ValueError if the tokenizer has only special tokens.
-    """
-    from transformers import AutoTokenizer
-
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, **options)
-    # From a folder without tokenizer files, some families make a tokenizer that knows only special tokens.
-    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
-        raise ValueError("it has no vocabulary")
-    return tokenizer
-
-
-def max_positions(model: Any) -> int | None:
-    """Number of positions in the model's config; None if it does not say."""
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return positions if isinstance(positions, int) and positions > 0 else None
-
-
-def max_length(model: Any) -> int | None:
-    """How many tokens a sequence may have; None if there is no bound.
-
-    Models like RoBERTa give padding a position, and count those of tokens from the one behind it.
-    """
-    positions = max_positions(model)
-    if positions is None:
-        return None
-    tables = (getattr(module, "position_embeddings", None) for module in model.modules())
-    paddings = [getattr(table, "padding_idx", None) for table in tables]
-    return positions - max((padding + 1 for padding in paddings if padding is not None), default=0)
-
-
-def resolve_sequence_length(requested: int | None, model: Any, default: int = 512) -> int:
-    """Checks a sequence length against the model's positions, or picks `default` within them.
-
-    Raises:
-        ValueError: If `requested` exceeds the model's positions.
-    """
-    limit = max_length(model)
-    if requested is None:
-        return min(default, limit or default)
-    if limit is not None and requested > limit:
-        raise ValueError(f"sequence_length={requested} exceeds the model's {limit} positions: give at most {limit}.")
-    return requested

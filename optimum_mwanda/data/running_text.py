@@ -9,10 +9,11 @@ import numpy as np
 from datasets import Dataset, Features, List, Value
 
 from ..modeling.architecture import is_masked
+from ..modeling.positions import resolve_sequence_length
 from .by_language import first_rows
 from .columns import Columns
 from .cutting import Cutter
-from .encoding import RowEncoder, resolve_sequence_length
+from .encoding import RowEncoder
 from .rows import Row, select_needed
 
 if TYPE_CHECKING:

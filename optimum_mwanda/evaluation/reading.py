@@ -5,9 +5,10 @@ import json
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..data.encoding import RowEncoder, resolve_sequence_length
+from ..data.encoding import RowEncoder
 from ..data.rows import feed
 from ..data.tokenised import IGNORED_LABEL
+from ..modeling.positions import resolve_sequence_length
 from .held_out import Batch, HeldOut, HeldOutPairs, HeldOutText
 from .settings import EvaluationSettings
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
-from ..data.encoding import resolve_sequence_length
 from ..evaluation.report import PerplexityComparison
+from ..modeling.positions import resolve_sequence_length
 from .blocks_in_turn import LISACallback
 from .callback import MWandaCallback
 from .distillation_trainer import LOSS_WEIGHT, DistillationTrainer, check_teacher

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from optimum_mwanda import PerplexityComparison, PerplexityReport, sparsity_record, verify_sparsity
 from optimum_mwanda.training import recovery
+from optimum_mwanda.training.recovery_settings import LEARNING_RATES
 
 from ..conftest import make_model
 from .conftest import Pruned, Run
@@ -27,7 +28,7 @@ def recipe_words(recipe: str, model: Path) -> list[str]:
     return ["--recipe", recipe, *(["--dense", str(model)] if recipe == "distill" else [])]
 
 
-@pytest.mark.parametrize("recipe", ["masks", "distill", "lora"])
+@pytest.mark.parametrize("recipe", list(LEARNING_RATES))
 def test_recovered_model_is_written_with_its_zeros_record_and_card(
     cli: Cli, pruned: Pruned, model: Path, data: Path, tmp_path: Path, recipe: str
 ) -> None:
@@ -44,6 +45,7 @@ def test_recovered_model_is_written_with_its_zeros_record_and_card(
     assert record.matrices == before.matrices
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"fine-tuned afterwards for 3 steps (`{recipe}`)" in card
+    assert f"3 steps ({recipe})" in cli("inspect", tmp_path / "out").out
     values = run.json
     assert (values["recipe"], values["steps"], values["output"]) == (recipe, 3, str(tmp_path / "out"))
     assert values["shares"] == pytest.approx({"en": 1 / 3, "fr": 1 / 3, "sw": 1 / 3})

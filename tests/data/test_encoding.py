@@ -19,7 +19,8 @@ from transformers import (
     XLMRobertaForMaskedLM,
 )
 
-from optimum_mwanda.data.encoding import RowEncoder, resolve_sequence_length
+from optimum_mwanda.data.encoding import RowEncoder
+from optimum_mwanda.modeling.positions import resolve_sequence_length
 from tests.conftest import make_model
 
 TEXT = "the cat sat sur le lit"
