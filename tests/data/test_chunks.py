@@ -239,7 +239,7 @@ def test_fingerprint_depends_on_language_ids_and_shape(model: PreTrainedModel) -
     variants = [
         pack(rows, model),
         pack([row | {"language": "sw"} for row in rows], model),
-        pack([row | {"input_ids": [5] * LENGTH} for row in rows], model),
+        pack([row | {"input_ids": [*range(5, 5 + LENGTH)]} for row in rows], model),
         pack(rows, model, sequence_length=4, samples_per_language=8),
     ]
     assert len({tuple(chunks.fingerprints.items()) for chunks in variants}) == len(variants)

@@ -86,6 +86,16 @@ def test_padding_that_may_end_a_text_is_refused_where_all_rows_have_one_length(p
     assert (build_chunks(rows, MWandaConfig(sequence_length=4), model).chunks["en"][0]["input_ids"] == EOS).any()
 
 
+def test_padding_by_a_token_that_nobody_names_is_refused() -> None:
+    model = make_model()
+    model.config.pad_token_id = None
+    with pytest.raises(ValueError, match=r"3 of 4 .* of token 5, .* neither model nor tokenizer names a padding token"):
+        build_chunks(padded(token=5), MWandaConfig(sequence_length=4), model)
+    for row, token in zip(rows := padded(count=4), (4, 5, 6, 7), strict=True):
+        row["input_ids"][-2:] = [token, token]  # texts that happen to end in a word said twice
+    assert len(build_chunks(rows, MWandaConfig(sequence_length=4), model).chunks["en"]) > 0
+
+
 def test_labels_may_be_padded_too() -> None:
     t5 = make_family("t5")
     rows = [{"language": "sw", "input_ids": [5, 6, 7, 0, 0], "labels": [8, 9, 0, 0]}]
