@@ -16,7 +16,8 @@ class Padding:
     """Finds padding by its token: two or more of it at an end of a row.
 
     If it is not known which token that is, or if the token also ends texts, a run tells nothing by itself. Rows that
-    all have one length, at least half of them with such a run of one token, are refused then; others stay as they are.
+    all have one length, at least two and half of them with such a run of one token, are refused then; others stay as
+    they are.
 
     Args:
         column: What the rows hold, for messages.
@@ -62,7 +63,7 @@ class Padding:
                 found,
                 self._column,
             )
-        elif self._rows > 1 and len(self._lengths) == 1 and 2 * padded >= self._rows:
+        elif padded > 1 and len(self._lengths) == 1 and 2 * padded >= self._rows:
             but = "neither model nor tokenizer names a padding token" if self._token is None else "it also ends texts"
             raise ValueError(
                 f"{found}, all rows have {self._lengths.pop()} {self._column}, and there is no attention mask: this "

@@ -94,6 +94,8 @@ def test_padding_by_a_token_that_nobody_names_is_refused() -> None:
     for row, token in zip(rows := padded(count=4), (4, 5, 6, 7), strict=True):
         row["input_ids"][-2:] = [token, token]  # texts that happen to end in a word said twice
     assert len(build_chunks(rows, MWandaConfig(sequence_length=4), model).chunks["en"]) > 0
+    one_of_two = padded(token=5, count=2)
+    assert len(build_chunks(one_of_two, MWandaConfig(sequence_length=4), model).chunks["en"]) > 0
 
 
 def test_labels_may_be_padded_too() -> None:
