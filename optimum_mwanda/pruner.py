@@ -1,38 +1,37 @@
 """`MWandaPruner`: calibrate, allocate, apply."""
 
-import dataclasses
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterable
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from .calibration.statistics import CalibrationStatistics
 from .configuration import MWandaConfig
 from .data.chunks import CalibrationChunks, LanguageCoverage, build_chunks
+from .modeling.block_source import BlockSource
 from .modeling.blocks import find_blocks, inference_mode
 from .modeling.compiled import check_not_compiled
 from .modeling.fingerprint import model_fingerprint
 from .modeling.interrupts import check_interrupts
 from .modeling.quantized import check_dense, forget_dequantization
-from .modeling.weights import PrunableWeight, Weights, find_weights, flat
+from .modeling.weights import Weights, find_weights, flat, only_experts
 from .pruning.allocation import SparsityPlan
 from .pruning.checks import check_pattern, check_plan, check_statistics
-from .pruning.experts_policy import leave_out_experts, settle
-from .pruning.planning import block_importance, share_out
+from .pruning.experts_policy import leave_out_experts
 from .pruning.scoring import weigh_languages
-from .pruning.update import mask_and_values
 from .record.attachment import attach_record
 from .record.build import build_record
 from .registry import ALLOCATIONS
 from .utils import progress_bar
 from .walking.block_by_block import BlockByBlock
 from .walking.calibrating import calibrate
+from .walking.deciding import decide, make_plan
 from .walking.editor import WeightEditor
-from .walking.store import check_activations, make_store
-from .walking.walk import AllAtOnce, Step, Walk, check_resident
+from .walking.store import HiddenStates, check_activations, make_store
+from .walking.walk import Known, Walk
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
@@ -124,17 +123,17 @@ class MWandaPruner:
                 f"criterion={self.config.criterion!r} with allocation={self.config.allocation!r} needs calibration "
                 "data: pass a dataset."
             )
-        weights = self._find_weights(model)
+        weights, source = self._open(model)
         chunks = self._read(model, dataset, tokenizer)
-        watched = flat(weights)
+        watched = weights
         if self.config.works_blockwise and not ALLOCATIONS[str(self.config.allocation)].needs_data:
             # The walk looks at each block itself; from the dense model, only the experts policy needs statistics.
-            watched = [weight for weight in watched if weight.expert_name is not None]
-        statistics = self._calibrate(model, watched, chunks)
-        known = AllAtOnce(self._reached(weights, statistics), statistics)
-        plan = self._plan(known, statistics)
-        walk = self._block_by_block(model, known.weights, chunks) if self.config.works_blockwise else known
-        return self._run(model, walk, plan, statistics, statistics.model_fingerprint)
+            watched = only_experts(weights)
+        statistics = self._calibrate(model, watched, chunks, source)
+        known: Walk = Known(self._reached(weights, statistics), statistics, source)
+        plan = make_plan(known, statistics, self.config)
+        walk = self._block_by_block(model, known.weights, chunks, source) if self.config.works_blockwise else known
+        return self._run(model, walk, source, plan, statistics, statistics.model_fingerprint)
 
     def calibrate(
         self,
@@ -159,9 +158,9 @@ class MWandaPruner:
             ValueError: As for `prune`.
             FloatingPointError: If activations are NaN or infinite.
         """
-        weights = self._find_weights(model)
+        weights, source = self._open(model)
         chunks = self._read(model, dataset, tokenizer)
-        return self._calibrate(model, flat(weights), chunks, also_for)
+        return self._calibrate(model, weights, chunks, source, also_for)
 
     def allocate(self, model: "PreTrainedModel", statistics: CalibrationStatistics | None = None) -> SparsityPlan:
         """Decides the sparsity of every block; changes nothing.
@@ -176,9 +175,9 @@ class MWandaPruner:
         Raises:
             ValueError: If the statistics are missing or do not fit the model.
         """
-        weights = self._find_weights(model)
+        weights, source = self._open(model)
         statistics = check_statistics(statistics, model_fingerprint(model), weights, self.config)
-        return self._plan(AllAtOnce(self._reached(weights, statistics), statistics), statistics)
+        return make_plan(Known(self._reached(weights, statistics), statistics, source), statistics, self.config)
 
     def apply(
         self,
@@ -188,7 +187,7 @@ class MWandaPruner:
     ) -> "PreTrainedModel":
         """Prunes the model in place with statistics of the dense model.
 
-        Nothing is written before every mask is known.
+        Nothing is written before every mask is known, unless the model is offloaded: that is pruned block by block.
 
         Args:
             model: The model that was calibrated.
@@ -208,13 +207,13 @@ class MWandaPruner:
                 "calibration='sequential', refinement and reconstruction look at each block while they prune: call "
                 "prune(model, dataset), or set calibration='dense', refinement='none' and reconstruction='none'."
             )
-        weights = self._find_weights(model)
+        weights, source = self._open(model)
         fingerprint = model_fingerprint(model)
         statistics = check_statistics(statistics, fingerprint, weights, self.config)
-        walk = AllAtOnce(self._reached(weights, statistics), statistics)
+        walk = Known(self._reached(weights, statistics), statistics, source)
         if plan is None:
-            plan = self._plan(walk, statistics)
-        return self._run(model, walk, check_plan(plan, walk.weights, self.config), statistics, fingerprint)
+            plan = make_plan(walk, statistics, self.config)
+        return self._run(model, walk, source, check_plan(plan, walk.weights, self.config), statistics, fingerprint)
 
     def push_to_hub(
         self,
@@ -244,7 +243,8 @@ class MWandaPruner:
 
         return push_to_hub(model, repo_id, tokenizer=tokenizer, report=report, **options)
 
-    def _find_weights(self, model: "PreTrainedModel") -> Weights:
+    def _open(self, model: "PreTrainedModel") -> tuple[Weights, BlockSource]:
+        """The weights to prune, and what brings them into memory."""
         if not isinstance(model, nn.Module) or not hasattr(model, "config"):
             raise TypeError(f"model is a {type(model).__name__}: pass a loaded transformers model.")
         if hasattr(model, "peft_config"):
@@ -254,10 +254,10 @@ class MWandaPruner:
             )
         check_not_compiled(model)
         check_dense(model)
-        weights = find_weights(find_blocks(model, self.config.blocks), self.config.include, self.config.exclude)
-        check_resident(flat(weights))
+        blocks = find_blocks(model, self.config.blocks)
+        weights = find_weights(blocks, self.config.include, self.config.exclude)
         check_pattern(weights, self.config)
-        return weights
+        return weights, BlockSource(blocks)
 
     def _read(self, model: "PreTrainedModel", dataset: Any, tokenizer: Any) -> CalibrationChunks:
         chunks = build_chunks(dataset, self.config, model, tokenizer)
@@ -267,50 +267,48 @@ class MWandaPruner:
     def _calibrate(
         self,
         model: "PreTrainedModel",
-        weights: Sequence[PrunableWeight],
+        weights: Weights,
         chunks: CalibrationChunks,
+        source: BlockSource,
         also_for: Iterable[MWandaConfig] = (),
     ) -> CalibrationStatistics:
         activities = {config.activity for config in (self.config, *also_for) if config.activity is not None}
         with inference_mode(model):
-            return calibrate(model, weights, chunks, self.config, sorted(activities), self.progress)
+            return calibrate(
+                model, weights, chunks, self.config, source, sorted(activities), self.progress, self._store
+            )
 
     def _reached(self, weights: Weights, statistics: CalibrationStatistics | None) -> Weights:
         """The weights to prune: all, unless the policy leaves out experts that calibration barely reached."""
         return weights if statistics is None else leave_out_experts(weights, statistics, self.config)
 
-    def _block_by_block(self, model: "PreTrainedModel", weights: Weights, chunks: CalibrationChunks) -> BlockByBlock:
+    def _store(self) -> HiddenStates:
+        return make_store(self.activations)
+
+    def _block_by_block(
+        self, model: "PreTrainedModel", weights: Weights, chunks: CalibrationChunks, source: BlockSource
+    ) -> BlockByBlock:
         found = weigh_languages(self.config, chunks.tokens).tolist()
         language_weights = dict(zip(chunks.tokens, found, strict=True))
-        store = partial(make_store, self.activations)
-        return BlockByBlock(model, weights, chunks, language_weights, self.config, store)
-
-    def _plan(self, walk: Walk, statistics: CalibrationStatistics | None) -> SparsityPlan:
-        """Visits every block to find its importance, then shares the target out."""
-        importance: dict[str, float | None] = dict.fromkeys(walk.weights)
-        for step in walk.steps():
-            entries, _ = settle(step.weights, *step.look(), self.config)
-            seen = None if statistics is None else dataclasses.replace(statistics, weights=entries)
-            for block in dict.fromkeys(weight.block for weight in step.weights):
-                importance[block] = block_importance(walk.weights[block], seen, self.config)
-        sizes = {block: sum(weight.numel for weight in found) for block, found in walk.weights.items()}
-        return share_out(sizes, list(importance.values()), self.config)
+        return BlockByBlock(model, weights, chunks, language_weights, self.config, source, self._store)
 
     def _run(
         self,
         model: "PreTrainedModel",
         walk: Walk,
+        source: BlockSource,
         plan: SparsityPlan,
         statistics: CalibrationStatistics | None,
         fingerprint: str,
     ) -> "PreTrainedModel":
         """Prunes on a walk; if it ends early, the editor undoes the changes and there is no record."""
         weighted = None if statistics is None else weigh_languages(self.config, statistics.tokens)
-        with inference_mode(model), WeightEditor(self.restore_on_failure) as editor:
-            visited = self._visit(walk.steps(editor), plan, weighted)
-            total = len(flat(walk.weights))
-            for _ in progress_bar(visited, total=total, description="Pruning", show=self.progress):
-                pass
+        with inference_mode(model), WeightEditor(source, self.restore_on_failure) as editor:
+            with closing(walk.steps(editor)) as steps:
+                visited = decide(steps, plan, weighted, self.config)
+                total = len(flat(walk.weights))
+                for _ in progress_bar(visited, total=total, description="Pruning", show=self.progress):
+                    pass
             record = build_record(model, self.config, walk.weights, walk.zeros, plan, statistics, fingerprint)
             check_interrupts()
             forget_dequantization(model)
@@ -324,15 +322,3 @@ class MWandaPruner:
                 100 * record.target_sparsity,
             )
         return model
-
-    def _visit(
-        self, steps: Iterable[Step], plan: SparsityPlan, language_weights: Tensor | None
-    ) -> Iterator[PrunableWeight]:
-        """Looks at every step, decides how its weights change, and yields each weight."""
-        for step in steps:
-            entries, grams = settle(step.weights, *step.look(), self.config)
-            for weight in step.weights:
-                entry, gram, sparsity = entries.get(weight.name), grams.get(weight.name), plan[weight.block]
-                step.write(weight, *mask_and_values(weight, entry, gram, language_weights, sparsity, self.config))
-                check_interrupts()
-                yield weight

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from optimum_mwanda import MWandaConfig, MWandaPruner, verify_sparsity
+from optimum_mwanda.modeling.block_source import BlockSource
 from optimum_mwanda.modeling.blocks import find_blocks, inference_mode
 from optimum_mwanda.modeling.weights import find_weights, flat
 from optimum_mwanda.walking.replay import BlockCalls
@@ -90,7 +91,7 @@ def test_blocks_computed_one_by_one_give_what_the_model_gives(family: Family) ->
         handle.remove()
     with inference_mode(model):
         for stack in stacks(blocks):
-            calls = BlockCalls(model, stack, family.batches())
+            calls = BlockCalls(model, stack, family.batches(), BlockSource(stack))
             for name, block in stack.items():
                 list(calls.advancing(name, block))
                 for batch, expected in enumerate(own[name]):

@@ -98,6 +98,12 @@ def flat(weights: Weights) -> list[PrunableWeight]:
     return [weight for block in weights.values() for weight in block]
 
 
+def only_experts(weights: Weights) -> Weights:
+    """The weights that belong to experts of a mixture, with the blocks that have any."""
+    found = {name: [weight for weight in block if weight.expert_name is not None] for name, block in weights.items()}
+    return {name: block for name, block in found.items() if block}
+
+
 def find_weights(
     blocks: dict[str, nn.Module], include: Sequence[str] | None = None, exclude: Sequence[str] = ()
 ) -> Weights:

@@ -1,6 +1,7 @@
 """A walk through a model in memory that sees what each block reads while its predecessors are pruned."""
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -11,13 +12,14 @@ from ..calibration.gram import GramCollector
 from ..calibration.reduction import Reduce
 from ..configuration import MWandaConfig
 from ..data.chunks import CalibrationChunks
+from ..modeling.block_source import BlockSource
 from ..modeling.blocks import find_stacks
 from ..modeling.inputs import RunningOrder
 from ..modeling.weights import PrunableWeight, Weights
-from .calibrating import run_watched
 from .replay import BlockCalls
 from .store import HiddenStates, OnDevice
 from .walk import Seen, Step, Walk
+from .watching import run_watched
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,7 +31,7 @@ class BlockByBlock(Walk):
     With `calibration="sequential"` a block sees the outputs of its pruned predecessors. With Gram matrices, so do the
     weights inside it: those that read the same input (query, key and value; the output projection; ...) form a step.
     With `"dense"` everything sees the outputs of the unpruned model. Memory is needed for the hidden states of all
-    batches and the Gram matrices of one step.
+    batches, the Gram matrices of one step and, of an offloaded model, two blocks.
 
     Args:
         model: The model, in inference mode.
@@ -37,8 +39,11 @@ class BlockByBlock(Walk):
         chunks: Calibration data.
         language_weights: Language to its weight, in the order of the chunks.
         config: Settings.
+        source: Brings blocks into memory.
         store: Makes a place for the hidden states of a stack.
         reduce: Adds up sums over the processes that share the calibration; None for a single process.
+        only_statistics: Kinds of activity to count on a dense walk that sees nothing but statistics; None to see what
+            the settings need.
     """
 
     def __init__(
@@ -48,36 +53,39 @@ class BlockByBlock(Walk):
         chunks: CalibrationChunks,
         language_weights: Mapping[str, float],
         config: MWandaConfig,
+        source: BlockSource,
         store: Callable[[], HiddenStates] = OnDevice,
         reduce: Reduce | None = None,
+        only_statistics: Sequence[str] | None = None,
     ) -> None:
         super().__init__(weights)
-        self._is_dense = config.calibration == "dense"
-        self._needs_grams = config.needs_grams
+        self._is_dense = config.calibration == "dense" or only_statistics is not None
+        self._needs_grams = config.needs_grams and only_statistics is None
         self._stacks = find_stacks(model, config.blocks)
         self._languages, self._batches = zip(*chunks.batches(config.batch_size), strict=True)
-        self._model, self._store = model, store
-        self._activities = [config.activity] if config.activity else []
+        self._model, self._source, self._store = model, source, store
+        own = [config.activity] if config.activity else []
+        self._activities = own if only_statistics is None else only_statistics
         self._language_weights = language_weights
         self._reduce = reduce
 
     def _record(self, stack: Mapping[str, nn.Module]) -> BlockCalls:
-        return BlockCalls(self._model, stack, self._batches, self._store())
+        return BlockCalls(self._model, stack, self._batches, self._source, self._store())
 
-    def _steps(self) -> Iterator[Step]:
+    def _steps(self) -> Generator[Step, None, None]:
         # In a dense walk, later stacks read the outputs of the unpruned stacks before them.
         recorded = [self._record(stack) for stack in self._stacks] if self._is_dense else []
         for stack in self._stacks:
             calls = recorded.pop(0) if self._is_dense else self._record(stack)
-            for name, block in stack.items():
-                if weights := self.weights.get(name):
-                    yield from self._steps_in(calls, name, block, weights)
-                else:
-                    calls.advance(name, block)
+            with closing(self._source.one_by_one(stack)) as names:
+                for name in names:
+                    yield from self._steps_in(calls, name, stack[name])
 
-    def _steps_in(
-        self, calls: BlockCalls, name: str, block: nn.Module, weights: Sequence[PrunableWeight]
-    ) -> Iterator[Step]:
+    def _steps_in(self, calls: BlockCalls, name: str, block: nn.Module) -> Iterator[Step]:
+        weights = self.weights.get(name)
+        if not weights:
+            calls.advance(name, block)
+            return
         order = RunningOrder(weights, lambda: next(iter(calls.outputs(name, block))))
         groups = order.groups()
         if self._is_dense:

@@ -1,65 +1,47 @@
-"""Running a model, or a part of it, to see the inputs of its weights."""
+"""Statistics of the dense model: from one pass of the whole model or, if it is offloaded, block by block."""
 
-from collections.abc import Generator, Iterable, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING
 
 from ..calibration.collector import StatisticsCollector
-from ..calibration.statistics import CalibrationStatistics
+from ..calibration.statistics import CalibrationStatistics, WeightStatistics
 from ..configuration import MWandaConfig
 from ..data.chunks import CalibrationChunks
+from ..modeling.block_source import BlockSource
 from ..modeling.blocks import find_blocks, run_blocks
 from ..modeling.fingerprint import model_fingerprint
-from ..modeling.weights import PrunableWeight
+from ..modeling.weights import Weights, flat
 from ..utils import portable_name, progress_bar
+from .block_by_block import BlockByBlock
+from .store import HiddenStates, OnDevice
+from .watching import run_watched
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class Collector(AbstractContextManager[Any], Protocol):
-    """Sums up the inputs of some weights while it is open."""
-
-    def start(self, language: str) -> None:
-        """Counts everything from here on for one language."""
-
-
-def run_watched(runs: Generator[Any, None, None], languages: Iterable[str], *collectors: Collector) -> None:
-    """Runs one batch after the other while collectors watch.
-
-    Args:
-        runs: Runs a batch each time it is asked for another item.
-        languages: Language of every batch; batches of one language come together.
-        *collectors: Collectors that watch; opened here.
-    """
-    with ExitStack() as stack:
-        stack.enter_context(closing(runs))
-        for collector in collectors:
-            stack.enter_context(collector)
-        for language in languages:
-            for collector in collectors:
-                collector.start(language)
-            next(runs)
-        next(runs, None)  # runs what comes after the last batch
-
-
 def calibrate(
     model: "PreTrainedModel",
-    weights: Sequence[PrunableWeight],
+    weights: Weights,
     chunks: CalibrationChunks,
     config: MWandaConfig,
+    source: BlockSource,
     activities: Sequence[str] = (),
     progress: bool = False,
+    store: Callable[[], HiddenStates] = OnDevice,
 ) -> CalibrationStatistics:
     """Runs all calibration text through the blocks of a model.
 
     Args:
         model: The model, in inference mode.
-        weights: Weights to watch; without any the model is not run.
+        weights: Module path of a block to the weights to watch in it; without any the model is not run.
         chunks: Calibration data.
         config: Its `batch_size` and `blocks`.
+        source: Brings blocks into memory. If it must, each block is brought once and runs over all batches.
         activities: Kinds of activity to count.
         progress: Whether to show a progress bar.
+        store: Makes a place for the hidden states of all batches between two blocks.
 
     Returns:
         Statistics of these weights.
@@ -68,23 +50,18 @@ def calibrate(
         FloatingPointError: If activations are NaN or infinite.
         ValueError: If no token of a language reaches a weight outside the experts.
     """
-    size = config.batch_size
-    collector = StatisticsCollector(weights, list(chunks.chunks), activities)
-    if weights:
-        blocks = find_blocks(model, config.blocks)
-        total = chunks.number_of_batches(size)
-        batches = progress_bar(chunks.batches(size), total=total, description="Calibrating", show=progress)
-
-        def runs() -> Generator[None, None, None]:
-            with closing(batches):  # so that the bar ends before an error is shown
-                for _, inputs in batches:
-                    run_blocks(model, blocks, inputs)
-                    yield
-
-        run_watched(runs(), [language for language, _ in chunks.batches(size)], collector)
-    experts = dict.fromkeys(weight.expert_name for weight in weights if weight.expert_name is not None)
+    entries: dict[str, WeightStatistics] = {}
+    if weights and source.is_resident:
+        entries = _in_one_pass(model, weights, chunks, config, activities, progress)
+    elif weights:
+        equal = dict.fromkeys(chunks.chunks, 1.0)
+        walk = BlockByBlock(model, weights, chunks, equal, config, source, store, only_statistics=activities)
+        with closing(walk.steps()) as steps:
+            for step in progress_bar(steps, total=len(weights), description="Calibrating", show=progress):
+                entries |= step.look().entries
+    experts = dict.fromkeys(weight.expert_name for weight in flat(weights) if weight.expert_name is not None)
     return CalibrationStatistics(
-        collector.finish(),
+        entries,
         coverage=tuple(entry for entry in chunks.coverage if entry.chunks),
         fingerprints={language: (digest,) for language, digest in chunks.fingerprints.items()},
         model=portable_name(getattr(model, "name_or_path", "") or ""),
@@ -92,3 +69,28 @@ def calibrate(
         left_out=tuple(entry for entry in chunks.coverage if not entry.chunks),
         experts=tuple(experts),
     )
+
+
+def _in_one_pass(
+    model: "PreTrainedModel",
+    weights: Weights,
+    chunks: CalibrationChunks,
+    config: MWandaConfig,
+    activities: Sequence[str],
+    progress: bool,
+) -> dict[str, WeightStatistics]:
+    """The whole model runs batch by batch, and no hidden states are kept."""
+    size = config.batch_size
+    collector = StatisticsCollector(flat(weights), list(chunks.chunks), activities)
+    blocks = find_blocks(model, config.blocks)
+    total = chunks.number_of_batches(size)
+    batches = progress_bar(chunks.batches(size), total=total, description="Calibrating", show=progress)
+
+    def runs() -> Generator[None, None, None]:
+        with closing(batches):  # so that the bar ends before an error is shown
+            for _, inputs in batches:
+                run_blocks(model, blocks, inputs)
+                yield
+
+    run_watched(runs(), [language for language, _ in chunks.batches(size)], collector)
+    return collector.finish()

@@ -8,6 +8,7 @@ from types import TracebackType
 from torch import Tensor
 
 from ..modeling.bits import pack_bits, unpack_bits
+from ..modeling.block_source import BlockSource
 from ..modeling.weights import PrunableWeight
 
 logger = logging.getLogger(__name__)
@@ -20,15 +21,18 @@ class PartiallyPrunedError(RuntimeError):
 class WeightEditor:
     """Changes weights inside a `with` block, and restores them all if the block fails or is interrupted.
 
-    What this needs is kept on the CPU: for a masked weight, one bit per entry and the removed values.
+    What this needs is kept on the CPU: for a masked weight, one bit per entry and the removed values. Of a block on
+    disk nothing is kept, as its files are not changed.
 
     Args:
+        source: Brings the blocks of the weights into memory.
         reversible: Whether to keep what was removed. Without it a failure raises `PartiallyPrunedError`.
     """
 
-    def __init__(self, reversible: bool = True) -> None:
+    def __init__(self, source: BlockSource, reversible: bool = True) -> None:
+        self._source = source
         self._reversible = reversible
-        self._undo: list[Callable[[], None]] = []
+        self._undo: list[tuple[str, Callable[[], None]]] = []
         self._edited: list[PrunableWeight] = []
 
     def zero(self, weight: PrunableWeight, pruned: Tensor) -> None:
@@ -38,8 +42,9 @@ class WeightEditor:
             weight: The weight to change.
             pruned: Boolean, shape `(out, in)`, True where an entry is removed.
         """
-        if self._reversible:
-            self._undo.append(partial(_put_back, weight, pack_bits(pruned).cpu(), weight.matrix[pruned].cpu()))
+        if self._must_keep(weight):
+            undo = partial(_put_back, weight, pack_bits(pruned).cpu(), weight.matrix[pruned].cpu())
+            self._undo.append((weight.block, undo))
         self._edited.append(weight)
         weight.matrix.masked_fill_(pruned, 0)
 
@@ -50,10 +55,13 @@ class WeightEditor:
             weight: The weight to change.
             values: Shape `(out, in)`.
         """
-        if self._reversible:
-            self._undo.append(partial(_restore, weight, weight.matrix.to("cpu", copy=True)))
+        if self._must_keep(weight):
+            self._undo.append((weight.block, partial(_restore, weight, weight.matrix.to("cpu", copy=True))))
         self._edited.append(weight)
         weight.matrix.copy_(values)
+
+    def _must_keep(self, weight: PrunableWeight) -> bool:
+        return self._reversible and not self._source.keeps(weight.block)
 
     def __enter__(self) -> "WeightEditor":
         return self
@@ -63,14 +71,16 @@ class WeightEditor:
     ) -> None:
         if error is None or not self._edited:
             return
-        if not self._reversible:
+        if not self._reversible and not all(self._source.keeps(weight.block) for weight in self._edited):
             raise PartiallyPrunedError(
                 f"Pruning stopped ({type(error).__name__}: {error}) and nothing was kept to undo it: "
                 f"{len(self._edited)} weights are already pruned, the last one, {self._edited[-1].name!r}, perhaps "
                 "only in part; the rest is dense. Load the model again."
             ) from error
-        for undo in reversed(self._undo):
-            undo()
+        for block, undo in reversed(self._undo):
+            with self._source.held(block):
+                undo()
+        self._source.restore()
         logger.warning("Pruning stopped; the model's weights are as they were before.")
 
 

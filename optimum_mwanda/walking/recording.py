@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from ..modeling.block_source import BlockSource
 from ..modeling.blocks import run_blocks
 from .store import HiddenStates
 
@@ -18,7 +19,11 @@ _PLAIN = (bool, int, float, str, bytes, slice, torch.dtype, torch.device, torch.
 
 
 def record_calls(
-    model: nn.Module, blocks: Mapping[str, nn.Module], batches: Iterable[Mapping[str, Tensor]], hidden: HiddenStates
+    model: nn.Module,
+    blocks: Mapping[str, nn.Module],
+    batches: Iterable[Mapping[str, Tensor]],
+    hidden: HiddenStates,
+    source: BlockSource,
 ) -> Calls:
     """Records the arguments of every block of a stack, except hidden states.
 
@@ -33,6 +38,7 @@ def record_calls(
         blocks: Blocks to record, in the order in which they run. The parts of the model before them are run too.
         batches: Keyword arguments of the model, batch by batch.
         hidden: Takes the hidden states that enter the first block.
+        source: Brings blocks into memory where they run.
 
     Returns:
         Name of a block to the arguments of its calls, one per batch; objects that the model passes to many blocks are
@@ -43,14 +49,14 @@ def record_calls(
     can_stand_in = False
     for number, batch in enumerate(batches):
         if number == 0:
-            with _recording(blocks, calls, hidden), _noting(blocks, counts):
+            with source.held_in_calls(), _recording(blocks, calls, hidden), _noting(blocks, counts):
                 run_blocks(model, blocks, batch)
             can_stand_in = _agrees(model, blocks, batch, calls, counts)
         elif can_stand_in:
             with _standing_in(blocks, counts), _recording(blocks, calls, hidden):
                 run_blocks(model, blocks, batch)
         else:
-            with _recording(blocks, calls, hidden):
+            with source.held_in_calls(), _recording(blocks, calls, hidden):
                 run_blocks(model, blocks, batch)
     return calls
 

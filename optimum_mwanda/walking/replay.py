@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..modeling.block_source import BlockSource
 from ..modeling.interrupts import interruptible
 from .recording import record_calls
 from .store import HiddenStates, OnDevice
@@ -26,6 +27,7 @@ class BlockCalls:
         model: The model.
         blocks: Blocks to record, in the order in which they run.
         batches: Keyword arguments of the model, batch by batch.
+        source: Brings blocks into memory; who calls the methods here sees to it that the block in question is there.
         hidden: Store for the hidden states. None: they stay where the blocks leave them.
 
     Attributes:
@@ -37,10 +39,11 @@ class BlockCalls:
         model: nn.Module,
         blocks: Mapping[str, nn.Module],
         batches: Iterable[Mapping[str, Tensor]],
+        source: BlockSource,
         hidden: HiddenStates | None = None,
     ) -> None:
         self.hidden = hidden or OnDevice()
-        self._calls = record_calls(model, blocks, batches, self.hidden)
+        self._calls = record_calls(model, blocks, batches, self.hidden, source)
 
     def run_to(self, name: str, block: nn.Module, module: nn.Module | None) -> Generator[int, None, None]:
         """Runs one block over every batch, up to the call of a module in it, and yields batch numbers.

@@ -2,13 +2,15 @@
 
 import abc
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from typing import NamedTuple
 
 from torch import Tensor
 
 from ..calibration.statistics import CalibrationStatistics, WeightStatistics
 from ..modeling.bits import pack_bits, unpack_bits
+from ..modeling.block_source import BlockSource
 from ..modeling.counting import count_zeros
 from ..modeling.interrupts import check_interrupts
 from ..modeling.weights import PrunableWeight, Weights, flat
@@ -95,47 +97,41 @@ class Walk(abc.ABC):
         self.weights = weights
         self.zeros: dict[str, int] = {}
 
-    def steps(self, editor: WeightEditor | None = None) -> Iterator[Step]:
+    def steps(self, editor: WeightEditor | None = None) -> Generator[Step, None, None]:
         """Yields one step after the other; the changes of a step are committed when the next step is asked for.
 
         Args:
             editor: Changes the weights; None to only look at them.
         """
-        for step in self._steps():
-            yield step
-            if editor is not None:
-                self.zeros |= step.commit(editor)
+        with closing(self._steps()) as steps:
+            for step in steps:
+                yield step
+                if editor is not None:
+                    self.zeros |= step.commit(editor)
 
     @abc.abstractmethod
-    def _steps(self) -> Iterator[Step]:
+    def _steps(self) -> Generator[Step, None, None]:
         """Yields the steps; code after a `yield` runs when the edits of that step have been committed."""
 
 
-class AllAtOnce(Walk):
-    """A single step that holds every weight, with statistics that are already known.
+class Known(Walk):
+    """Weights with statistics that are already known: all in one step, or a step per block if blocks are offloaded.
 
     Args:
         weights: Module path of a block to its weights.
         statistics: Statistics of their inputs; None if there are none.
+        source: Brings blocks into memory.
     """
 
-    def __init__(self, weights: Weights, statistics: CalibrationStatistics | None) -> None:
+    def __init__(self, weights: Weights, statistics: CalibrationStatistics | None, source: BlockSource) -> None:
         super().__init__(weights)
         self._seen = Seen({} if statistics is None else statistics.weights, {})
+        self._source = source
 
-    def _steps(self) -> Iterator[Step]:
-        yield Step(flat(self.weights), lambda: self._seen)
-
-
-def check_resident(weights: Sequence[PrunableWeight]) -> None:
-    """Checks that the values of all weights are in memory, as the walks in this package require.
-
-    Raises:
-        ValueError: If some are offloaded.
-    """
-    for weight in weights:
-        if weight.holder.device.type == "meta":
-            raise ValueError(
-                f"{weight.name!r} is offloaded (meta device): load the whole model into memory to prune it, "
-                "for example with device_map='cpu'."
-            )
+    def _steps(self) -> Generator[Step, None, None]:
+        if self._source.is_resident:
+            yield Step(flat(self.weights), lambda: self._seen)
+            return
+        with closing(self._source.one_by_one(self.weights)) as names:
+            for name in names:
+                yield Step(self.weights[name], lambda: self._seen)

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -139,7 +140,7 @@ def test_sample_is_pruned_first(text: Path, tmp_path: Path, capsys: pytest.Captu
 
 def launch(words: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **variables}
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
     return done
 
@@ -213,17 +214,10 @@ class TestRunClm:
         assert [path.name for path in tmp_path.iterdir()] == ["file.json"]
 
     def test_two_processes_start_from_one_pruned_model(self, words: list[str], tmp_path: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:  # old versions of accelerate do not find a free port
+            port = server.getsockname()[1]
         start = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-        start += [
-            "--num_machines",
-            "1",
-            "--mixed_precision",
-            "no",
-            "--dynamo_backend",
-            "no",
-            "--main_process_port",
-            "0",
-        ]
+        start += f"--num_machines 1 --mixed_precision no --dynamo_backend no --main_process_port {port}".split()
         more = ["--ddp_backend", "gloo", "--max_steps", "2", "--output_dir", str(tmp_path / "out")]
         done = launch([*start, str(SCRIPTS / "run_clm_mwanda.py"), *words, *more])
         check(tmp_path / "out", "masks", 2, sparsity=0.5)

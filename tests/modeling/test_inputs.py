@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from optimum_mwanda.modeling.block_source import BlockSource
 from optimum_mwanda.modeling.blocks import find_blocks, inference_mode
 from optimum_mwanda.modeling.inputs import RunningOrder, watch_inputs
 from optimum_mwanda.modeling.weights import find_weights
@@ -41,7 +42,7 @@ def test_weights_that_read_the_same_tensor_are_grouped_in_running_order(family: 
     name, block = list(blocks.items())[-1]
     weights = find_weights(blocks)[name]
     with inference_mode(model):
-        calls = BlockCalls(model, {name: block}, FAMILIES[family].batches())
+        calls = BlockCalls(model, {name: block}, FAMILIES[family].batches(), BlockSource({name: block}))
         groups = RunningOrder(weights, lambda: next(iter(calls.outputs(name, block)))).groups()
     found = [{weight.name.removeprefix(f"{name}.") for weight in group} for group in groups]
     assert found == [set(group.split()) for group in GROUPS[family]]

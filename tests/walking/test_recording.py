@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from optimum_mwanda.modeling.block_source import BlockSource
 from optimum_mwanda.modeling.blocks import find_stacks, inference_mode, run_blocks
 from optimum_mwanda.walking.recording import record_calls
 from optimum_mwanda.walking.store import OnDevice
@@ -49,7 +50,7 @@ def test_calls_are_those_of_a_plain_forward_pass(family: Family) -> None:
     with inference_mode(model):
         for stack in find_stacks(model):
             hidden = OnDevice()
-            calls = record_calls(model, stack, batches, hidden)
+            calls = record_calls(model, stack, batches, hidden, BlockSource(stack))
             assert not any("forward" in vars(block) for block in stack.values())
             first = next(iter(stack))
             position = dict.fromkeys(stack, 0)
@@ -72,7 +73,7 @@ def test_blocks_run_for_the_first_batch_only_where_nothing_depends_on_them(name:
     weighty = next(module for block in stack.values() for module in block.modules() if isinstance(module, nn.Linear))
     weighty.register_forward_pre_hook(lambda *_: runs.append(1))
     with inference_mode(model):
-        record_calls(model, stack, batches, OnDevice())
+        record_calls(model, stack, batches, OnDevice(), BlockSource(stack))
     assert len(runs) == (len(batches) if name == "t5" else 1)
 
 
@@ -84,5 +85,5 @@ def test_a_block_with_a_forward_of_its_own_gets_it_back() -> None:
     block.forward = lambda *args, **kwargs: own(*args, **kwargs)
     mine = block.forward
     with inference_mode(model):
-        record_calls(model, stack, FAMILIES["llama"].batches() * 2, OnDevice())
+        record_calls(model, stack, FAMILIES["llama"].batches() * 2, OnDevice(), BlockSource(stack))
     assert block.forward is mine

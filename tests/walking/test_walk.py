@@ -7,11 +7,12 @@ from transformers import PreTrainedModel
 
 from optimum_mwanda import MWandaConfig, MWandaPruner
 from optimum_mwanda.data.chunks import build_chunks
+from optimum_mwanda.modeling.block_source import BlockSource
 from optimum_mwanda.modeling.blocks import find_blocks, inference_mode
 from optimum_mwanda.modeling.weights import find_weights, flat
 from optimum_mwanda.walking.block_by_block import BlockByBlock
 from optimum_mwanda.walking.editor import WeightEditor
-from optimum_mwanda.walking.walk import AllAtOnce, Walk, check_resident
+from optimum_mwanda.walking.walk import Known, Walk
 from tests.conftest import make_rows
 from tests.families.matrix import FAMILIES
 
@@ -23,10 +24,18 @@ def config(**values: str) -> MWandaConfig:
     return MWandaConfig(sequence_length=24, batch_size=2, **values)
 
 
+def source_of(model: PreTrainedModel) -> BlockSource:
+    return BlockSource(find_blocks(model))
+
+
+def known(model: PreTrainedModel) -> Known:
+    return Known(find_weights(find_blocks(model)), None, source_of(model))
+
+
 def block_by_block(model: PreTrainedModel, **values: str) -> BlockByBlock:
     settings = config(**values)
     weights = find_weights(find_blocks(model))
-    return BlockByBlock(model, weights, build_chunks(ROWS, settings, model), EQUAL, settings)
+    return BlockByBlock(model, weights, build_chunks(ROWS, settings, model), EQUAL, settings, source_of(model))
 
 
 def first_half(matrix: Tensor) -> Tensor:
@@ -38,9 +47,9 @@ def first_half(matrix: Tensor) -> Tensor:
 @pytest.mark.parametrize("values", [{}, {"calibration": "sequential"}, {"refinement": "swap"}], ids=str)
 def test_edits_of_a_step_are_made_when_it_is_left(values: dict[str, str]) -> None:
     model = FAMILIES["llama"].make()
-    walk: Walk = AllAtOnce(find_weights(find_blocks(model)), None) if not values else block_by_block(model, **values)
+    walk: Walk = known(model) if not values else block_by_block(model, **values)
     left: list[str] = []
-    with inference_mode(model), WeightEditor() as editor:
+    with inference_mode(model), WeightEditor(source_of(model)) as editor:
         for step in walk.steps(editor):
             assert list(walk.zeros) == left
             step.look()
@@ -90,8 +99,8 @@ def test_steps_are_blocks_or_what_reads_one_input(values: dict[str, str], steps:
 
 def test_the_zeros_of_fused_experts_are_those_of_their_parameter() -> None:
     model = FAMILIES["mixtral"].make()
-    walk = AllAtOnce(find_weights(find_blocks(model)), None)
-    with WeightEditor() as editor:
+    walk = known(model)
+    with WeightEditor(source_of(model)) as editor:
         for step in walk.steps(editor):
             for weight in step.weights:
                 if weight.expert in (0, 1):
@@ -100,12 +109,12 @@ def test_the_zeros_of_fused_experts_are_those_of_their_parameter() -> None:
     assert walk.zeros["model.layers.0.mlp.experts.down_proj"] == int((experts == 0).sum()) == experts.numel() // 4
 
 
-def test_offloaded_weights_are_named() -> None:
+def test_weights_that_are_nowhere_are_named() -> None:
     model = FAMILIES["llama"].make()
     model.model.layers[1].mlp.up_proj.to("meta")
-    weights = find_weights(find_blocks(model))  # finding them is no question of where they are
-    with pytest.raises(ValueError, match=r"'model.layers.1.mlp.up_proj' is offloaded .*load the whole model"):
-        check_resident(flat(weights))
+    find_weights(find_blocks(model))  # finding them is no question of where they are
+    with pytest.raises(ValueError, match=r"'model.layers.1.mlp.up_proj.weight' has no values .*load the whole model"):
+        source_of(model)
 
 
 @pytest.mark.parametrize("family", ["t5", "bart"])

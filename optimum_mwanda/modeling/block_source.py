@@ -1,0 +1,192 @@
+"""Blocks come into memory when they are needed, and what was changed in them goes back to where they are kept."""
+
+import os
+import tempfile
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from .offloading import OffloadedTensor, offloaded_tensors
+
+Read = list[tuple[OffloadedTensor, Tensor]]
+
+
+class BlockSource:
+    """The blocks of a model, wherever they are: in memory, or offloaded to memory or disk by accelerate.
+
+    A block that is in memory anyway costs nothing here. Of an offloaded one, all tensors are brought to the device
+    where it runs, and changes are written back when the block is let go: into the memory that accelerate reads from, or
+    into a new file, which accelerate reads from then on. Files of the checkpoint are never changed.
+
+    Args:
+        blocks: Module path to block.
+
+    Raises:
+        ValueError: If a weight of a block is nowhere, or is on disk and there is no folder for changed ones.
+    """
+
+    def __init__(self, blocks: Mapping[str, nn.Module]) -> None:
+        self._blocks = dict(blocks)
+        self._replaced: list[tuple[dict[str, Any], str, Any]] = []
+        self._elsewhere: set[str] = set()
+        self._on_disk: set[str] = set()
+        for name, block in self._blocks.items():
+            found = list(offloaded_tensors(block))
+            _check(name, block, found)
+            if found:
+                self._elsewhere.add(name)
+                if all(tensor.place is not None for tensor in found):
+                    self._on_disk.add(name)
+
+    @property
+    def is_resident(self) -> bool:
+        """Whether all blocks are in memory all the time."""
+        return not self._elsewhere
+
+    def keeps(self, name: str) -> bool:
+        """Whether the values that a block had in the beginning stay where they are, whatever is changed in it."""
+        return name in self._on_disk
+
+    def one_by_one(self, names: Iterable[str]) -> Generator[str, None, None]:
+        """Yields the names of blocks, each while it is in memory; the next one is read meanwhile."""
+        waiting = list(names)
+        if not self._elsewhere.intersection(waiting):
+            yield from waiting
+            return
+        with ThreadPoolExecutor(1, thread_name_prefix="mwanda-read") as reader:
+            coming = reader.submit(self._read, waiting[0])
+            for name, following in zip(waiting, [*waiting[1:], None], strict=True):
+                found = coming.result()
+                if following is not None:
+                    coming = reader.submit(self._read, following)
+                with self._installed(name, found):
+                    del found
+                    yield name
+
+    @contextmanager
+    def held(self, name: str) -> Iterator[None]:
+        """Inside the block of code, a block of the model is in memory."""
+        with self._installed(name, self._read(name)):
+            yield
+
+    @contextmanager
+    def held_in_calls(self) -> Iterator[None]:
+        """Inside the block of code, each offloaded block is in memory while the model calls it."""
+        with ExitStack() as stack:
+            for name in self._elsewhere:
+                holds = ExitStack()
+                stack.callback(holds.close)  # where a call ended in a way that calls no hook
+                enter, leave = partial(_enter, holds, self, name), partial(_leave, holds)
+                stack.callback(self._blocks[name].register_forward_pre_hook(enter).remove)
+                stack.callback(self._blocks[name].register_forward_hook(leave, always_call=True).remove)
+            yield
+
+    def restore(self) -> None:
+        """Lets accelerate read the values on disk again that were there in the beginning."""
+        while self._replaced:
+            index, key, before = self._replaced.pop()
+            Path(index[key]["safetensors_file"]).unlink(missing_ok=True)
+            index[key] = before
+
+    def _read(self, name: str) -> Read:
+        """Everything that is elsewhere of a block; a tensor of a file is copied, so that it is really read now."""
+        found = []
+        for tensor in offloaded_tensors(self._blocks[name]):
+            device = torch.device(tensor.hook.execution_device if tensor.hook.execution_device is not None else "cpu")
+            found.append((tensor, tensor.value.to(device, copy=tensor.place is not None)))
+        return found
+
+    @contextmanager
+    def _installed(self, name: str, found: Read) -> Iterator[None]:
+        """Puts tensors into their modules, tells accelerate's hooks to leave them there, and takes them away again."""
+        hooks = [tensor.hook for tensor, _ in found]
+        held = []
+        try:
+            for hook in hooks:
+                hook.offload = False
+            for tensor, value in found:
+                empty, full = _put(tensor, value)
+                held.append((tensor, empty, full, full._version))
+            found.clear()
+            yield
+            self._write_back(name, [(tensor, full) for tensor, _, full, version in held if full._version != version])
+        finally:
+            for tensor, empty, _, _ in held:
+                _slots(tensor)[tensor.name] = empty
+            for hook in hooks:
+                hook.offload = True
+
+    def _write_back(self, name: str, changed: Read) -> None:
+        new: dict[str, tuple[OffloadedTensor, Tensor]] = {}
+        for tensor, value in changed:
+            if (place := tensor.place) is None:
+                if tensor.value.data_ptr() != value.data_ptr():
+                    tensor.value.copy_(value)
+            else:
+                new[place[1]] = (tensor, value)
+        if not new:
+            return
+        path = _save(name, {key: value for key, (_, value) in new.items()}, next(iter(new.values()))[0].folder)
+        for key, (tensor, value) in new.items():
+            index, _ = tensor.place or ({}, key)
+            self._replaced.append((index, key, index[key]))
+            index[key] = {"safetensors_file": path, "weight_name": key, "dtype": str(value.dtype).rpartition(".")[2]}
+
+
+def _enter(holds: ExitStack, source: BlockSource, name: str, *_: Any) -> None:
+    holds.enter_context(source.held(name))
+
+
+def _leave(holds: ExitStack, *_: Any) -> None:
+    holds.close()
+
+
+def _slots(tensor: OffloadedTensor) -> dict[str, Any]:
+    parameters = tensor.module._parameters
+    return parameters if tensor.name in parameters else tensor.module._buffers
+
+
+def _put(tensor: OffloadedTensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Puts values into a module, and gives the empty tensor that was there and the full one that is there now."""
+    slots = _slots(tensor)
+    empty = slots[tensor.name]
+    if isinstance(empty, nn.Parameter):
+        full: Tensor = nn.Parameter(value, requires_grad=empty.requires_grad)
+    else:
+        full = value
+    slots[tensor.name] = full
+    return empty, full
+
+
+def _save(name: str, values: Mapping[str, Tensor], folder: str | None) -> str:
+    handle, path = tempfile.mkstemp(prefix=f"{name}.", suffix=".safetensors", dir=folder)
+    os.close(handle)
+    try:
+        save_file({key: value.detach().cpu().contiguous() for key, value in values.items()}, path)
+    except BaseException:
+        Path(path).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def _check(name: str, block: nn.Module, found: list[OffloadedTensor]) -> None:
+    """Checks that everything in a block can be brought into memory, and goes back."""
+    known = {id(getattr(tensor.module, tensor.name)) for tensor in found}
+    for path, parameter in block.named_parameters(name):
+        if parameter.device.type == "meta" and id(parameter) not in known:
+            raise ValueError(
+                f"{path!r} has no values (meta device), and accelerate does not keep any for it: load the whole model "
+                "into memory, for example with device_map='cpu', or let from_pretrained offload it with a device_map."
+            )
+    if any(tensor.place is not None and tensor.folder is None for tensor in found):
+        raise ValueError(
+            f"Weights of {name!r} are offloaded to disk, and there is no folder for the pruned ones: load the model "
+            "with offload_folder=..., a folder that stays as long as the model is used."
+        )

@@ -1,0 +1,178 @@
+"""Offloaded models are pruned block by block, with the same result as in memory, and nothing is lost on failure."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import pytest
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from optimum_mwanda import MWandaConfig, MWandaPruner, check_saved
+from optimum_mwanda.modeling.block_source import BlockSource
+from optimum_mwanda.modeling.blocks import find_blocks, find_stacks
+from optimum_mwanda.modeling.offloading import hooks_of, offloaded_tensor
+from optimum_mwanda.walking.editor import PartiallyPrunedError, WeightEditor
+from tests.families.matrix import FAMILIES
+
+TEN = ("llama", "gemma3", "gemma4_text", "gpt2", "bloom", "mixtral", "jamba", "dbrx", "t5", "xlm-roberta")
+METHODS: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "spectrum": {"allocation": "alpha"},
+    "sequential": {"calibration": "sequential"},
+    "new values": {"refinement": "swap", "reconstruction": "obs"},
+    "solver": {"criterion": "sparsegpt", "calibration": "sequential", "pattern": "2:4", "allocation": "uniform"},
+}
+
+
+def places(model: PreTrainedModel) -> dict[str, str]:
+    """A device map with the blocks on disk and everything else in memory."""
+    lists = [next(iter(stack)).rpartition(".")[0] for stack in find_stacks(model)]
+    found = dict.fromkeys(lists, "disk")
+
+    def add(module: nn.Module, path: str) -> None:
+        for name, child in module.named_children():
+            inner = f"{path}{name}"
+            if any(each.startswith(f"{inner}.") for each in lists):
+                add(child, f"{inner}.")
+            elif inner not in lists:
+                found[inner] = "cpu"
+
+    add(model, "")
+    return found
+
+
+def on_disk(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    model.save_pretrained(folder / "dense")
+    loaded = type(model).from_pretrained(
+        folder / "dense", device_map=places(model), offload_folder=str(folder / "offload")
+    )
+    assert all(weight.is_meta for block in find_blocks(loaded).values() for weight in block.parameters())
+    return loaded
+
+
+def in_memory(model: PreTrainedModel, _: Path) -> PreTrainedModel:
+    accelerate.cpu_offload(model, torch.device("cpu"))
+    return model
+
+
+def state(model: PreTrainedModel) -> Mapping[str, torch.Tensor]:
+    found = {name: offloaded_tensor(model, name) if t.is_meta else t for name, t in model.state_dict().items()}
+    return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+
+def same(one: PreTrainedModel, other: PreTrainedModel) -> bool:
+    found, expected = state(one), state(other)
+    return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def pruner(**settings: Any) -> MWandaPruner:
+    return MWandaPruner(MWandaConfig(sequence_length=24, batch_size=2, **settings), progress=False)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("family", TEN)
+def test_blocks_on_disk_get_the_masks_and_values_that_they_get_in_memory(
+    family: str, method: str, tmp_path: Path
+) -> None:
+    plain = FAMILIES[family].make()
+    model = on_disk(plain, tmp_path)
+    source = digests(tmp_path / "dense")
+    for each in (model, plain):
+        pruner(**METHODS[method]).prune(each, FAMILIES[family].rows())
+    assert same(model, plain)
+    assert model.config.mwanda_config == {**plain.config.mwanda_config, "model": "dense"}
+    assert all(weight.is_meta for block in find_blocks(model).values() for weight in block.parameters())
+    assert digests(tmp_path / "dense") == source
+
+
+@pytest.mark.parametrize("family", ["llama", "mixtral"])
+def test_blocks_that_are_offloaded_to_memory_are_pruned_there(family: str, tmp_path: Path) -> None:
+    plain, model = FAMILIES[family].make(), in_memory(FAMILIES[family].make(), tmp_path)
+    for each in (model, plain):
+        pruner(refinement="swap").prune(each, FAMILIES[family].rows())
+    assert same(model, plain)
+
+
+def test_parts_of_the_pruner_take_offloaded_models(tmp_path: Path) -> None:
+    plain = FAMILIES["llama"].make()
+    model = on_disk(plain, tmp_path)
+    settings = {"criterion": "mwanda", "activation": "positive", "allocation": "owl"}
+    one, other = (pruner(**settings).calibrate(each, FAMILIES["llama"].rows()) for each in (model, plain))
+    assert one.model_fingerprint == other.model_fingerprint
+    for name, entry in other.weights.items():
+        assert torch.equal(one.weights[name].square_sum, entry.square_sum)
+        assert torch.equal(one.weights[name].active["positive"], entry.active["positive"])
+    assert pruner(**settings).allocate(model, one) == pruner(**settings).allocate(plain, other)
+    for each in (model, plain):
+        pruner(**settings).apply(each, one)
+    assert same(model, plain)
+
+
+@pytest.mark.parametrize("family", ["llama", "mixtral"])
+def test_pruned_models_on_disk_are_saved_shard_by_shard_and_pruned_again(family: str, tmp_path: Path) -> None:
+    plain = FAMILIES[family].make()
+    model = on_disk(plain, tmp_path)
+    for each in (model, plain):
+        pruner(sparsity=0.3).prune(each, FAMILIES[family].rows())
+    model.save_pretrained(tmp_path / "saved", max_shard_size="20KB")
+    check_saved(plain, tmp_path / "saved")
+    for each in (model, plain):
+        pruner(sparsity=0.6).prune(each, FAMILIES[family].rows())
+    assert same(model, plain)
+    assert len(model.config.mwanda_config["history"]) == 1
+
+
+@pytest.mark.parametrize("restore", [True, False])
+@pytest.mark.parametrize("offload", [on_disk, in_memory])
+def test_a_failure_leaves_the_dense_model(
+    offload: Callable[..., PreTrainedModel], restore: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, model = FAMILIES["llama"].make(), offload(FAMILIES["llama"].make(), tmp_path)
+    zero, calls = WeightEditor.zero, []
+
+    def failing(*args: Any) -> None:
+        zero(*args)
+        calls.append(args)
+        if len(calls) == 9:  # in the second block
+            raise OSError("no space left")
+
+    monkeypatch.setattr(WeightEditor, "zero", failing)
+    broken = pruner(calibration="sequential")
+    broken.restore_on_failure = restore
+    expected = OSError if restore or offload is on_disk else PartiallyPrunedError
+    with pytest.raises(expected, match="no space left"):
+        broken.prune(model, FAMILIES["llama"].rows())
+    assert same(model, plain) == (expected is OSError)
+    hooks = [hook for block in find_blocks(model).values() for m in block.modules() for hook in hooks_of(m)]
+    assert all(hook.offload for hook in hooks if hook.weights_map is not None)
+    if offload is on_disk:
+        assert list((tmp_path / "offload").glob("*.safetensors")) == []
+    monkeypatch.undo()
+    if expected is OSError:
+        for each in (model, plain):
+            pruner().prune(each, FAMILIES["llama"].rows())
+        assert same(model, plain)
+
+
+def test_a_model_on_disk_without_a_folder_for_changes_is_refused(tmp_path: Path) -> None:
+    plain = FAMILIES["llama"].make()
+    plain.save_pretrained(tmp_path)
+    model = type(plain).from_pretrained(tmp_path, device_map=places(plain))
+    with pytest.raises(ValueError, match="load the model with offload_folder="):
+        pruner().prune(model, FAMILIES["llama"].rows())
+
+
+def test_no_more_than_two_blocks_are_in_memory(tmp_path: Path) -> None:
+    model = on_disk(FAMILIES["llama"].make(), tmp_path)
+    blocks = find_blocks(model)
+    for name in BlockSource(blocks).one_by_one(blocks):
+        full = [each for each, block in blocks.items() if not any(weight.is_meta for weight in block.parameters())]
+        assert full == [name]  # the next one is being read, and no module has it yet
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
