@@ -43,6 +43,7 @@ _HOMES = {
     "need_weights": "training.language_weights",
     "mask_adapters": "training.masked_adapters",
     "merge_preserving_masks": "training.adapter_merging",
+    "prune_checkpoint": "loading.streamed",
     "push_to_hub": "sharing.hub",
     "read_masks": "training.pruned_entries",
     "recover": "training.recovery",
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
     from .experiments.search.outcome import SparsitySearch as SparsitySearch
     from .experiments.search.outcome import SparsityTrial as SparsityTrial
     from .experiments.side_by_side import compare as compare
+    from .loading.streamed import prune_checkpoint as prune_checkpoint
     from .pruner import MWandaPruner as MWandaPruner
     from .pruning.allocation import SparsityPlan as SparsityPlan
     from .record.schema import SparsityRecord as SparsityRecord

@@ -25,11 +25,13 @@ from .pruning.scoring import weigh_languages
 from .record.attachment import attach_record
 from .record.build import build_record
 from .registry import ALLOCATIONS
+from .storage.journal import Journal
 from .utils import progress_bar
 from .walking.block_by_block import BlockByBlock
 from .walking.calibrating import calibrate
 from .walking.deciding import decide, make_plan
 from .walking.editor import WeightEditor
+from .walking.finished import PrunedBlocks, begin
 from .walking.store import HiddenStates, check_activations, make_store
 from .walking.walk import Known, Walk
 
@@ -64,6 +66,8 @@ class MWandaPruner:
             other (sequential calibration, refinement, reconstruction): `"device"` leaves them on the device of the
             blocks, `"cpu"` moves them to the machine's memory, and a folder holds them in a memory-mapped file, which
             is gone afterwards. The result is the same.
+        journal: Where finished blocks of an offloaded model are kept, so that a run that was stopped can go on. The
+            blocks must be on disk. `prune_checkpoint` does all that belongs to it.
 
     Attributes:
         coverage: Rows, tokens and chunks per language of the text that was read last; empty before that.
@@ -82,6 +86,7 @@ class MWandaPruner:
         progress: bool = True,
         restore_on_failure: bool = True,
         activations: str | os.PathLike[str] = "device",
+        journal: Journal | None = None,
     ) -> None:
         if config is not None and not isinstance(config, MWandaConfig):
             raise TypeError(
@@ -92,6 +97,7 @@ class MWandaPruner:
         self.progress = progress
         self.restore_on_failure = restore_on_failure
         self.activations = activations
+        self.journal = journal
         self.coverage: tuple[LanguageCoverage, ...] = ()
 
     def prune(
@@ -125,15 +131,19 @@ class MWandaPruner:
             )
         weights, source = self._open(model)
         chunks = self._read(model, dataset, tokenizer)
+        begin(self.journal, model_fingerprint(model), self.config, chunks.fingerprints)
         watched = weights
         if self.config.works_blockwise and not ALLOCATIONS[str(self.config.allocation)].needs_data:
             # The walk looks at each block itself; from the dense model, only the experts policy needs statistics.
             watched = only_experts(weights)
         statistics = self._calibrate(model, watched, chunks, source)
-        known: Walk = Known(self._reached(weights, statistics), statistics, source)
-        plan = make_plan(known, statistics, self.config)
-        walk = self._block_by_block(model, known.weights, chunks, source) if self.config.works_blockwise else known
-        return self._run(model, walk, source, plan, statistics, statistics.model_fingerprint)
+        weights = self._reached(weights, statistics)
+        plan = make_plan(Known(weights, statistics, source), statistics, self.config)
+        pruned = PrunedBlocks(self.journal, source)
+        walk: Walk = Known(weights, statistics, source, pruned)
+        if self.config.works_blockwise:
+            walk = self._block_by_block(model, weights, chunks, source, pruned)
+        return self._run(model, walk, plan, statistics, statistics.model_fingerprint)
 
     def calibrate(
         self,
@@ -210,10 +220,14 @@ class MWandaPruner:
         weights, source = self._open(model)
         fingerprint = model_fingerprint(model)
         statistics = check_statistics(statistics, fingerprint, weights, self.config)
-        walk = Known(self._reached(weights, statistics), statistics, source)
+        weights = self._reached(weights, statistics)
         if plan is None:
-            plan = make_plan(walk, statistics, self.config)
-        return self._run(model, walk, source, check_plan(plan, walk.weights, self.config), statistics, fingerprint)
+            plan = make_plan(Known(weights, statistics, source), statistics, self.config)
+        plan = check_plan(plan, weights, self.config)
+        data = {} if statistics is None else statistics.fingerprints
+        begin(self.journal, fingerprint, self.config, data, [block.sparsity for block in plan.blocks])
+        walk = Known(weights, statistics, source, PrunedBlocks(self.journal, source))
+        return self._run(model, walk, plan, statistics, fingerprint)
 
     def push_to_hub(
         self,
@@ -275,7 +289,15 @@ class MWandaPruner:
         activities = {config.activity for config in (self.config, *also_for) if config.activity is not None}
         with inference_mode(model):
             return calibrate(
-                model, weights, chunks, self.config, source, sorted(activities), self.progress, self._store
+                model,
+                weights,
+                chunks,
+                self.config,
+                source,
+                sorted(activities),
+                self.progress,
+                self._store,
+                self.journal,
             )
 
     def _reached(self, weights: Weights, statistics: CalibrationStatistics | None) -> Weights:
@@ -286,27 +308,31 @@ class MWandaPruner:
         return make_store(self.activations)
 
     def _block_by_block(
-        self, model: "PreTrainedModel", weights: Weights, chunks: CalibrationChunks, source: BlockSource
+        self,
+        model: "PreTrainedModel",
+        weights: Weights,
+        chunks: CalibrationChunks,
+        source: BlockSource,
+        pruned: PrunedBlocks,
     ) -> BlockByBlock:
         found = weigh_languages(self.config, chunks.tokens).tolist()
         language_weights = dict(zip(chunks.tokens, found, strict=True))
-        return BlockByBlock(model, weights, chunks, language_weights, self.config, source, self._store)
+        return BlockByBlock(model, weights, chunks, language_weights, self.config, source, self._store, finished=pruned)
 
     def _run(
         self,
         model: "PreTrainedModel",
         walk: Walk,
-        source: BlockSource,
         plan: SparsityPlan,
         statistics: CalibrationStatistics | None,
         fingerprint: str,
     ) -> "PreTrainedModel":
         """Prunes on a walk; if it ends early, the editor undoes the changes and there is no record."""
         weighted = None if statistics is None else weigh_languages(self.config, statistics.tokens)
-        with inference_mode(model), WeightEditor(source, self.restore_on_failure) as editor:
+        total = len(flat(walk.unfinished))
+        with inference_mode(model), WeightEditor(walk.source, self.restore_on_failure) as editor:
             with closing(walk.steps(editor)) as steps:
                 visited = decide(steps, plan, weighted, self.config)
-                total = len(flat(walk.weights))
                 for _ in progress_bar(visited, total=total, description="Pruning", show=self.progress):
                     pass
             record = build_record(model, self.config, walk.weights, walk.zeros, plan, statistics, fingerprint)

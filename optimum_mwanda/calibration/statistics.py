@@ -5,7 +5,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -187,12 +187,6 @@ class CalibrationStatistics:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes one safetensors file; an existing file is replaced only once the new one is complete."""
-        tensors = {}
-        for name, entry in self.weights.items():
-            tensors[f"{name}:tokens"] = entry.tokens
-            tensors[f"{name}:square_sum"] = entry.square_sum
-            for key, count in entry.active.items():
-                tensors[f"{name}:active:{key}"] = count
         header = {
             "version": FORMAT_VERSION,
             "model": self.model,
@@ -203,6 +197,7 @@ class CalibrationStatistics:
             "experts": self.experts,
         }
         with whole_file(Path(path)) as partial:
+            tensors = as_tensors(self.weights)
             save_file(
                 {key: tensor.contiguous() for key, tensor in tensors.items()}, partial, {FORMAT: json.dumps(header)}
             )
@@ -230,7 +225,7 @@ class CalibrationStatistics:
             if header["version"] != FORMAT_VERSION:
                 raise ValueError(f"its format version is {header['version']}, this library reads {FORMAT_VERSION}")
             loaded = cls(
-                _group(tensors),
+                from_tensors(tensors),
                 tuple(check_types(LanguageCoverage(**entry)) for entry in header["coverage"]),
                 {language: tuple(digests) for language, digests in header["fingerprints"].items()},
                 header["model"],
@@ -277,7 +272,19 @@ def _total(counts: Sequence[int | None]) -> Any:
     return sum(known) if len(known) == len(counts) else None
 
 
-def _group(tensors: dict[str, Tensor]) -> dict[str, WeightStatistics]:
+def as_tensors(weights: Mapping[str, WeightStatistics]) -> dict[str, Tensor]:
+    """The sums of some matrices, as a safetensors file holds them."""
+    tensors = {}
+    for name, entry in weights.items():
+        tensors[f"{name}:tokens"] = entry.tokens
+        tensors[f"{name}:square_sum"] = entry.square_sum
+        for key, count in entry.active.items():
+            tensors[f"{name}:active:{key}"] = count
+    return tensors
+
+
+def from_tensors(tensors: Mapping[str, Tensor]) -> dict[str, WeightStatistics]:
+    """The sums of some matrices out of what `as_tensors` gave."""
     parts: dict[str, dict[str, Any]] = {}
     for key, tensor in tensors.items():
         name, kind, *activity = key.split(":")

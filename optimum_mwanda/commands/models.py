@@ -77,7 +77,12 @@ def load_config(name: str, args: argparse.Namespace, revision: str | None = None
 
 
 def load_model(
-    name: str, args: argparse.Namespace, revision: str | None = None, *, warn: Callable[[str], None] | None = None
+    name: str,
+    args: argparse.Namespace,
+    revision: str | None = None,
+    *,
+    warn: Callable[[str], None] | None = None,
+    offload: Path | None = None,
 ) -> "PreTrainedModel":
     """Loads a model with the class that its config names, and weights stored in 8 or 4 bits as bfloat16.
 
@@ -87,27 +92,30 @@ def load_model(
         revision: Branch, tag or commit.
         warn: Told what `--drop-unused` leaves out. None: the model is only measured, so that it may be quantized in any
             way, and may leave weights out.
+        offload: If given, blocks stay on disk; a folder for those that the checkpoint holds in another form.
 
     Raises:
         ModelError: If the model cannot be loaded, or its files lack some of its weights; with `warn`, also if they hold
             others that would be lost, or are quantized in a way that cannot be undone.
     """
     with _loading_errors(name):
+        from ..loading.streamed import load_streamed
         from ..loading.whole import load_whole, stored_method
 
         config = load_config(name, args, revision)
         method = stored_method(config)
         _check_storage(name, method, is_measured=warn is None)
+        options: dict[str, Any] = {
+            "keep_all": warn is not None and not args.drop_unused,
+            "dtype": args.dtype,
+            **_source(args, revision),
+            "use_safetensors": None if args.allow_pickle else True,
+        }
         try:
-            model, unused = load_whole(
-                name,
-                config,
-                keep_all=warn is not None and not args.drop_unused,
-                dtype=args.dtype,
-                device_map=args.device_map or default_device_map(),
-                **_source(args, revision),
-                use_safetensors=None if args.allow_pickle else True,
-            )
+            if offload is not None:
+                model, unused = load_streamed(name, config, offload, device=args.device_map, **options)
+            else:
+                model, unused = load_whole(name, config, device_map=args.device_map or default_device_map(), **options)
         except OSError as error:
             _refuse_adapter(name, revision, error)
             hint = "" if args.allow_pickle else " Only safetensors files are read, unless --allow-pickle is given."

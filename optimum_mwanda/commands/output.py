@@ -22,7 +22,7 @@ def add_overwrite(parser: argparse._ActionsContainer) -> None:
 
 
 @contextlib.contextmanager
-def new_folder(path: str, overwrite: bool) -> Iterator[Path]:
+def new_folder(path: str, overwrite: bool, resumable: bool = False) -> Iterator[Path]:
     """Gives a folder to fill, as `storage.outputs.new_folder` does, or says how to get one.
 
     Raises:
@@ -32,7 +32,7 @@ def new_folder(path: str, overwrite: bool) -> Iterator[Path]:
     with errors_as(UsageError, outputs.CommitError), contextlib.ExitStack() as stack:
         check_folder(path, overwrite)
         with errors_as(UsageError, OSError):
-            folder = stack.enter_context(outputs.new_folder(path, overwrite))
+            folder = stack.enter_context(outputs.new_folder(path, overwrite, resumable))
         yield folder
 
 

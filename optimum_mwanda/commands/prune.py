@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ..data.chunks import LanguageCoverage
     from ..evaluation.report import PerplexityComparison
     from ..record.schema import SparsityRecord
+    from ..storage.journal import Journal
 
 
 class PruneCommand(Subcommand):
@@ -55,6 +56,17 @@ class PruneCommand(Subcommand):
             help="Where hidden states lie while blocks are pruned one after the other: device, cpu, or a folder for a "
             "memory-mapped file (default: device)",
         )
+        parser.add_argument(
+            "--stream",
+            action="store_true",
+            help="Leave the blocks on disk and hold no more than two of them in memory, and the rest of MODEL; if this "
+            "is stopped, the same command goes on (default: load MODEL into memory)",
+        )
+        parser.add_argument(
+            "--restart",
+            action="store_true",
+            help="With --stream, begin anew and forget what a run that was stopped has finished (default: go on)",
+        )
         add_overwrite(parser)
         add_dataset_options(parser, required=False, purpose="Calibration text, not needed for magnitude pruning")
         group = add_held_out_options(parser, required=False)
@@ -70,10 +82,16 @@ class PruneCommand(Subcommand):
         args, config = self.args, read_settings(self.args)
         page = None if args.report is None else check_file(args.report, args.overwrite)
         check_paths(args, {"OUT": args.output, "--report": args.report})
-        with new_folder(args.output, args.overwrite) as folder:
+        with new_folder(args.output, args.overwrite, resumable=args.stream) as folder:
             self._check(config)
             model, tokenizer, report = self._prune(config, folder)
-            record = write_checkpoint(model, tokenizer, folder, args, report)
+            if args.stream:
+                from ..loading.streamed import saving_offloaded, shard_size
+
+                with saving_offloaded():
+                    record = write_checkpoint(model, tokenizer, folder, args, None, shard_size(model, config))
+            else:
+                record = write_checkpoint(model, tokenizer, folder, args, report)
         parts = [*self._calibrated(), summary(record), *([report.to_markdown()] if report else [])]
         parts.append(f"Wrote {args.output}.")
         if page is not None and report is not None:
@@ -109,7 +127,8 @@ class PruneCommand(Subcommand):
             open_text(args, config) as dataset,
             open_held_out(args, config) as held_out,
         ):
-            model = load_model(args.model, args, args.revision, warn=self.warn)
+            offload = folder.with_name("offload") if args.stream else None
+            model = load_model(args.model, args, args.revision, warn=self.warn, offload=offload)
             tokenizer = load_tokenizer(args.model, args)
             check_prunable(model, config)
             check_model_room(model, folder, args, config.target_sparsity)
@@ -119,7 +138,11 @@ class PruneCommand(Subcommand):
                 from ..record.verification import sparsity_record
 
                 pruner = MWandaPruner(
-                    config, progress=not args.quiet, restore_on_failure=False, activations=args.activations
+                    config,
+                    progress=not args.quiet,
+                    restore_on_failure=False,
+                    activations=args.activations,
+                    journal=self._journal(folder),
                 )
                 start = time.monotonic()
                 pruner.prune(model, dataset, tokenizer)
@@ -129,6 +152,18 @@ class PruneCommand(Subcommand):
             pruned = self._evaluate(model, tokenizer, held_out, config)
             return model, tokenizer, compare(dense, pruned, sparsity_record(model))
 
+    def _journal(self, folder: Path) -> "Journal | None":
+        """Where finished blocks are kept beside the output."""
+        if not self.args.stream:
+            return None
+        from ..storage.journal import Journal
+        from ..storage.scratch import PROGRESS
+
+        journal = Journal(folder.with_name(PROGRESS))
+        if self.args.restart:
+            journal.clear()
+        return journal
+
     def _check(self, config: "MWandaConfig") -> None:
         """Checks at once for errors that would otherwise appear after hours."""
         from ..walking.store import check_activations
@@ -136,6 +171,15 @@ class PruneCommand(Subcommand):
         check_calibration_text(self.args.dataset, config)
         with errors_as(UsageError, ValueError):
             check_activations(self.args.activations)
+        if self.args.restart and not self.args.stream:
+            raise UsageError("--restart belongs to --stream: without it, every run begins anew.")
+        if self.args.stream and self.args.eval_dataset is not None:
+            raise UsageError(
+                "--stream does not evaluate: leave out --eval-dataset, and compare OUT with MODEL afterwards, with "
+                "`optimum-cli mwanda evaluate` where they fit into memory."
+            )
+        if self.args.stream and self.args.push_to_hub is not None:
+            raise UsageError("--stream does not push: leave out --push-to-hub, and upload OUT with `hf upload`.")
         if self.args.report is not None and self.args.eval_dataset is None:
             raise UsageError("--report shows an evaluation: give --eval-dataset too.")
         if self.args.push_to_hub is not None:

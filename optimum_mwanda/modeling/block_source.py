@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -28,13 +29,18 @@ class BlockSource:
     Args:
         blocks: Module path to block.
 
+    Attributes:
+        keep: Writes the changed tensors of a block and returns the file; None: into the folder that the model has.
+
     Raises:
         ValueError: If a weight of a block is nowhere, or is on disk and there is no folder for changed ones.
     """
 
     def __init__(self, blocks: Mapping[str, nn.Module]) -> None:
+        self.keep: Callable[[str, Mapping[str, Tensor]], Path] | None = None
         self._blocks = dict(blocks)
         self._replaced: list[tuple[dict[str, Any], str, Any]] = []
+        self._made: list[Path] = []
         self._elsewhere: set[str] = set()
         self._on_disk: set[str] = set()
         for name, block in self._blocks.items():
@@ -88,12 +94,21 @@ class BlockSource:
                 stack.callback(self._blocks[name].register_forward_hook(leave, always_call=True).remove)
             yield
 
+    def adopt(self, name: str, path: Path) -> None:
+        """Lets accelerate read tensors of a block from a file that was written for it earlier."""
+        with safe_open(path, framework="pt") as file:
+            names = set(file.keys())
+        for tensor in offloaded_tensors(self._blocks[name]):
+            if (place := tensor.place) is not None and place[1] in names:
+                _redirect(*place, path)
+
     def restore(self) -> None:
         """Lets accelerate read the values on disk again that were there in the beginning."""
         while self._replaced:
             index, key, before = self._replaced.pop()
-            Path(index[key]["safetensors_file"]).unlink(missing_ok=True)
             index[key] = before
+        while self._made:
+            self._made.pop().unlink(missing_ok=True)
 
     def _read(self, name: str) -> Read:
         """Everything that is elsewhere of a block; a tensor of a file is copied, so that it is really read now."""
@@ -133,11 +148,17 @@ class BlockSource:
                 new[place[1]] = (tensor, value)
         if not new:
             return
-        path = _save(name, {key: value for key, (_, value) in new.items()}, next(iter(new.values()))[0].folder)
-        for key, (tensor, value) in new.items():
-            index, _ = tensor.place or ({}, key)
-            self._replaced.append((index, key, index[key]))
-            index[key] = {"safetensors_file": path, "weight_name": key, "dtype": str(value.dtype).rpartition(".")[2]}
+        values = {key: value for key, (_, value) in new.items()}
+        if self.keep is not None:
+            path = self.keep(name, values)
+        else:
+            path = _save(name, values, next(tensor.folder for tensor, _ in new.values()))
+            self._made.append(path)
+        for tensor, _ in new.values():
+            if (place := tensor.place) is not None:
+                index, key = place
+                self._replaced.append((index, key, index[key]))
+                _redirect(index, key, path)
 
 
 def _enter(holds: ExitStack, source: BlockSource, name: str, *_: Any) -> None:
@@ -165,7 +186,12 @@ def _put(tensor: OffloadedTensor, value: Tensor) -> tuple[Tensor, Tensor]:
     return empty, full
 
 
-def _save(name: str, values: Mapping[str, Tensor], folder: str | None) -> str:
+def _redirect(index: dict[str, Any], key: str, path: Path) -> None:
+    """Lets accelerate read a tensor from another file, where it has the name that it has in the model."""
+    index[key] = {**index[key], "safetensors_file": str(path), "weight_name": key}
+
+
+def _save(name: str, values: Mapping[str, Tensor], folder: str | None) -> Path:
     handle, path = tempfile.mkstemp(prefix=f"{name}.", suffix=".safetensors", dir=folder)
     os.close(handle)
     try:
@@ -173,7 +199,7 @@ def _save(name: str, values: Mapping[str, Tensor], folder: str | None) -> str:
     except BaseException:
         Path(path).unlink(missing_ok=True)
         raise
-    return path
+    return Path(path)
 
 
 def _check(name: str, block: nn.Module, found: list[OffloadedTensor]) -> None:

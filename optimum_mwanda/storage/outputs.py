@@ -20,7 +20,7 @@ class CommitError(OSError):
 
 
 @contextlib.contextmanager
-def new_folder(path: str | os.PathLike[str], overwrite: bool = False) -> Iterator[Path]:
+def new_folder(path: str | os.PathLike[str], overwrite: bool = False, resumable: bool = False) -> Iterator[Path]:
     """Gives a folder to fill beside `path`, and moves it to `path` when the block has succeeded.
 
     If anything ends the block early, even an interrupt, nothing is left of the new folder, and the old one stays.
@@ -28,6 +28,7 @@ def new_folder(path: str | os.PathLike[str], overwrite: bool = False) -> Iterato
     Args:
         path: Where the folder will appear.
         overwrite: Whether to replace a folder at `path` that is not empty.
+        resumable: Whether the folder `progress` beside the new one stays if the block ends early.
 
     Raises:
         FileExistsError: If there is a folder at `path` that is not empty.
@@ -38,7 +39,7 @@ def new_folder(path: str | os.PathLike[str], overwrite: bool = False) -> Iterato
     """
     target = Path(path).resolve()
     check_folder(path, overwrite)
-    with _scratch(target, path) as scratch:
+    with _scratch(target, path, resumable) as scratch:
         check_folder(path, overwrite)  # an earlier result may have been put there now
         before = _content(target)
         folder = scratch / "new"
@@ -90,14 +91,14 @@ def check_folder(path: str | os.PathLike[str], overwrite: bool = False) -> None:
 
 
 @contextlib.contextmanager
-def _scratch(target: Path, path: str | os.PathLike[str]) -> Iterator[Path]:
+def _scratch(target: Path, path: str | os.PathLike[str], resumable: bool = False) -> Iterator[Path]:
     """The hidden folder of an output, with the folders that lead there; these go again if the block fails."""
     made = [parent for parent in target.parents if not parent.exists()]
     with contextlib.ExitStack() as stack:
         try:
             try:
                 target.parent.mkdir(parents=True, exist_ok=True)
-                scratch = stack.enter_context(scratch_folder(target))
+                scratch = stack.enter_context(scratch_folder(target, resumable))
             except OSError as error:
                 raise OSError(f"{path} cannot be written: {error}") from error
             with stack.pop_all():

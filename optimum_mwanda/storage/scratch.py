@@ -16,11 +16,13 @@ COMPLETE = "complete"
 """Name that a new folder gets when it is complete. What has this name is never deleted."""
 OLD = "old"
 """Name that a folder gets when it is about to be replaced."""
+PROGRESS = "progress"
+"""Folder for what a run that is stopped will need again."""
 _LOCK = "lock"
 
 
 @contextlib.contextmanager
-def scratch_folder(target: Path) -> Iterator[Path]:
+def scratch_folder(target: Path, resumable: bool = False) -> Iterator[Path]:
     """Gives an empty hidden folder beside `target`, and deletes it in the end.
 
     What an earlier run left in it is looked after first: a complete result is moved to `target` if there is nothing,
@@ -28,10 +30,11 @@ def scratch_folder(target: Path) -> Iterator[Path]:
 
     Args:
         target: Where the output will be; its parent exists.
+        resumable: Whether what is in the folder `PROGRESS` stays if the block fails, and is still there the next time.
 
     Raises:
         OSError: If the folder cannot be made, another process is using it, or it holds a complete result for which
-            there is no room at `target`.
+            there is no room at `target`, or the progress of a run without `resumable`.
     """
     scratch = target.with_name(f".{target.name}.mwanda")
     lock = FileLock(scratch / _LOCK)
@@ -40,8 +43,9 @@ def scratch_folder(target: Path) -> Iterator[Path]:
         try:
             with deferred_interrupts():
                 _take(scratch, lock)
-            _look_after(scratch, target)
+            _look_after(scratch, target, resumable)
             yield scratch
+            _delete(scratch / PROGRESS)
         finally:
             with deferred_interrupts():
                 if lock.is_locked:
@@ -76,9 +80,14 @@ def put(folder: Path, target: Path) -> None:
     folder.rename(target)
 
 
-def _look_after(scratch: Path, target: Path) -> None:
+def _look_after(scratch: Path, target: Path, resumable: bool) -> None:
     """Deals with what is left of a run that was killed, or whose last step failed."""
-    complete, old = scratch / COMPLETE, scratch / OLD
+    complete, old, progress = scratch / COMPLETE, scratch / OLD, scratch / PROGRESS
+    if progress.exists() and not resumable:
+        raise OSError(
+            f"an interrupted run left its progress in {progress}: go on with it (prune_checkpoint, prune --stream), or "
+            f"delete {scratch} first."
+        )
     if complete.exists():
         if not is_free(target):
             replaced = f" (and what it was to replace in {old})" if old.exists() else ""
@@ -88,20 +97,23 @@ def _look_after(scratch: Path, target: Path) -> None:
             )
         put(complete, target)
         logger.warning("%s holds the result of an earlier run now, which was stopped in its last step.", target)
-    elif size := sum(path.lstat().st_size for path in scratch.rglob("*") if path.is_file()):
+    elif size := sum(p.lstat().st_size for p in scratch.rglob("*") if p.is_file() and progress not in p.parents):
         logger.warning("%s is left of a run that was stopped: %s bytes are deleted.", scratch, f"{size:,}")
     _empty(scratch)
 
 
 def _empty(scratch: Path) -> None:
-    """Deletes everything but the lock and a complete result, and what that was to replace."""
-    kept = {_LOCK, COMPLETE, *((OLD,) if (scratch / COMPLETE).exists() else ())}
+    """Deletes everything but the lock, progress, and a complete result and what that was to replace."""
+    kept = {_LOCK, COMPLETE, PROGRESS, *((OLD,) if (scratch / COMPLETE).exists() else ())}
     for path in list(scratch.iterdir()):
-        if path.name in kept:
-            continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
-        if path.exists():
-            logger.warning("%s cannot be deleted.", path)
+        if path.name not in kept:
+            _delete(path)
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+    if path.exists():
+        logger.warning("%s cannot be deleted.", path)

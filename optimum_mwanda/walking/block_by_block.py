@@ -16,6 +16,7 @@ from ..modeling.block_source import BlockSource
 from ..modeling.blocks import find_stacks
 from ..modeling.inputs import RunningOrder
 from ..modeling.weights import PrunableWeight, Weights
+from .finished import Finished
 from .replay import BlockCalls
 from .store import HiddenStates, OnDevice
 from .walk import Seen, Step, Walk
@@ -44,6 +45,7 @@ class BlockByBlock(Walk):
         reduce: Adds up sums over the processes that share the calibration; None for a single process.
         only_statistics: Kinds of activity to count on a dense walk that sees nothing but statistics; None to see what
             the settings need.
+        finished: Blocks that need no visit.
     """
 
     def __init__(
@@ -57,32 +59,42 @@ class BlockByBlock(Walk):
         store: Callable[[], HiddenStates] = OnDevice,
         reduce: Reduce | None = None,
         only_statistics: Sequence[str] | None = None,
+        finished: Finished | None = None,
     ) -> None:
-        super().__init__(weights)
+        super().__init__(weights, source, finished)
         self._is_dense = config.calibration == "dense" or only_statistics is not None
         self._needs_grams = config.needs_grams and only_statistics is None
         self._stacks = find_stacks(model, config.blocks)
         self._languages, self._batches = zip(*chunks.batches(config.batch_size), strict=True)
-        self._model, self._source, self._store = model, source, store
+        self._model, self._store = model, store
         own = [config.activity] if config.activity else []
         self._activities = own if only_statistics is None else only_statistics
         self._language_weights = language_weights
         self._reduce = reduce
 
     def _record(self, stack: Mapping[str, nn.Module]) -> BlockCalls:
-        return BlockCalls(self._model, stack, self._batches, self._source, self._store())
+        return BlockCalls(self._model, stack, self._batches, self.source, self._store())
 
     def _steps(self) -> Generator[Step, None, None]:
+        unfinished = self.unfinished
         # In a dense walk, later stacks read the outputs of the unpruned stacks before them.
-        recorded = [self._record(stack) for stack in self._stacks] if self._is_dense else []
+        recorded = [
+            self._record(stack) for stack in self._stacks if self._is_dense and unfinished.keys() & stack.keys()
+        ]
         for stack in self._stacks:
-            calls = recorded.pop(0) if self._is_dense else self._record(stack)
-            with closing(self._source.one_by_one(stack)) as names:
-                for name in names:
-                    yield from self._steps_in(calls, name, stack[name])
+            if unfinished.keys() & stack.keys():
+                calls = recorded.pop(0) if self._is_dense else self._record(stack)
+                if not self._is_dense:
+                    self._adopt(stack)
+                last = max(position for position, name in enumerate(stack) if name in unfinished)
+                with closing(self.source.one_by_one([*stack][: last + 1])) as names:
+                    for name in names:
+                        yield from self._steps_in(calls, name, stack[name], unfinished.get(name, ()))
+            self._adopt(stack)
 
-    def _steps_in(self, calls: BlockCalls, name: str, block: nn.Module) -> Iterator[Step]:
-        weights = self.weights.get(name)
+    def _steps_in(
+        self, calls: BlockCalls, name: str, block: nn.Module, weights: Sequence[PrunableWeight]
+    ) -> Iterator[Step]:
         if not weights:
             calls.advance(name, block)
             return

@@ -12,8 +12,10 @@ from ..modeling.block_source import BlockSource
 from ..modeling.blocks import find_blocks, run_blocks
 from ..modeling.fingerprint import model_fingerprint
 from ..modeling.weights import Weights, flat
+from ..storage.journal import Journal
 from ..utils import portable_name, progress_bar
 from .block_by_block import BlockByBlock
+from .finished import CalibratedBlocks
 from .store import HiddenStates, OnDevice
 from .watching import run_watched
 
@@ -30,6 +32,7 @@ def calibrate(
     activities: Sequence[str] = (),
     progress: bool = False,
     store: Callable[[], HiddenStates] = OnDevice,
+    journal: Journal | None = None,
 ) -> CalibrationStatistics:
     """Runs all calibration text through the blocks of a model.
 
@@ -42,6 +45,7 @@ def calibrate(
         activities: Kinds of activity to count.
         progress: Whether to show a progress bar.
         store: Makes a place for the hidden states of all batches between two blocks.
+        journal: Where the statistics of each block of an offloaded model are kept.
 
     Returns:
         Statistics of these weights.
@@ -54,11 +58,7 @@ def calibrate(
     if weights and source.is_resident:
         entries = _in_one_pass(model, weights, chunks, config, activities, progress)
     elif weights:
-        equal = dict.fromkeys(chunks.chunks, 1.0)
-        walk = BlockByBlock(model, weights, chunks, equal, config, source, store, only_statistics=activities)
-        with closing(walk.steps()) as steps:
-            for step in progress_bar(steps, total=len(weights), description="Calibrating", show=progress):
-                entries |= step.look().entries
+        entries = _block_by_block(model, weights, chunks, config, source, activities, progress, store, journal)
     experts = dict.fromkeys(weight.expert_name for weight in flat(weights) if weight.expert_name is not None)
     return CalibrationStatistics(
         entries,
@@ -69,6 +69,32 @@ def calibrate(
         left_out=tuple(entry for entry in chunks.coverage if not entry.chunks),
         experts=tuple(experts),
     )
+
+
+def _block_by_block(
+    model: "PreTrainedModel",
+    weights: Weights,
+    chunks: CalibrationChunks,
+    config: MWandaConfig,
+    source: BlockSource,
+    activities: Sequence[str],
+    progress: bool,
+    store: Callable[[], HiddenStates],
+    journal: Journal | None,
+) -> dict[str, WeightStatistics]:
+    """Each block is in memory once, and the hidden states of all batches are kept."""
+    finished = CalibratedBlocks(journal)
+    equal = dict.fromkeys(chunks.chunks, 1.0)
+    walk = BlockByBlock(
+        model, weights, chunks, equal, config, source, store, only_statistics=activities, finished=finished
+    )
+    found = {name: finished.entries(name) for name in weights if name in finished}
+    with closing(walk.steps()) as steps:
+        for step in progress_bar(steps, total=len(walk.unfinished), description="Calibrating", show=progress):
+            block = step.weights[0].block
+            found[block] = dict(step.look().entries)
+            finished.keep(block, found[block])
+    return {weight.name: found[weight.block][weight.name] for weight in flat(weights)}
 
 
 def _in_one_pass(

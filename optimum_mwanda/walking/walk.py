@@ -2,7 +2,7 @@
 
 import abc
 from collections import deque
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ from ..modeling.counting import count_zeros
 from ..modeling.interrupts import check_interrupts
 from ..modeling.weights import PrunableWeight, Weights, flat
 from .editor import WeightEditor
+from .finished import Finished
 
 
 class Seen(NamedTuple):
@@ -85,17 +86,33 @@ class Walk(abc.ABC):
     """A way through the weights of a model.
 
     Args:
-        weights: Module path of a block to the weights to visit in it.
+        weights: Module path of a block to the weights in it.
+        source: Brings blocks into memory.
+        finished: Blocks that need no visit; None: all blocks are visited.
 
     Attributes:
         weights: The same.
+        source: The same.
         zeros: Name of the tensor that holds an edited weight, `PrunableWeight.stored`, to the number of zeros in it;
             filled as the walk leaves each step.
     """
 
-    def __init__(self, weights: Weights) -> None:
+    def __init__(self, weights: Weights, source: BlockSource, finished: Finished | None = None) -> None:
         self.weights = weights
+        self.source = source
         self.zeros: dict[str, int] = {}
+        self._finished = finished or Finished()
+
+    @property
+    def unfinished(self) -> Weights:
+        """Module path of a block to the weights to visit in it."""
+        return {name: weights for name, weights in self.weights.items() if name not in self._finished}
+
+    def _adopt(self, blocks: Iterable[str]) -> None:
+        """Brings the finished ones among some blocks to their final state."""
+        for name in blocks:
+            if name in self._finished:
+                self.zeros |= self._finished.adopt(name)
 
     def steps(self, editor: WeightEditor | None = None) -> Generator[Step, None, None]:
         """Yields one step after the other; the changes of a step are committed when the next step is asked for.
@@ -103,6 +120,8 @@ class Walk(abc.ABC):
         Args:
             editor: Changes the weights; None to only look at them.
         """
+        if editor is not None:
+            self._finished.keep_changes(self.weights, self.zeros)
         with closing(self._steps()) as steps:
             for step in steps:
                 yield step
@@ -121,17 +140,24 @@ class Known(Walk):
         weights: Module path of a block to its weights.
         statistics: Statistics of their inputs; None if there are none.
         source: Brings blocks into memory.
+        finished: Blocks that need no visit.
     """
 
-    def __init__(self, weights: Weights, statistics: CalibrationStatistics | None, source: BlockSource) -> None:
-        super().__init__(weights)
+    def __init__(
+        self,
+        weights: Weights,
+        statistics: CalibrationStatistics | None,
+        source: BlockSource,
+        finished: Finished | None = None,
+    ) -> None:
+        super().__init__(weights, source, finished)
         self._seen = Seen({} if statistics is None else statistics.weights, {})
-        self._source = source
 
     def _steps(self) -> Generator[Step, None, None]:
-        if self._source.is_resident:
+        if self.source.is_resident:
             yield Step(flat(self.weights), lambda: self._seen)
             return
-        with closing(self._source.one_by_one(self.weights)) as names:
+        self._adopt(self.weights)
+        with closing(self.source.one_by_one(self.unfinished)) as names:
             for name in names:
                 yield Step(self.weights[name], lambda: self._seen)

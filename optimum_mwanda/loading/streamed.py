@@ -1,0 +1,184 @@
+"""Loading a checkpoint with its blocks left on disk, and pruning it there."""
+
+import contextlib
+import copy
+import dataclasses
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from ..configuration import MWandaConfig
+from ..data.tokenizer_loading import read_tokenizer
+from ..modeling.blocks import find_blocks, find_stacks
+from ..pruner import MWandaPruner
+from ..record.schema import SparsityRecord
+from ..sharing.folder import save_folder
+from ..sharing.model_card import describe
+from ..storage.journal import Journal
+from ..storage.outputs import new_folder
+from ..storage.scratch import PROGRESS
+from .whole import load_whole, model_class
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+OFFLOAD = "offload"
+"""Folder beside the output for tensors that transformers stores in another form than the checkpoint."""
+MIN_SHARD_BYTES = 2**26
+
+
+def prune_checkpoint(
+    model: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    config: MWandaConfig | None = None,
+    dataset: Any = None,
+    tokenizer: PreTrainedTokenizerBase | str | None = None,
+    *,
+    dtype: Any = "auto",
+    device: str | int | torch.device | None = None,
+    activations: str | os.PathLike[str] = "cpu",
+    compressed: bool = False,
+    overwrite: bool = False,
+    restart: bool = False,
+    progress: bool = True,
+    **load_options: Any,
+) -> SparsityRecord:
+    """Prunes a checkpoint without holding more of it in memory than everything outside the blocks, and two blocks.
+
+    The result is what `MWandaPruner.prune` gives in memory, bit for bit. Every finished block is kept beside the output
+    until all is done: if the run is stopped, even by `kill -9`, the same call goes on, and the output is the same.
+
+    Args:
+        model: Folder or repository of a dense checkpoint in safetensors files.
+        output: Folder to write. It appears when it is complete.
+        config: Settings; None for the defaults.
+        dataset: As for `MWandaPruner.prune`.
+        tokenizer: Tokenizer for texts, or its name or path; saved with the model. None: the one beside the model.
+        dtype: Type to load the weights in; `"auto"` for that of the checkpoint.
+        device: Where blocks run; None for the first GPU if there is one, else the CPU.
+        activations: Where hidden states are kept, as for `MWandaPruner`. On the CPU, "device" and "cpu" are the same.
+        compressed: Whether to store only the non-zeros.
+        overwrite: Whether to replace a folder at `output`.
+        restart: Whether to begin anew if an interrupted run has left its progress.
+        progress: Whether to show progress bars.
+        **load_options: As for `from_pretrained`: `revision`, `trust_remote_code`, ...
+
+    Returns:
+        The record of what was pruned.
+
+    Raises:
+        FileExistsError: If there is a folder at `output` that is not empty.
+        OtherRunError: If an interrupted run with other settings, data, model or versions has left its progress.
+        OSError: If the output cannot be written, or another process is writing it.
+        ValueError: If the settings, the data and the model do not fit together.
+    """
+    with new_folder(output, overwrite, resumable=True) as folder:
+        journal = Journal(folder.with_name(PROGRESS))
+        if restart:
+            journal.clear()
+        name = os.fspath(model)
+        source: dict[str, Any] = {
+            key: load_options[key] for key in ("revision", "trust_remote_code", "token") if key in load_options
+        }
+        found = AutoConfig.from_pretrained(name, **source)
+        loaded, _ = load_streamed(name, found, folder.with_name(OFFLOAD), device=device, dtype=dtype, **load_options)
+        pruner = MWandaPruner(
+            config, progress=progress, restore_on_failure=False, activations=activations, journal=journal
+        )
+        reader = _tokenizer(name, tokenizer, source)
+        pruner.prune(loaded, dataset, reader)
+        record: SparsityRecord = SparsityRecord.parse(loaded.config.mwanda_config)
+        card = dataclasses.replace(describe(loaded, None, None), compressed=compressed)
+        with saving_offloaded():
+            size = shard_size(loaded, pruner.config)
+            save_folder(loaded, folder, reader, card=card, compressed=compressed, max_shard_size=size)
+    return record
+
+
+def load_streamed(
+    name: str,
+    config: "PreTrainedConfig",
+    folder: Path,
+    *,
+    device: str | int | torch.device | None = None,
+    **options: Any,
+) -> tuple[PreTrainedModel, list[str]]:
+    """Loads a checkpoint whole, as `load_whole` does, but leaves its blocks on disk.
+
+    Args:
+        name: Folder or repository.
+        config: Its config.
+        folder: For blocks that are stored in another form than the checkpoint, such as fused experts.
+        device: Where blocks run; None for the first GPU if there is one, else the CPU.
+        **options: As for `load_whole`.
+    """
+    if device is None:
+        device = 0 if torch.cuda.is_available() else "cpu"
+    kind = model_class(config)
+    make = getattr(kind, "from_config", kind)
+    with torch.device("meta"):
+        empty = make(copy.deepcopy(config))
+    places = blocks_on_disk(empty, device)
+    logger = logging.getLogger("accelerate.big_modeling")
+    logger.addFilter(_is_news)
+    try:
+        return load_whole(name, config, device_map=places, offload_folder=str(folder), **options)
+    finally:
+        logger.removeFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether accelerate logs something else than that weights are where they are meant to be."""
+    return "on the meta device because they were offloaded" not in record.getMessage()
+
+
+@contextlib.contextmanager
+def saving_offloaded() -> Iterator[None]:
+    """Inside the block, transformers does not warn that shards must fit into memory, as `shard_size` sees to it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Attempting to save a model with offloaded modules")
+        yield
+
+
+def shard_size(model: PreTrainedModel, config: MWandaConfig) -> int:
+    """Bytes of the largest block: a weight file of this size can be in memory while no block is."""
+    blocks = find_blocks(model, config.blocks).values()
+    return max(MIN_SHARD_BYTES, *(sum(weight.nbytes for weight in block.parameters()) for block in blocks))
+
+
+def _tokenizer(
+    name: str, tokenizer: PreTrainedTokenizerBase | str | None, source: Mapping[str, Any]
+) -> PreTrainedTokenizerBase | None:
+    """The tokenizer that was given, or the one beside the model if it has one."""
+    if tokenizer is None:
+        try:
+            return read_tokenizer(name, **source)
+        except Exception:  # the dataset may hold token ids; if it does not, the pruner says that there is none
+            return None
+    return read_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
+
+
+def blocks_on_disk(model: nn.Module, device: Any) -> dict[str, Any]:
+    """A device map that leaves the blocks of a model on disk and has everything else on one device."""
+    lists = {next(iter(stack)).rpartition(".")[0] for stack in find_stacks(model)}
+    places: dict[str, Any] = dict.fromkeys(sorted(lists), "disk")
+
+    def add(module: nn.Module, prefix: str) -> None:
+        for name, child in module.named_children():
+            path = f"{prefix}{name}"
+            if any(each.startswith(f"{path}.") for each in lists):
+                add(child, f"{path}.")
+            elif path not in lists:
+                places[path] = device
+        own = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+        places.update({f"{prefix}{name}": device for name, _ in own})
+
+    add(model, "")
+    return places

@@ -1,0 +1,125 @@
+"""Blocks that a walk need not visit, because an earlier run that was stopped has finished them."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+
+from ..calibration.statistics import WeightStatistics, as_tensors, from_tensors
+from ..configuration import MWandaConfig
+from ..modeling.block_source import BlockSource
+from ..modeling.weights import PrunableWeight
+from ..storage.journal import Journal
+from ..version import __version__
+
+STATISTICS = "statistics"
+PRUNED = "pruned"
+
+
+def begin(journal: Journal | None, model: str, config: MWandaConfig, data: Mapping[str, Any], plan: Any = None) -> None:
+    """Says in a journal what finished blocks depend on.
+
+    Args:
+        journal: The journal, if there is one.
+        model: `model_fingerprint` of the dense model.
+        config: The settings.
+        data: Fingerprints of the calibration data.
+        plan: Sparsity per block, if somebody else chose it.
+
+    Raises:
+        OtherRunError: If the journal is of a run in which any of this, or a version of a library, was different.
+    """
+    if journal is not None:
+        versions = {
+            "optimum_mwanda": __version__,
+            "torch": str(torch.__version__),
+            "transformers": str(transformers.__version__),
+        }
+        run = {"model": model, "settings": config.to_dict(), "data": data, "plan": plan, "versions": versions}
+        journal.open(run)
+
+
+class Finished:
+    """Nothing is finished, and nothing is kept."""
+
+    def __contains__(self, block: str) -> bool:
+        """Whether a block is finished."""
+        return False
+
+    def adopt(self, block: str) -> Mapping[str, int]:
+        """Brings the model to the state in which it is when a walk has left a block that is finished.
+
+        Returns:
+            `PrunableWeight.stored` of what was pruned to its zeros.
+        """
+        return {}
+
+    def keep_changes(self, weights: Mapping[str, Sequence[PrunableWeight]], zeros: Mapping[str, int]) -> None:
+        """From now on, keeps what is written back of each block.
+
+        Args:
+            weights: Module path of a block to the weights that a walk visits in it.
+            zeros: `PrunableWeight.stored` to zeros, filled by the walk before it leaves a block.
+        """
+
+
+class CalibratedBlocks(Finished):
+    """Blocks with known statistics.
+
+    Args:
+        journal: Where they are kept; None: nowhere.
+    """
+
+    def __init__(self, journal: Journal | None) -> None:
+        self._journal = journal
+
+    def __contains__(self, block: str) -> bool:
+        """Whether the statistics of a block are known."""
+        return self._journal is not None and self._journal.find(STATISTICS, block) is not None
+
+    def entries(self, block: str) -> dict[str, WeightStatistics]:
+        """The statistics of a finished block."""
+        return {} if self._journal is None else from_tensors(self._journal.tensors(STATISTICS, block))
+
+    def keep(self, block: str, entries: Mapping[str, WeightStatistics]) -> None:
+        """Keeps the statistics of a block."""
+        if self._journal is not None:
+            self._journal.put(STATISTICS, block, as_tensors(entries))
+
+
+class PrunedBlocks(Finished):
+    """Blocks that are pruned.
+
+    Args:
+        journal: Where their weights are kept; None: nowhere.
+        source: Brings the blocks into memory; reads these weights instead of the dense ones.
+    """
+
+    def __init__(self, journal: Journal | None, source: BlockSource) -> None:
+        self._journal = journal
+        self._source = source
+
+    def __contains__(self, block: str) -> bool:
+        """Whether a block is pruned."""
+        return self._journal is not None and self._journal.find(PRUNED, block) is not None
+
+    def adopt(self, block: str) -> Mapping[str, int]:
+        """Lets the model have the pruned weights of a block."""
+        if self._journal is None or (path := self._journal.find(PRUNED, block)) is None:
+            return {}
+        self._source.adopt(block, path)
+        zeros: dict[str, int] = self._journal.facts(PRUNED, block)
+        return zeros
+
+    def keep_changes(self, weights: Mapping[str, Sequence[PrunableWeight]], zeros: Mapping[str, int]) -> None:
+        """From now on, keeps the pruned weights of each block."""
+        if (journal := self._journal) is None:
+            return
+
+        def keep(block: str, values: Mapping[str, Tensor]) -> Path:
+            return journal.put(PRUNED, block, values, {w.stored: zeros[w.stored] for w in weights[block]})
+
+        self._source.keep = keep
