@@ -68,7 +68,7 @@ class Journal:
             self._settle(partial, path)
         self._known = dict(self._intact())
         if self._known:
-            logger.warning("Going on with an interrupted run: %s parts of it are finished.", len(self._known))
+            logger.warning("Going on with an interrupted run, of which %s parts are finished.", len(self._known))
 
     def put(self, kind: str, name: str, tensors: Mapping[str, Tensor], facts: Any = None) -> Path:
         """Keeps a part.
