@@ -106,10 +106,6 @@ def _count_tokens(parts: Iterable[Batch]) -> int:
     return sum(part[name].numel() for part in parts for name in TOKENS if name in part)
 
 
-def _tokens(parts: Iterable[Batch]) -> Iterator[list[int]]:
-    return (part[name].flatten().tolist() for part in parts for name in TOKENS if name in part)
-
-
 def _count_chunks(parts: Iterable[Batch]) -> int:
     return sum(len(part["input_ids"]) for part in parts)
 
@@ -178,7 +174,7 @@ def build_chunks(
             tokens=_count_tokens(parts),
             chunks=_count_chunks(parts),
             empty=packer.empty[language],
-            unknown=packer.encoder.unknown(_tokens(parts)),
+            unknown=packer.encoder.unknown(part[name] for part in parts for name in TOKENS if name in part),
         )
         for language, parts in batches.items()
     )

@@ -48,8 +48,8 @@ def feed(
     """Feeds the rows of a dataset to a sink, and no more rows than it needs, of which only the columns that it needs.
 
     A dataset with random access is read language by language, with its rows in an order drawn from `seed`. A stream is
-    read in its own order, and only until every language in `languages` is full. A dict may hold a stream per language:
-    each is read until its language is full.
+    read in its own order, and only until every language in `languages` is full; without these, until all are full that
+    its `ClassLabel` column names. A dict may hold a stream per language: each is read until its language is full.
 
     Args:
         dataset: `datasets.Dataset`, `datasets.IterableDataset`, a dict of language to texts or to a dataset, or a list
@@ -167,15 +167,17 @@ def _rows_of(texts: Any, columns: Columns, seed: int) -> Iterator[Row]:
 
 
 def _feed_stream(dataset: IterableDataset, sink: Sink, columns: Columns, languages: Sequence[str] | None) -> None:
-    if languages is None:
+    decode = label_decoder(dataset.features, columns.language)
+    wanted = _known_languages(dataset, columns) if languages is None else {*languages}
+    if wanted is None:
         logger.warning(
             "Without `languages` a streaming dataset is read to its end, because any row may bring a new language: "
             "name the languages, or pass dataset.take(n)."
         )
-    decode = label_decoder(dataset.features, columns.language)
     if dataset.features is not None:
         columns.check(dataset.features)
     seen: set[str] = set()
+    full: set[str] = set()
     unlabelled = 0
     for index, row in enumerate(select_needed(dataset, columns)):
         columns.check(row, f" in row {index}" if index else "")
@@ -184,11 +186,12 @@ def _feed_stream(dataset: IterableDataset, sink: Sink, columns: Columns, languag
             unlabelled += 1
             continue
         seen.add(language)
-        if languages is not None and language not in languages:
+        if language in full or (wanted is not None and language not in wanted):
             continue
-        if not sink.is_full(language):
-            sink.add(language, row)
-            if languages is not None and all(map(sink.is_full, languages)):
+        sink.add(language, row)
+        if sink.is_full(language):
+            full.add(language)
+            if full == wanted:
                 break
     else:
         for language in languages or ():
@@ -196,6 +199,12 @@ def _feed_stream(dataset: IterableDataset, sink: Sink, columns: Columns, languag
                 raise absent_language(language, seen)
     if unlabelled:
         logger.warning(_UNLABELLED, unlabelled, index + 1)
+
+
+def _known_languages(dataset: IterableDataset, columns: Columns) -> set[str] | None:
+    """The languages that a stream says it has; None if it does not say so."""
+    feature = (dataset.features or {}).get(columns.language)
+    return {*feature.names} if isinstance(feature, ClassLabel) else None
 
 
 def select_needed(dataset: Any, columns: Columns) -> Any:
