@@ -8,7 +8,7 @@ from typing import Any
 from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict, Value
 
 from .columns import Columns
-from .rows import absent_language, check_parts, group_rows, label_decoder
+from .rows import absent_language, check_parts, group_rows, labels_of
 
 
 def split_by_language(
@@ -57,9 +57,7 @@ def split_by_language(
 def _grouped(dataset: Dataset, columns: Columns) -> dict[str, Any]:
     if columns.language not in dataset.column_names:
         columns.check(dataset.features)
-    decode = label_decoder(dataset.features, columns.language)
-    labels = dataset.with_format(None).select_columns([columns.language])[:][columns.language]
-    groups = group_rows([decode(label) for label in labels], columns.language)
+    groups = group_rows(labels_of(dataset, columns.language), columns.language)
     return {language: dataset.select(numbers) for language, numbers in groups.items()}
 
 

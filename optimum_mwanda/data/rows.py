@@ -3,6 +3,7 @@
 import difflib
 import logging
 import re
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -20,6 +21,8 @@ Row = Mapping[str, Any]
 SPLITS = {word: str(split) for split, words in SPLIT_KEYWORDS.items() for word in words}
 """What splits are called to the split that is meant."""
 
+
+_LABELS_AT_A_TIME = 10_000
 
 _UNLABELLED = (
     "%d of %d rows name no language and are left out. If the dataset comes from CSV files, 'nan' and 'NA' may have "
@@ -101,20 +104,24 @@ def is_read_in_order(dataset: Any) -> bool:
     return isinstance(dataset, IterableDataset)
 
 
-def _open_table(dataset: Dataset, columns: Columns) -> tuple[Callable[[int], Row], list[Any]]:
+def _open_table(dataset: Dataset, columns: Columns) -> tuple[Callable[[int], Row], Iterable[Any]]:
     columns.check(dataset.features)
-    table = select_needed(dataset, columns)
-    labels = table.select_columns([columns.language])[:][columns.language]
-    decode = label_decoder(dataset.features, columns.language)
-    return table.__getitem__, [decode(label) for label in labels]
+    return select_needed(dataset, columns).__getitem__, labels_of(dataset, columns.language)
 
 
-def _open_list(dataset: Sequence[Any], columns: Columns) -> tuple[Callable[[int], Row], list[Any]]:
+def labels_of(dataset: Dataset, language_column: str) -> Iterator[Any]:
+    """What the rows of a table hold in the language column, the integers of a `ClassLabel` as their codes."""
+    decode = label_decoder(dataset.features, language_column)
+    for part in dataset.with_format(None).select_columns([language_column]).iter(_LABELS_AT_A_TIME):
+        yield from map(decode, part[language_column])
+
+
+def _open_list(dataset: Sequence[Any], columns: Columns) -> tuple[Callable[[int], Row], Iterable[Any]]:
     for index, row in enumerate(dataset):
         if not isinstance(row, Mapping):
             raise TypeError(f"Row {index} of the list is a {type(row).__name__}: rows are dicts of column to value.")
         columns.check(row, f" in row {index}", indexed=False)
-    return dataset.__getitem__, [row[columns.language] for row in dataset]
+    return dataset.__getitem__, (row[columns.language] for row in dataset)
 
 
 def _feed_dict(
@@ -235,23 +242,25 @@ def is_by_language(dataset: Mapping[str, Any], language_column: str) -> bool:
     return bool(dataset) and not named and not labelled
 
 
-def group_rows(labels: list[Any], language_column: str) -> dict[str, list[int]]:
+def group_rows(labels: Iterable[Any], language_column: str) -> "dict[str, array[int]]":
     """Numbers of the rows of each language, given what the rows hold in the language column; warns of those without.
 
     Raises:
         TypeError: If a language is not a string.
         ValueError: If it holds half of a character.
     """
-    groups: dict[str, list[int]] = {}
-    unlabelled = 0
-    for index, label in enumerate(labels):
-        language = _checked_language(label, language_column, index)
+    groups: dict[str, array[int]] = {}
+    count = unlabelled = 0
+    for count, label in enumerate(labels, start=1):
+        language = _checked_language(label, language_column, count - 1)
         if language is None:
             unlabelled += 1
+        elif language in groups:
+            groups[language].append(count - 1)
         else:
-            groups.setdefault(language, []).append(index)
+            groups[language] = array("q", [count - 1])
     if unlabelled:
-        logger.warning(_UNLABELLED, unlabelled, len(labels))
+        logger.warning(_UNLABELLED, unlabelled, count)
     return groups
 
 
