@@ -38,6 +38,12 @@ class Sink(Protocol):
     def is_full(self, language: str) -> bool: ...
 
 
+class Pool(Sink, Protocol):
+    """Takes the rows of streams, and chooses at the end which of them a sink gets."""
+
+    def pour(self) -> None: ...
+
+
 def feed(
     dataset: Any,
     sink: Sink,
@@ -47,6 +53,7 @@ def feed(
     target_column: str | None = None,
     languages: Sequence[str] | None = None,
     seed: int = 0,
+    pool: Pool | None = None,
 ) -> None:
     """Feeds the rows of a dataset to a sink, and no more rows than it needs, of which only the columns that it needs.
 
@@ -64,6 +71,7 @@ def feed(
             None for every other model.
         languages: Languages to read; None for all.
         seed: Seed for the order of the rows.
+        pool: Takes the rows of streams, to choose those that the sink gets; None: the sink gets them as they come.
 
     Raises:
         TypeError: If `dataset` is none of these, or languages are not strings.
@@ -73,10 +81,12 @@ def feed(
     if isinstance(dataset, (DatasetDict, IterableDatasetDict)):
         check_parts(dataset, columns)
     if isinstance(dataset, IterableDataset):
-        _feed_stream(dataset, sink, columns, languages)
+        _feed_stream(dataset, pool or sink, columns, languages)
+        if pool is not None:
+            pool.pour()
         return
     if isinstance(dataset, Mapping):
-        _feed_dict(dataset, sink, columns, languages, seed)
+        _feed_dict(dataset, sink, columns, languages, seed, pool)
         return
     if isinstance(dataset, Dataset):
         row_at, labels = _open_table(dataset, columns)
@@ -100,8 +110,13 @@ def feed(
 def is_read_in_order(dataset: Any) -> bool:
     """Whether rows come in an order of their own, so that nobody knows how many there are."""
     if isinstance(dataset, Mapping):
-        return any(not isinstance(texts, (Dataset, Sequence)) for texts in dataset.values())
+        return any(map(_is_stream, dataset.values()))
     return isinstance(dataset, IterableDataset)
+
+
+def _is_stream(texts: Any) -> bool:
+    """Whether the texts of one language come in an order of their own."""
+    return not isinstance(texts, (Dataset, Sequence))
 
 
 def _open_table(dataset: Dataset, columns: Columns) -> tuple[Callable[[int], Row], Iterable[Any]]:
@@ -125,7 +140,12 @@ def _open_list(dataset: Sequence[Any], columns: Columns) -> tuple[Callable[[int]
 
 
 def _feed_dict(
-    dataset: Mapping[str, Any], sink: Sink, columns: Columns, languages: Sequence[str] | None, seed: int
+    dataset: Mapping[str, Any],
+    sink: Sink,
+    columns: Columns,
+    languages: Sequence[str] | None,
+    seed: int,
+    pool: Pool | None,
 ) -> None:
     if columns.language in dataset and (columns.text in dataset or "input_ids" in dataset):
         raise ValueError(
@@ -145,11 +165,15 @@ def _feed_dict(
         if language not in dataset:
             raise absent_language(language, dataset)
         is_silent = True
+        drawing = pool if _is_stream(dataset[language]) else None
+        taking = drawing or sink
         for row in _rows_of(dataset[language], columns, seed):
             is_silent = False
-            sink.add(language, row)
-            if sink.is_full(language):  # a stream gives no row that nobody needs
+            taking.add(language, row)
+            if taking.is_full(language):  # a stream gives no row that nobody needs
                 break
+        if drawing is not None:
+            drawing.pour()
         if is_silent and languages is not None:
             raise absent_language(language, {*dataset} - {language})
         silent += [language] if is_silent else []
@@ -163,7 +187,7 @@ def _rows_of(texts: Any, columns: Columns, seed: int) -> Iterator[Row]:
         if texts.features is not None:
             columns.check(texts.features, language=False)
         texts = select_needed(texts, columns)
-    if isinstance(texts, (Dataset, Sequence)):
+    if not _is_stream(texts):
         found = (texts[int(index)] for index in np.random.default_rng(seed).permutation(len(texts)))
     else:
         found = iter(texts)
