@@ -7,6 +7,7 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict, Value
 
+from ..utils import abridged
 from .columns import Columns
 from .rows import absent_language, check_parts, group_rows, labels_of
 
@@ -123,6 +124,6 @@ def first_rows(parts: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     rows = {language: next(iter(part), None) for language, part in parts.items()}
     if silent := [language for language, row in rows.items() if row is None]:
         raise ValueError(
-            f"There are no rows for: {', '.join(map(repr, silent))}. Leave these languages out, or correct their codes."
+            f"There are no rows for: {abridged(map(repr, silent))}. Leave these languages out, or correct their codes."
         )
     return {language: row for language, row in rows.items() if row is not None}

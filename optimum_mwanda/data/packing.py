@@ -7,6 +7,7 @@ from itertools import groupby
 
 import torch
 
+from ..utils import abridged
 from .cutting import Cutter, Piece
 from .encoding import RowEncoder
 from .rows import Row
@@ -120,8 +121,9 @@ class TextPacker(_Counted):
 
     def shortage(self, languages: Iterable[str]) -> str:
         """What languages without a chunk have, to follow the words "they have"."""
-        counts = ", ".join(f"{language!r} {len(self._tokens[language].get('input_ids', ()))}" for language in languages)
-        return f"fewer than the {self.length} of one chunk (tokens: {counts}). Lower sequence_length, or add text."
+        counts = [f"{language!r} {len(self._tokens[language].get('input_ids', ()))}" for language in languages]
+        found = abridged(counts)
+        return f"fewer than the {self.length} of one chunk (tokens: {found}). Lower sequence_length, or add text."
 
     def _fills_all(self, language: str) -> bool:
         """Whether the tokens of a language fill all chunks; they are cut only if their number alone does not tell."""
@@ -208,6 +210,6 @@ class PairPacker(_Counted):
     def shortage(self, languages: Iterable[str]) -> str:
         """What languages without a chunk have, to follow the words "they have"."""
         return (
-            f"no row with both a source and a target ({', '.join(map(repr, languages))}): check text_column and "
+            f"no row with both a source and a target ({abridged(map(repr, languages))}): check text_column and "
             "target_column, or 'input_ids' and 'labels'."
         )

@@ -11,6 +11,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from datasets.data_files import SPLIT_KEYWORDS
 
+from ..utils import abridged
 from .columns import Columns
 from .surrogates import check_whole
 
@@ -178,7 +179,7 @@ def _feed_dict(
             raise absent_language(language, {*dataset} - {language})
         silent += [language] if is_silent else []
     if silent:
-        logger.warning("There are no texts for: %s.", ", ".join(map(repr, silent)))
+        logger.warning("There are no texts for: %s.", abridged(map(repr, silent)))
 
 
 def _rows_of(texts: Any, columns: Columns, seed: int) -> Iterator[Row]:
@@ -315,5 +316,5 @@ def absent_language(language: str, present: Iterable[str]) -> ValueError:
     if len(parts) > 1:
         hint = f" Name several one by one: languages={parts}, on the command line --languages {' '.join(parts)}."
     return ValueError(
-        f"Language {language!r} was asked for, but the dataset has: {', '.join(map(repr, there)) or 'none'}.{hint}"
+        f"Language {language!r} was asked for, but the dataset has: {abridged(map(repr, there), 20) or 'none'}.{hint}"
     )
