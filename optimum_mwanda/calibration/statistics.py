@@ -205,10 +205,13 @@ class CalibrationStatistics:
             "coverage": [dataclasses.asdict(entry) for entry in self.coverage],
             "experts": self.experts,
         }
+        first = {tensor.data_ptr(): key for key, tensor in reversed(tensors.items())}
+        tensors = {  # matrices may share their sums, which the file holds for each of them
+            key: tensor.contiguous() if first[tensor.data_ptr()] == key else tensor.clone()
+            for key, tensor in tensors.items()
+        }
         with whole_file(Path(path)) as partial:
-            save_file(
-                {key: tensor.contiguous() for key, tensor in tensors.items()}, partial, {FORMAT: json.dumps(header)}
-            )
+            save_file(tensors, partial, {FORMAT: json.dumps(header)})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "CalibrationStatistics":
