@@ -13,6 +13,8 @@ from .presets import preset_settings
 from .registry import ALLOCATIONS, CRITERIA, list_criteria
 from .values import FrozenDict, describe_fields, is_close, plain, strings
 
+_COUNT = Number(at_least=1, whole=True)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MWandaConfig:
@@ -94,11 +96,9 @@ class MWandaConfig:
     language_temperature: float = setting(
         2.0, "With 'temperature', weights are tokens ** (1 / temperature).", Number(above=0)
     )
-    samples_per_language: int = setting(32, "Calibration chunks per language.", Number(at_least=1, whole=True))
+    samples_per_language: int = setting(32, "Calibration chunks per language.", _COUNT)
     sequence_length: int | None = setting(
-        None,
-        "Tokens per calibration chunk. None: 512, or fewer if the model has fewer positions.",
-        Number(at_least=1, whole=True),
+        None, "Tokens per calibration chunk. None: 512, or fewer if the model has fewer positions.", _COUNT
     )
     bos: str = setting(
         "auto",
@@ -106,7 +106,7 @@ class MWandaConfig:
         "token for example; 'none' leaves them where rows begin.",
         OneOf(("auto", "none")),
     )
-    batch_size: int = setting(8, "Calibration chunks per forward pass.", Number(at_least=1, whole=True))
+    batch_size: int = setting(8, "Calibration chunks per forward pass.", _COUNT)
     refinement: str = setting(
         "none",
         "'swap' exchanges pruned and kept weights of a row as long as this lowers a regularised estimate of the "
@@ -150,9 +150,10 @@ class MWandaConfig:
         OneOf(("magnitude", "shared", "skip", "error")),
     )
     min_expert_tokens: int = setting(
-        32,
-        "Experts with fewer tokens, all languages together, fall under experts_policy.",
-        Number(at_least=1, whole=True),
+        32, "Experts with fewer tokens, all languages together, fall under experts_policy.", _COUNT
+    )
+    reservoir: int | None = setting(
+        None, "Of a stream, draw the rows of a language from its first N rows. None: take the first ones.", _COUNT
     )
     seed: int = setting(0, "Seed for choosing calibration rows.", Number(at_least=0, whole=True))
     # Only for from_pretrained(..., quantization_config=MWandaConfig(...)). They are not settings: init-only fields are

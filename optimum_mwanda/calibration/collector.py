@@ -1,5 +1,6 @@
 """Fills statistics while a model runs."""
 
+from collections import Counter
 from collections.abc import Sequence
 from types import TracebackType
 
@@ -16,7 +17,8 @@ class StatisticsCollector:
     """Sums up the inputs of each weight, per language, while it is open as a context manager.
 
     Weights that read the same tensor (query, key and value; gate and up) share its sums, so a block costs one pass
-    over each of its distinct inputs.
+    over each of its distinct inputs, and memory for the sums of each. The sums of a weight are its own from the first
+    tensor on that the others do not read.
 
     Args:
         weights: Weights to watch.
@@ -36,11 +38,21 @@ class StatisticsCollector:
         self._languages = list(languages)
         self._activities = list(activities)
         self._reduce = reduce or _unchanged
-        self._sums = {w.name: new_sums(len(languages), w.in_features, activities, w.matrix.device) for w in weights}
+        self._sums: dict[str, WeightStatistics] = {}
+        made: dict[object, WeightStatistics] = {}
+        for w in weights:
+            # A reduction is called for each weight, and may write into what it gets.
+            kind = (w.in_features, w.matrix.device) if reduce is None else w.name
+            if kind not in made:
+                made[kind] = new_sums(len(languages), w.in_features, activities, w.matrix.device)
+            self._sums[w.name] = made[kind]
+        self._sharing = Counter(map(id, self._sums.values()))
         self._watch = watch_inputs(weights, self._add)
         self._row = 0
         self._input: Tensor | None = None
         self._version: int | None = None
+        self._readers: list[str] = []
+        self._count = 0
         self._reduced: dict[str, Tensor] = {}
 
     def __enter__(self) -> "StatisticsCollector":
@@ -51,6 +63,8 @@ class StatisticsCollector:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._watch.__exit__(kind, error, trace)
+        if kind is None:
+            self._settle()
         self._input = None
         self._reduced = {}
 
@@ -62,6 +76,7 @@ class StatisticsCollector:
         """
         row = self._languages.index(language)
         if row != self._row:
+            self._settle()
             self._check_finite()
         self._row = row
 
@@ -93,15 +108,36 @@ class StatisticsCollector:
         return totals
 
     def _add(self, name: str, x: Tensor) -> None:
-        sums = self._sums[name]
         version = None if x.is_inference() else x._version  # counts changes in place
-        if x is not self._input or version != self._version:
+        if x is not self._input or version != self._version or name in self._readers:
+            self._settle()
             self._input, self._version = x, version
+            self._count = x.numel() // x.shape[-1]
             self._reduced = reduce_channels(x, self._activities)
-        sums.tokens[self._row] += x.numel() // x.shape[-1]
-        sums.square_sum[self._row] += self._reduced["square_sum"]
-        for key, count in sums.active.items():
-            count[self._row] += self._reduced[key]
+        self._readers.append(name)
+
+    def _settle(self) -> None:
+        """Adds the sums of the last tensor to those of the weights that read it."""
+        readers: dict[int, list[str]] = {}
+        for name in self._readers:
+            readers.setdefault(id(self._sums[name]), []).append(name)
+        for shared, names in readers.items():
+            sums = self._sums[names[0]]
+            if len(names) < self._sharing[shared]:
+                sums = WeightStatistics(
+                    sums.tokens.clone(),
+                    sums.square_sum.clone(),
+                    {key: count.clone() for key, count in sums.active.items()},
+                )
+                self._sums.update(dict.fromkeys(names, sums))
+                self._sharing[shared] -= len(names)
+                self._sharing[id(sums)] = len(names)
+            sums.tokens[self._row] += self._count
+            sums.square_sum[self._row] += self._reduced["square_sum"]
+            for key, count in sums.active.items():
+                count[self._row] += self._reduced[key]
+        self._readers = []
+        self._input = None
 
     def _check_finite(self) -> None:
         for position, weight in enumerate(self._weights):

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from ..utils import abridged
 
+_NAMED = 20
+
 
 @dataclasses.dataclass(frozen=True)
 class ExpertCoverage:
@@ -36,11 +38,12 @@ class ExpertCoverage:
     @property
     def unreached(self) -> dict[str, tuple[str, ...]]:
         """Language to the experts that none of its tokens reached; languages that reach all experts are left out."""
-        gaps = {
-            language: tuple(name for name, tokens in self.tokens.items() if tokens[row] == 0)
-            for row, language in enumerate(self.languages)
-        }
-        return {language: names for language, names in gaps.items() if names}
+        names, gaps = [*self.tokens], {}
+        missed = torch.stack([*self.tokens.values()]) == 0 if names else torch.zeros(0, len(self.languages))
+        for language, column in zip(self.languages, missed.T, strict=True):
+            if found := column.nonzero().flatten().tolist():
+                gaps[language] = tuple(names[index] for index in found)
+        return gaps
 
     def __str__(self) -> str:
         everything = torch.stack(list(self.tokens.values())).sum(1)
@@ -52,8 +55,11 @@ class ExpertCoverage:
             lines.append(
                 f"{len(self.lacking)} experts with fewer than {self.wanted:,} tokens: {abridged(self.lacking, 4)}."
             )
-        for language, names in self.unreached.items():
+        unreached = self.unreached
+        for language, names in [*unreached.items()][:_NAMED]:
             lines.append(
                 f"{language!r} does not reach {len(names)} of {len(self.tokens)} experts: {abridged(names, 4)}."
             )
+        if len(unreached) > _NAMED:
+            lines.append(f"{len(unreached) - _NAMED} more languages do not reach every expert: see unreached.")
         return "\n".join(lines)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..data.chunks import LanguageCoverage, coverage_table
 from ..storage.outputs import whole_file
-from ..utils import sum_dtype
+from ..utils import abridged, sum_dtype
 from ..values import check_types
 from .coverage import ExpertCoverage
 
@@ -119,12 +119,11 @@ class CalibrationStatistics:
         """
         if isinstance(languages, str) or not languages:
             raise ValueError(f"languages={languages!r} is not allowed: give a list of at least one language.")
+        known, wanted = self.languages, {*languages}
         for language in languages:
-            if language not in self.languages:
-                raise ValueError(
-                    f"Language {language!r} was asked for, but the statistics hold: {', '.join(self.languages)}."
-                )
-        rows = [index for index, language in enumerate(self.languages) if language in languages]
+            if language not in known:
+                raise ValueError(f"Language {language!r} was asked for, but the statistics hold: {abridged(known)}.")
+        rows = [index for index, language in enumerate(known) if language in wanted]
         weights = {
             name: WeightStatistics(
                 entry.tokens[rows], entry.square_sum[rows], {key: a[rows] for key, a in entry.active.items()}
@@ -160,11 +159,13 @@ class CalibrationStatistics:
             raise ValueError("The statistics belong to different models: their matrices differ in name or width.")
         languages = sorted({*self.languages, *other.languages})
         parts = (self, other)
+        number = {language: row for row, language in enumerate(languages)}
+        rows = [[number[language] for language in part.languages] for part in parts]
 
         def add(values: list[Tensor]) -> Tensor:
             total = values[0].new_zeros((len(languages), *values[0].shape[1:]))
-            for part, value in zip(parts, values, strict=True):
-                total[[languages.index(language) for language in part.languages]] += value
+            for places, value in zip(rows, values, strict=True):
+                total[places] += value
             return total
 
         weights = {}
@@ -175,9 +176,11 @@ class CalibrationStatistics:
                 add([e.square_sum for e in entries]),
                 {key: add([e.active[key] for e in entries]) for key in self.activities},
             )
+        found: dict[str, list[tuple[Any, ...]]] = {language: [] for language in languages}
+        for entry in (*self.coverage, *other.coverage):
+            found[entry.language].append((entry.rows, entry.tokens, entry.chunks, entry.empty, entry.unknown))
         coverage = tuple(
-            LanguageCoverage(language, *map(_total, zip(*_counts(parts, language), strict=True)))
-            for language in languages
+            LanguageCoverage(language, *map(_total, zip(*counts, strict=True))) for language, counts in found.items()
         )
         fingerprints = {
             language: tuple(sorted(self.fingerprints.get(language, ()) + other.fingerprints.get(language, ())))
@@ -197,10 +200,7 @@ class CalibrationStatistics:
             "experts": self.experts,
         }
         with whole_file(Path(path)) as partial:
-            tensors = as_tensors(self.weights)
-            save_file(
-                {key: tensor.contiguous() for key, tensor in tensors.items()}, partial, {FORMAT: json.dumps(header)}
-            )
+            save_file(as_tensors(self.weights), partial, {FORMAT: json.dumps(header)})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "CalibrationStatistics":
@@ -261,11 +261,6 @@ def _checked(statistics: CalibrationStatistics) -> CalibrationStatistics:
     return check_types(statistics)
 
 
-def _counts(parts: Sequence[CalibrationStatistics], language: str) -> list[tuple[Any, ...]]:
-    entries = [entry for part in parts for entry in part.coverage if entry.language == language]
-    return [(entry.rows, entry.tokens, entry.chunks, entry.empty, entry.unknown) for entry in entries]
-
-
 def _total(counts: Sequence[int | None]) -> Any:
     """The sum; None if one of them is not known."""
     known = [count for count in counts if count is not None]
@@ -273,14 +268,18 @@ def _total(counts: Sequence[int | None]) -> Any:
 
 
 def as_tensors(weights: Mapping[str, WeightStatistics]) -> dict[str, Tensor]:
-    """The sums of some matrices, as a safetensors file holds them."""
+    """The sums of some matrices, as a safetensors file holds them: those that matrices share, for each of them."""
     tensors = {}
     for name, entry in weights.items():
         tensors[f"{name}:tokens"] = entry.tokens
         tensors[f"{name}:square_sum"] = entry.square_sum
         for key, count in entry.active.items():
             tensors[f"{name}:active:{key}"] = count
-    return tensors
+    first = {tensor.data_ptr(): key for key, tensor in reversed(tensors.items())}
+    return {
+        key: tensor.contiguous() if first[tensor.data_ptr()] == key else tensor.clone()
+        for key, tensor in tensors.items()
+    }
 
 
 def from_tensors(tensors: Mapping[str, Tensor]) -> dict[str, WeightStatistics]:

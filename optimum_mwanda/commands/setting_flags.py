@@ -37,6 +37,7 @@ _THEMES = {
             "bos",
             "batch_size",
             "calibration",
+            "reservoir",
             "seed",
         ),
     ),

@@ -7,8 +7,9 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict, Value
 
+from ..utils import abridged
 from .columns import Columns
-from .rows import absent_language, check_parts, group_rows, label_decoder
+from .rows import absent_language, check_parts, group_rows, labels_of
 
 
 def split_by_language(
@@ -57,9 +58,7 @@ def split_by_language(
 def _grouped(dataset: Dataset, columns: Columns) -> dict[str, Any]:
     if columns.language not in dataset.column_names:
         columns.check(dataset.features)
-    decode = label_decoder(dataset.features, columns.language)
-    labels = dataset.with_format(None).select_columns([columns.language])[:][columns.language]
-    groups = group_rows([decode(label) for label in labels], columns.language)
+    groups = group_rows(labels_of(dataset, columns.language), columns.language)
     return {language: dataset.select(numbers) for language, numbers in groups.items()}
 
 
@@ -125,6 +124,6 @@ def first_rows(parts: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     rows = {language: next(iter(part), None) for language, part in parts.items()}
     if silent := [language for language, row in rows.items() if row is None]:
         raise ValueError(
-            f"There are no rows for: {', '.join(map(repr, silent))}. Leave these languages out, or correct their codes."
+            f"There are no rows for: {abridged(map(repr, silent))}. Leave these languages out, or correct their codes."
         )
     return {language: row for language, row in rows.items() if row is not None}

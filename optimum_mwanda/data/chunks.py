@@ -14,6 +14,7 @@ from ..modeling.positions import resolve_sequence_length
 from ..utils import as_percent, markdown_table
 from .encoding import RowEncoder
 from .packing import Batch, PairPacker, TextPacker
+from .reservoir import Reservoir
 from .rows import feed, is_read_in_order
 from .special_tokens import warn_of_unknown
 
@@ -106,10 +107,6 @@ def _count_tokens(parts: Iterable[Batch]) -> int:
     return sum(part[name].numel() for part in parts for name in TOKENS if name in part)
 
 
-def _tokens(parts: Iterable[Batch]) -> Iterator[list[int]]:
-    return (part[name].flatten().tolist() for part in parts for name in TOKENS if name in part)
-
-
 def _count_chunks(parts: Iterable[Batch]) -> int:
     return sum(len(part["input_ids"]) for part in parts)
 
@@ -134,15 +131,16 @@ def build_chunks(
 
     The texts of a language are tokenised with the tokenizer's defaults, special tokens included, and concatenated;
     tokens beyond `samples_per_language` chunks and an incomplete last chunk are left out. A row gives at most one
-    chunk as long as the language has other rows, except in a stream, which is read no further than needed. Chunks for a
-    decoder begin with what the tokenizer writes before a text, unless `bos` says otherwise.
+    chunk as long as the language has other rows, except in a stream, which is read no further than needed; with
+    `reservoir`, the rows of a stream are drawn from the first ones of each language. Chunks for a decoder begin with
+    what the tokenizer writes before a text, unless `bos` says otherwise.
 
     For an encoder-decoder every row is its own chunk: a source and a target of at most `sequence_length` tokens.
 
     Args:
         dataset: `datasets.Dataset`, `datasets.IterableDataset`, a dict of language to texts, or a list of rows; the
             rows hold a text, a conversation or `input_ids`, and for an encoder-decoder also a target or `labels`.
-        config: Columns, languages, samples per language, sequence length, `bos` and seed.
+        config: Columns, languages, samples per language, sequence length, `bos`, reservoir and seed.
         model: Model to calibrate.
         tokenizer: Tokenizer, its name or path, or None for the model's own. Tokenised rows need none.
 
@@ -159,7 +157,9 @@ def build_chunks(
         columns["target_column"] = config.target_column
         packer = PairPacker(RowEncoder(tokenizer, model, **columns), length, samples)
     else:
-        max_per_row = length * samples if is_read_in_order(dataset) else length
+        # Of a stream read in order nobody knows whether another row comes.
+        is_in_order = config.reservoir is None and is_read_in_order(dataset)
+        max_per_row = length * samples if is_in_order else length
         packer = TextPacker(RowEncoder(tokenizer, model, **columns, bos=config.bos), length, samples, max_per_row)
     feed(
         dataset,
@@ -167,6 +167,7 @@ def build_chunks(
         language_column=config.language_column,
         languages=config.languages,
         seed=config.seed,
+        pool=None if config.reservoir is None else Reservoir(packer, config.reservoir, config.seed),
         **columns,
     )
     packer.encoder.check_padding()
@@ -178,7 +179,7 @@ def build_chunks(
             tokens=_count_tokens(parts),
             chunks=_count_chunks(parts),
             empty=packer.empty[language],
-            unknown=packer.encoder.unknown(_tokens(parts)),
+            unknown=packer.encoder.unknown(part[name] for part in parts for name in TOKENS if name in part),
         )
         for language, parts in batches.items()
     )

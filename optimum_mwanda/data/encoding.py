@@ -4,6 +4,9 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import ArrayLike
+
 from ..configuration import MWandaConfig
 from ..modeling.architecture import is_masked
 from ..modeling.positions import max_positions
@@ -96,12 +99,12 @@ class RowEncoder:
             self._prefix = prefix_of(self.tokenizer) if is_wanted else ()
         return self._prefix
 
-    def unknown(self, ids: Iterable[Iterable[int]]) -> int | None:
+    def unknown(self, ids: Iterable[ArrayLike]) -> int | None:
         """How many of some token ids stand for text that the tokenizer does not know; None without a tokenizer."""
         if not self.has_tokenizer:
             return None
         unknown = unknown_id(self.tokenizer)
-        return sum(token == unknown for part in ids for token in part)
+        return 0 if unknown is None else sum(int(np.count_nonzero(np.asarray(part) == unknown)) for part in ids)
 
     def has_text(self, row: Row) -> bool:
         """Whether the row's ids come from a text or a conversation."""

@@ -1,17 +1,23 @@
 """Rows become chunks: text packed to one length, or pairs of source and target."""
 
+from array import array
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 
 import torch
 
+from ..utils import abridged
 from .cutting import Cutter, Piece
 from .encoding import RowEncoder
 from .rows import Row
 
-Ids = dict[str, list[int]]
+Packed = dict[str, "array[int]"]  # a list would take five times the memory
 Batch = dict[str, torch.Tensor]
+
+
+def _packed(inputs: Mapping[str, Sequence[int]]) -> Packed:
+    return {name: array("q", values) for name, values in inputs.items()}
 
 
 class _Counted:
@@ -32,7 +38,7 @@ class _Counted:
         """Languages with a row that was read, in sorted order."""
         return sorted({*self.rows, *self.empty})
 
-    def _count(self, language: str, inputs: Ids) -> None:
+    def _count(self, language: str, inputs: Packed) -> None:
         counter = self.rows if inputs else self.empty
         counter[language] += 1
 
@@ -41,13 +47,16 @@ class TextPacker(_Counted):
     """Concatenates the tokens of each language until they fill its chunks.
 
     While other rows are left, a row gives at most `max_per_row` tokens, so that one long document does not stand for
-    a whole language.
+    a whole language. Of a language that is full nothing but its chunks is held.
 
     Args:
         encoder: Encodes the rows.
         length: Tokens per chunk.
         chunks: Most chunks per language.
         max_per_row: Most tokens that a row gives while others are left.
+
+    Attributes:
+        enough: So many tokens fill all chunks of a language.
     """
 
     kind = "text"
@@ -57,20 +66,30 @@ class TextPacker(_Counted):
         self.length = length
         self.capacity = chunks
         self.max_per_row = max_per_row
-        self._tokens: defaultdict[str, Ids] = defaultdict(dict)
+        self.enough = chunks * length
+        self._full: dict[str, Batch] = {}
+        self._tokens: defaultdict[str, Packed] = defaultdict(dict)
         self._cut: defaultdict[str, list[Row]] = defaultdict(list)
         self._names: frozenset[str] | None = None
         self._cutter = Cutter(encoder, length)
 
-    def add(self, language: str, row: Row) -> None:
-        """Takes a row.
+    def encode(self, language: str, row: Row) -> Packed:
+        """The tokens of a row, one more than it gives if it is cut, and its positions if it has any."""
+        return _packed(self.encoder.inputs(row, language, self.max_per_row + 1))
+
+    def gives(self, encoded: Packed) -> int:
+        """How many tokens a row gives while others are left."""
+        return min(len(encoded.get("input_ids", ())), self.max_per_row)
+
+    def add(self, language: str, row: Row, encoded: Packed | None = None) -> None:
+        """Takes a row, of which it may have been told what `encode` returned.
 
         Raises:
             ValueError: If it has `position_ids` and another row has none, or the reverse.
         """
-        inputs = self.encoder.inputs(row, language, self.max_per_row + 1)
+        inputs = self.encode(language, row) if encoded is None else encoded
         self._count(language, inputs)
-        if not inputs:
+        if not inputs or self.is_full(language):
             return
         self._cutter.see(language, row, inputs["input_ids"])
         self._names = self._names or frozenset(inputs)
@@ -82,40 +101,56 @@ class TextPacker(_Counted):
         if len(inputs["input_ids"]) > self.max_per_row:
             self._cut[language].append(row)
         for name, values in inputs.items():
-            self._tokens[language].setdefault(name, []).extend(values[: self.max_per_row])
+            self._tokens[language].setdefault(name, array("q")).extend(values[: self.max_per_row])
+        if self._fills_all(language):
+            self._full[language] = self._batch(language, self._tokens.pop(language))
+            self._cut.pop(language, None)
 
     def is_full(self, language: str) -> bool:
         """Whether a language needs no more rows."""
-        return language in self._tokens and len(self._chunks(language, self._tokens[language])) >= self.capacity
+        return language in self._full
 
     def batches(self, language: str) -> tuple[Batch, ...]:
         """All chunks of a language as one batch; none if its tokens fill no chunk."""
+        if language in self._full:
+            return (self._full[language],)
         if language not in self._tokens:
             return ()
-        tokens = self._filled_up(language)
-        chunks = self._chunks(language, tokens)[: self.capacity]
-        # What is put in front of a chunk has no position, so no row with positions gets it.
-        packed = {name: torch.tensor([chunk.of(values) for chunk in chunks]) for name, values in tokens.items()}
-        return (packed,) if chunks else ()
+        batch = self._batch(language, self._filled_up(language))
+        return (batch,) if len(batch["input_ids"]) else ()
 
     def shortage(self, languages: Iterable[str]) -> str:
         """What languages without a chunk have, to follow the words "they have"."""
-        counts = ", ".join(f"{language!r} {len(self._tokens[language].get('input_ids', ()))}" for language in languages)
-        return f"fewer than the {self.length} of one chunk (tokens: {counts}). Lower sequence_length, or add text."
+        counts = [f"{language!r} {len(self._tokens[language].get('input_ids', ()))}" for language in languages]
+        found = abridged(counts)
+        return f"fewer than the {self.length} of one chunk (tokens: {found}). Lower sequence_length, or add text."
 
-    def _chunks(self, language: str, tokens: Ids) -> list[Piece]:
+    def _fills_all(self, language: str) -> bool:
+        """Whether the tokens of a language fill all chunks; they are cut only if their number alone does not tell."""
+        tokens = self._tokens[language]
+        count, prefix = len(tokens["input_ids"]), self._cutter.prefix(language)
+        if count < self.capacity * (self.length - len(prefix)):
+            return False
+        return count >= self.enough or len(self._chunks(language, tokens)) >= self.capacity
+
+    def _batch(self, language: str, tokens: Packed) -> Batch:
+        chunks = self._chunks(language, tokens)[: self.capacity]
+        # What is put in front of a chunk has no position, so no row with positions gets it.
+        return {name: torch.tensor([chunk.of(values) for chunk in chunks]) for name, values in tokens.items()}
+
+    def _chunks(self, language: str, tokens: Packed) -> list[Piece]:
         """Where the tokens of a language are cut; what does not fill a chunk is left out."""
         return [piece for piece in self._cutter.pieces(language, tokens["input_ids"]) if piece.size == self.length]
 
-    def _filled_up(self, language: str) -> Ids:
+    def _filled_up(self, language: str) -> Packed:
         """The tokens of a language, and as many of those that its long rows have left as it lacks."""
-        tokens = {name: list(values) for name, values in self._tokens[language].items()}
+        tokens = {name: values[:] for name, values in self._tokens[language].items()}
         for row in self._cut[language]:
-            lacking = self.capacity * self.length - len(tokens["input_ids"])
+            lacking = self.enough - len(tokens["input_ids"])
             if lacking <= 0:
                 break
             for name, values in self.encoder.inputs(row, language, self.max_per_row + lacking).items():
-                tokens[name] += values[self.max_per_row :]
+                tokens[name].extend(values[self.max_per_row :])
         return tokens
 
 
@@ -126,6 +161,9 @@ class PairPacker(_Counted):
         encoder: Encodes the rows.
         length: Most tokens per source, and per target.
         chunks: Most pairs per language.
+
+    Attributes:
+        enough: So many pairs are all of a language.
     """
 
     kind = "source or target"
@@ -133,19 +171,27 @@ class PairPacker(_Counted):
     def __init__(self, encoder: RowEncoder, length: int, chunks: int) -> None:
         super().__init__(encoder)
         self.length = length
-        self.capacity = chunks
-        self._pairs: defaultdict[str, list[Ids]] = defaultdict(list)
+        self.enough = chunks
+        self._pairs: defaultdict[str, list[Packed]] = defaultdict(list)
 
-    def add(self, language: str, row: Row) -> None:
-        """Takes a row."""
-        pair = self.encoder.pair(row, language, self.length)
+    def encode(self, language: str, row: Row) -> Packed:
+        """The tokens of both sides of a row; nothing if one is missing."""
+        return _packed(self.encoder.pair(row, language, self.length))
+
+    def gives(self, encoded: Packed) -> int:
+        """1 for a pair, 0 for a row in which a side is missing."""
+        return int(bool(encoded))
+
+    def add(self, language: str, row: Row, encoded: Packed | None = None) -> None:
+        """Takes a row, of which it may have been told what `encode` returned."""
+        pair = self.encode(language, row) if encoded is None else encoded
         self._count(language, pair)
         if pair:
             self._pairs[language].append(pair)
 
     def is_full(self, language: str) -> bool:
         """Whether a language needs no more rows."""
-        return language in self._pairs and len(self._pairs[language]) >= self.capacity
+        return language in self._pairs and len(self._pairs[language]) >= self.enough
 
     def batches(self, language: str) -> tuple[Batch, ...]:
         """The pairs of a language, one batch for each combination of source and target length.
@@ -153,15 +199,17 @@ class PairPacker(_Counted):
         Pairs of one shape need no padding; padding would enter the statistics.
         """
 
-        def shape(pair: Ids) -> tuple[int, int]:
+        def shape(pair: Packed) -> tuple[int, int]:
             return len(pair["input_ids"]), len(pair["labels"])
 
         groups = [list(group) for _, group in groupby(sorted(self._pairs[language], key=shape), shape)]
-        return tuple({name: torch.tensor([pair[name] for pair in group]) for name in group[0]} for group in groups)
+        return tuple(
+            {name: torch.tensor([pair[name].tolist() for pair in group]) for name in group[0]} for group in groups
+        )
 
     def shortage(self, languages: Iterable[str]) -> str:
         """What languages without a chunk have, to follow the words "they have"."""
         return (
-            f"no row with both a source and a target ({', '.join(map(repr, languages))}): check text_column and "
+            f"no row with both a source and a target ({abridged(map(repr, languages))}): check text_column and "
             "target_column, or 'input_ids' and 'labels'."
         )

@@ -3,6 +3,7 @@
 import difflib
 import logging
 import re
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -10,6 +11,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from datasets.data_files import SPLIT_KEYWORDS
 
+from ..utils import abridged
 from .columns import Columns
 from .surrogates import check_whole
 
@@ -20,6 +22,8 @@ Row = Mapping[str, Any]
 SPLITS = {word: str(split) for split, words in SPLIT_KEYWORDS.items() for word in words}
 """What splits are called to the split that is meant."""
 
+
+_LABELS_AT_A_TIME = 10_000
 
 _UNLABELLED = (
     "%d of %d rows name no language and are left out. If the dataset comes from CSV files, 'nan' and 'NA' may have "
@@ -35,6 +39,12 @@ class Sink(Protocol):
     def is_full(self, language: str) -> bool: ...
 
 
+class Pool(Sink, Protocol):
+    """Takes the rows of streams, and chooses at the end which of them a sink gets."""
+
+    def pour(self) -> None: ...
+
+
 def feed(
     dataset: Any,
     sink: Sink,
@@ -44,12 +54,13 @@ def feed(
     target_column: str | None = None,
     languages: Sequence[str] | None = None,
     seed: int = 0,
+    pool: Pool | None = None,
 ) -> None:
     """Feeds the rows of a dataset to a sink, and no more rows than it needs, of which only the columns that it needs.
 
     A dataset with random access is read language by language, with its rows in an order drawn from `seed`. A stream is
-    read in its own order, and only until every language in `languages` is full. A dict may hold a stream per language:
-    each is read until its language is full.
+    read in its own order, and only until every language in `languages` is full; without these, until all are full that
+    its `ClassLabel` column names. A dict may hold a stream per language: each is read until its language is full.
 
     Args:
         dataset: `datasets.Dataset`, `datasets.IterableDataset`, a dict of language to texts or to a dataset, or a list
@@ -61,6 +72,7 @@ def feed(
             None for every other model.
         languages: Languages to read; None for all.
         seed: Seed for the order of the rows.
+        pool: Takes the rows of streams, to choose those that the sink gets; None: the sink gets them as they come.
 
     Raises:
         TypeError: If `dataset` is none of these, or languages are not strings.
@@ -70,10 +82,12 @@ def feed(
     if isinstance(dataset, (DatasetDict, IterableDatasetDict)):
         check_parts(dataset, columns)
     if isinstance(dataset, IterableDataset):
-        _feed_stream(dataset, sink, columns, languages)
+        _feed_stream(dataset, pool or sink, columns, languages)
+        if pool is not None:
+            pool.pour()
         return
     if isinstance(dataset, Mapping):
-        _feed_dict(dataset, sink, columns, languages, seed)
+        _feed_dict(dataset, sink, columns, languages, seed, pool)
         return
     if isinstance(dataset, Dataset):
         row_at, labels = _open_table(dataset, columns)
@@ -97,28 +111,42 @@ def feed(
 def is_read_in_order(dataset: Any) -> bool:
     """Whether rows come in an order of their own, so that nobody knows how many there are."""
     if isinstance(dataset, Mapping):
-        return any(not isinstance(texts, (Dataset, Sequence)) for texts in dataset.values())
+        return any(map(_is_stream, dataset.values()))
     return isinstance(dataset, IterableDataset)
 
 
-def _open_table(dataset: Dataset, columns: Columns) -> tuple[Callable[[int], Row], list[Any]]:
+def _is_stream(texts: Any) -> bool:
+    """Whether the texts of one language come in an order of their own."""
+    return not isinstance(texts, (Dataset, Sequence))
+
+
+def _open_table(dataset: Dataset, columns: Columns) -> tuple[Callable[[int], Row], Iterable[Any]]:
     columns.check(dataset.features)
-    table = select_needed(dataset, columns)
-    labels = table.select_columns([columns.language])[:][columns.language]
-    decode = label_decoder(dataset.features, columns.language)
-    return table.__getitem__, [decode(label) for label in labels]
+    return select_needed(dataset, columns).__getitem__, labels_of(dataset, columns.language)
 
 
-def _open_list(dataset: Sequence[Any], columns: Columns) -> tuple[Callable[[int], Row], list[Any]]:
+def labels_of(dataset: Dataset, language_column: str) -> Iterator[Any]:
+    """What the rows of a table hold in the language column, the integers of a `ClassLabel` as their codes."""
+    decode = label_decoder(dataset.features, language_column)
+    for part in dataset.with_format(None).select_columns([language_column]).iter(_LABELS_AT_A_TIME):
+        yield from map(decode, part[language_column])
+
+
+def _open_list(dataset: Sequence[Any], columns: Columns) -> tuple[Callable[[int], Row], Iterable[Any]]:
     for index, row in enumerate(dataset):
         if not isinstance(row, Mapping):
             raise TypeError(f"Row {index} of the list is a {type(row).__name__}: rows are dicts of column to value.")
         columns.check(row, f" in row {index}", indexed=False)
-    return dataset.__getitem__, [row[columns.language] for row in dataset]
+    return dataset.__getitem__, (row[columns.language] for row in dataset)
 
 
 def _feed_dict(
-    dataset: Mapping[str, Any], sink: Sink, columns: Columns, languages: Sequence[str] | None, seed: int
+    dataset: Mapping[str, Any],
+    sink: Sink,
+    columns: Columns,
+    languages: Sequence[str] | None,
+    seed: int,
+    pool: Pool | None,
 ) -> None:
     if columns.language in dataset and (columns.text in dataset or "input_ids" in dataset):
         raise ValueError(
@@ -138,16 +166,20 @@ def _feed_dict(
         if language not in dataset:
             raise absent_language(language, dataset)
         is_silent = True
+        drawing = pool if _is_stream(dataset[language]) else None
+        taking = drawing or sink
         for row in _rows_of(dataset[language], columns, seed):
             is_silent = False
-            sink.add(language, row)
-            if sink.is_full(language):  # a stream gives no row that nobody needs
+            taking.add(language, row)
+            if taking.is_full(language):  # a stream gives no row that nobody needs
                 break
+        if drawing is not None:
+            drawing.pour()
         if is_silent and languages is not None:
             raise absent_language(language, {*dataset} - {language})
         silent += [language] if is_silent else []
     if silent:
-        logger.warning("There are no texts for: %s.", ", ".join(map(repr, silent)))
+        logger.warning("There are no texts for: %s.", abridged(map(repr, silent)))
 
 
 def _rows_of(texts: Any, columns: Columns, seed: int) -> Iterator[Row]:
@@ -156,7 +188,7 @@ def _rows_of(texts: Any, columns: Columns, seed: int) -> Iterator[Row]:
         if texts.features is not None:
             columns.check(texts.features, language=False)
         texts = select_needed(texts, columns)
-    if isinstance(texts, (Dataset, Sequence)):
+    if not _is_stream(texts):
         found = (texts[int(index)] for index in np.random.default_rng(seed).permutation(len(texts)))
     else:
         found = iter(texts)
@@ -167,15 +199,17 @@ def _rows_of(texts: Any, columns: Columns, seed: int) -> Iterator[Row]:
 
 
 def _feed_stream(dataset: IterableDataset, sink: Sink, columns: Columns, languages: Sequence[str] | None) -> None:
-    if languages is None:
+    decode = label_decoder(dataset.features, columns.language)
+    wanted = _known_languages(dataset, columns) if languages is None else {*languages}
+    if wanted is None:
         logger.warning(
             "Without `languages` a streaming dataset is read to its end, because any row may bring a new language: "
             "name the languages, or pass dataset.take(n)."
         )
-    decode = label_decoder(dataset.features, columns.language)
     if dataset.features is not None:
         columns.check(dataset.features)
     seen: set[str] = set()
+    full: set[str] = set()
     unlabelled = 0
     for index, row in enumerate(select_needed(dataset, columns)):
         columns.check(row, f" in row {index}" if index else "")
@@ -184,11 +218,12 @@ def _feed_stream(dataset: IterableDataset, sink: Sink, columns: Columns, languag
             unlabelled += 1
             continue
         seen.add(language)
-        if languages is not None and language not in languages:
+        if language in full or (wanted is not None and language not in wanted):
             continue
-        if not sink.is_full(language):
-            sink.add(language, row)
-            if languages is not None and all(map(sink.is_full, languages)):
+        sink.add(language, row)
+        if sink.is_full(language):
+            full.add(language)
+            if full == wanted:
                 break
     else:
         for language in languages or ():
@@ -196,6 +231,12 @@ def _feed_stream(dataset: IterableDataset, sink: Sink, columns: Columns, languag
                 raise absent_language(language, seen)
     if unlabelled:
         logger.warning(_UNLABELLED, unlabelled, index + 1)
+
+
+def _known_languages(dataset: IterableDataset, columns: Columns) -> set[str] | None:
+    """The languages that a stream says it has; None if it does not say so."""
+    feature = (dataset.features or {}).get(columns.language)
+    return {*feature.names} if isinstance(feature, ClassLabel) else None
 
 
 def select_needed(dataset: Any, columns: Columns) -> Any:
@@ -226,23 +267,25 @@ def is_by_language(dataset: Mapping[str, Any], language_column: str) -> bool:
     return bool(dataset) and not named and not labelled
 
 
-def group_rows(labels: list[Any], language_column: str) -> dict[str, list[int]]:
+def group_rows(labels: Iterable[Any], language_column: str) -> "dict[str, array[int]]":
     """Numbers of the rows of each language, given what the rows hold in the language column; warns of those without.
 
     Raises:
         TypeError: If a language is not a string.
         ValueError: If it holds half of a character.
     """
-    groups: dict[str, list[int]] = {}
-    unlabelled = 0
-    for index, label in enumerate(labels):
-        language = _checked_language(label, language_column, index)
+    groups: dict[str, array[int]] = {}
+    count = unlabelled = 0
+    for count, label in enumerate(labels, start=1):
+        language = _checked_language(label, language_column, count - 1)
         if language is None:
             unlabelled += 1
+        elif language in groups:
+            groups[language].append(count - 1)
         else:
-            groups.setdefault(language, []).append(index)
+            groups[language] = array("q", [count - 1])
     if unlabelled:
-        logger.warning(_UNLABELLED, unlabelled, len(labels))
+        logger.warning(_UNLABELLED, unlabelled, count)
     return groups
 
 
@@ -273,5 +316,5 @@ def absent_language(language: str, present: Iterable[str]) -> ValueError:
     if len(parts) > 1:
         hint = f" Name several one by one: languages={parts}, on the command line --languages {' '.join(parts)}."
     return ValueError(
-        f"Language {language!r} was asked for, but the dataset has: {', '.join(map(repr, there)) or 'none'}.{hint}"
+        f"Language {language!r} was asked for, but the dataset has: {abridged(map(repr, there), 20) or 'none'}.{hint}"
     )

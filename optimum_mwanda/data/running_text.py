@@ -10,6 +10,7 @@ from datasets import Dataset, Features, List, Value
 
 from ..modeling.architecture import is_masked
 from ..modeling.positions import resolve_sequence_length
+from ..utils import abridged
 from .by_language import first_rows
 from .columns import Columns
 from .cutting import Cutter
@@ -72,7 +73,7 @@ def make_chunks(
         )
     encoder.check_padding()
     if silent := [language for language, part in chunks.items() if isinstance(part, Dataset) and not len(part)]:
-        raise ValueError(f"There is no text in: {', '.join(map(repr, silent))}. Leave these languages out.")
+        raise ValueError(f"There is no text in: {abridged(map(repr, silent))}. Leave these languages out.")
     return chunks
 
 

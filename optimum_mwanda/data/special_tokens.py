@@ -14,6 +14,7 @@ logger = logging.getLogger(__name__)
 MANY_UNKNOWN = 0.05
 """Share of unknown tokens above which a language is warned of."""
 
+_NAMED = 8
 _PROBES = ("a", "1", ".")  # a tokenizer may leave out what it does not know
 
 
@@ -68,14 +69,16 @@ def warn_of_unknown(shares: Iterable[tuple[str, float | None]], consequence: str
         shares: Languages with the share of their tokens that is unknown; None where that cannot be told.
         consequence: What such a language hardly is.
     """
-    for language, share in shares:
-        if share is not None and share > MANY_UNKNOWN:
-            logger.warning(
-                "%.0f %% of the tokens of language %r are unknown to the tokenizer: it is hardly %s.",
-                100 * share,
-                language,
-                consequence,
-            )
+    found = [(language, share) for language, share in shares if share is not None and share > MANY_UNKNOWN]
+    for language, share in found[:_NAMED]:
+        logger.warning(
+            "%.0f %% of the tokens of language %r are unknown to the tokenizer: it is hardly %s.",
+            100 * share,
+            language,
+            consequence,
+        )
+    if len(found) > _NAMED:
+        logger.warning("So it is with %d more languages: see their unknown_share.", len(found) - _NAMED)
 
 
 def begins_with(ids: Sequence[int], prefix: Sequence[int]) -> bool:

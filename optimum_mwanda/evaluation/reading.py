@@ -62,6 +62,7 @@ def read_held_out(
         language_column=settings.language_column,
         languages=settings.languages,
         seed=settings.seed,
+        pool=None,
         **columns,
     )
     held_out.encoder.check_padding()

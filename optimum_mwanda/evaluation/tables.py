@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..utils import markdown_table
+from ..utils import abridged, markdown_table
 from .bootstrap import Estimate
 from .changes import METRICS, Change, Metric
 from .scores import LanguageScore
@@ -80,7 +80,7 @@ def without_interval(scores: Scores) -> str:
     if not single:
         return ""
     return (
-        f"\n\nNo interval for {', '.join(single)}: the text fills one window, and how far windows differ takes two. "
+        f"\n\nNo interval for {abridged(single)}: the text fills one window, and how far windows differ takes two. "
         "Evaluate more text, or shorter windows."
     )
 

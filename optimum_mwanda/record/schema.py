@@ -5,6 +5,7 @@ import dataclasses
 from typing import Any
 
 from ..storage.files import bounded_copy
+from ..utils import abridged
 from .counts import read_counts
 from .fields import FIELDS, read_experts, read_pruning, require
 from .parts import RecordedBlock, RecordedExperts, RecordedMatrix, RecordedPruning
@@ -80,9 +81,12 @@ class SparsityRecord(RecordedPruning):
 
     def __str__(self) -> str:
         versions = ", ".join(f"{_shown(name)} {_shown(version)}" for name, version in self.versions.items())
-        languages = ", ".join(
-            f"{_shown(name)} ({language.tokens:,} tokens, weight {language.weight:.3f})"
-            for name, language in self.languages.items()
+        languages = abridged(
+            (
+                f"{_shown(name)} ({language.tokens:,} tokens, weight {language.weight:.3f})"
+                for name, language in self.languages.items()
+            ),
+            40,
         )
         lines = [
             f"{self.achieved_sparsity:.2%} of the weights in {len(self.blocks)} blocks are zero, and "

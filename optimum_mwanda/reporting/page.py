@@ -19,6 +19,7 @@ from ..evaluation.harness.comparison import HarnessComparison
 from ..evaluation.report import PerplexityComparison, PerplexityReport
 from ..record.schema import SparsityRecord
 from ..storage.outputs import write_bytes
+from ..utils import abridged
 from .page_tables import (
     Table,
     calibration_table,
@@ -188,7 +189,7 @@ def _facts(comparison: PerplexityComparison, record: SparsityRecord | None) -> l
     if comparison.pruned:
         facts.append(("pruned models", ", ".join(comparison.pruned)))
     if comparison.seen is not None:
-        facts.append(("not calibrated on", ", ".join(comparison.unseen) or "none"))
+        facts.append(("not calibrated on", abridged(comparison.unseen, 20) or "none"))
     if record is not None:
         facts += [
             ("zeros", f"{100 * record.achieved_sparsity:.2f} % of the prunable weights"),

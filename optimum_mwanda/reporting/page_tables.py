@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from ..calibration.statistics import CalibrationStatistics
@@ -196,13 +197,14 @@ def correlation_table(correlations: Tensor, languages: Sequence[str], blocks: Se
         languages: In the order of the correlations.
         blocks: Names, in the order of the correlations.
     """
-    couples = [f"{a} – {b}" for at, a in enumerate(languages) for b in languages[at + 1 :]]
+    couples = torch.triu_indices(len(languages), len(languages), offset=1)  # in the order of `pairs`
     columns = [Column("block", False), Column("mean over the pairs"), Column("lowest"), Column("lowest pair", False)]
     rows = []
     for name, values in zip(blocks, pairs(correlations), strict=True):
         lowest = int(values.nan_to_num(2.0).argmin())
         mean, least = float(values.nanmean()), float(values[lowest])
-        rows.append([Cell(name), number(mean, ".4f"), number(least, ".4f"), Cell(couples[lowest])])
+        one, other = (languages[index] for index in couples[:, lowest].tolist())
+        rows.append([Cell(name), number(mean, ".4f"), number(least, ".4f"), Cell(f"{one} – {other}")])
     return Table("Every block. Correlation between the channel profiles of languages.", columns, rows)
 
 

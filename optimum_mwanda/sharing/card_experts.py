@@ -2,6 +2,7 @@
 
 from ..configuration import MWandaConfig
 from ..record.parts import RecordedExperts
+from ..utils import abridged
 from .card_text import Markdown, code_span
 
 _POLICIES = {
@@ -33,7 +34,7 @@ def describe_experts(found: RecordedExperts | None, settings: MWandaConfig) -> M
         if settings.reconstruction == "obs" and settings.experts_policy != "skip":
             sentences.append("The weights that these experts kept were not updated.")
     if found.unreached:
-        missed = ", ".join(f"{code_span(language)} ({count})" for language, count in found.unreached.items())
+        missed = abridged([f"{code_span(language)} ({count})" for language, count in found.unreached.items()], 20)
         sentences.append(
             f"Some of the {found.count} experts got no token of a language; their number in brackets: {missed}."
         )

@@ -53,6 +53,7 @@ _CONDITIONS: dict[str, Condition] = {
     "min_block_sparsity": _allocates,
     "max_block_sparsity": _allocates,
     "language_temperature": lambda config: _reads_text(config) and config.language_weights == "temperature",
+    "reservoir": lambda config: _reads_text(config) and config.reservoir is not None,
     "refinement": lambda config: not CRITERIA[config.criterion].updates,
     "refinement_shrinkage": _refines,
     "refinement_ridge": _refines,

@@ -14,6 +14,7 @@ from ..utils import markdown_table
 
 TEMPLATE = "card.md.jinja"
 MAX_CHARACTERS = 300
+_ROWS = 60
 
 
 class Markdown(str):
@@ -34,6 +35,14 @@ def code_span(value: Any) -> Markdown:
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> Markdown:
     """A Markdown table; every cell that is not Markdown or a number becomes inline code."""
     return Markdown(markdown_table(header, [[_finalize(cell).replace("|", "\\|") for cell in row] for row in rows]))
+
+
+def folded(text: Markdown) -> Markdown:
+    """A table, behind a line to click on if it has many rows."""
+    count = sum(line.startswith("|") for line in text.splitlines()) - 2  # without its header
+    if count <= _ROWS:
+        return text
+    return Markdown(f"<details>\n<summary>Show the {count:,} rows</summary>\n\n{text}\n\n</details>")
 
 
 def literal(value: Any) -> Markdown:
@@ -70,7 +79,7 @@ def render(values: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(literal=literal, shell=shell_word, percent=percent, plain=Markdown)
+    environment.filters.update(literal=literal, shell=shell_word, folded=folded, percent=percent, plain=Markdown)
     return environment.from_string(_template()).render(values)
 
 

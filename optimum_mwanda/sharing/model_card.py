@@ -19,6 +19,7 @@ from ..record.verification import sparsity_record
 from ..reporting.plots import plot_block_sparsity, plot_degradation
 from ..storage.files import checkpoint_folder, own_file, read_config
 from ..storage.outputs import whole_file
+from ..utils import abridged
 from .card_content import PrunedModelCard
 from .card_license import hub_license, local_license
 from .card_text import clean
@@ -230,7 +231,7 @@ def _of_one_model(report: PerplexityComparison, record: SparsityRecord) -> Perpl
 
 
 def _listed(languages: Iterable[str]) -> str:
-    return ", ".join(map(repr, languages)) or "no language"
+    return abridged(map(repr, languages)) or "no language"
 
 
 def _harness_of_one_model(harness: HarnessComparison) -> HarnessComparison:

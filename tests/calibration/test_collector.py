@@ -1,14 +1,20 @@
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
 from optimum_mwanda import CalibrationStatistics, MWandaConfig, MWandaPruner
-from optimum_mwanda.calibration.collector import reduce_channels
+from optimum_mwanda.calibration.collector import StatisticsCollector, reduce_channels
+from optimum_mwanda.calibration.statistics import WeightStatistics
 from optimum_mwanda.data.chunks import build_chunks
+from optimum_mwanda.modeling.blocks import find_blocks
+from optimum_mwanda.modeling.weights import PrunableWeight, find_weights, flat
 from tests.conftest import FAMILIES, assert_untouched, make_model, make_rows, state_of
 
 Inputs = dict[str, dict[str, np.ndarray]]
@@ -39,6 +45,49 @@ def captured_inputs(model: PreTrainedModel, names: list[str], config: MWandaConf
         name: {language: np.concatenate(parts) for language, parts in by_language.items()}
         for name, by_language in inputs.items()
     }
+
+
+CALLS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 6)), max_size=30)  # tensor, matrix
+
+
+@settings(max_examples=60)
+@given(st.lists(CALLS, min_size=1, max_size=3))
+def test_matrices_that_share_sums_have_those_that_each_would_have_alone(calls: list[list[tuple[int, int]]]) -> None:
+    model = make_model()
+    weights = flat(find_weights(find_blocks(model), None, ()))[:7]
+    generator = torch.Generator().manual_seed(0)
+    inputs = [{w: torch.randn(5 + n, w, generator=generator) for w in (32, 48)} for n in range(4)]
+    languages = [f"l{number}" for number in range(len(calls))]
+
+    def collect(watched: list[PrunableWeight]) -> dict[str, WeightStatistics]:
+        collector = StatisticsCollector(watched, languages, ["positive"])
+        with collector:
+            for language, part in zip(languages, calls, strict=True):
+                collector.start(language)
+                for weight in watched:
+                    collector._add(weight.name, inputs[0][weight.in_features])
+                for number, matrix in part:
+                    if (weight := weights[matrix]) in watched:
+                        collector._add(weight.name, inputs[number][weight.in_features])
+        return collector.finish()
+
+    together = collect(weights)
+    for weight in weights:
+        alone = collect([weight])[weight.name]
+        assert torch.equal(together[weight.name].tokens, alone.tokens)
+        assert torch.equal(together[weight.name].square_sum, alone.square_sum)
+        assert torch.equal(together[weight.name].active["positive"], alone.active["positive"])
+
+
+def test_matrices_that_read_the_same_input_hold_its_sums_once_and_are_saved_each(tmp_path: Path) -> None:
+    statistics = calibrate(make_model())
+    places = [entry.square_sum.data_ptr() for entry in statistics.weights.values()]
+    assert (len(places), len({*places})) == (21, 12)  # per block: attention, its output, gate and up, down
+    statistics.save(tmp_path / "s.safetensors")
+    loaded = CalibrationStatistics.load(tmp_path / "s.safetensors")
+    for name, entry in statistics.weights.items():
+        assert torch.equal(loaded.weights[name].square_sum, entry.square_sum)
+        assert torch.equal(loaded.weights[name].tokens, entry.tokens)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -356,6 +356,19 @@ def test_languages_that_suffer_most_stand_on_top() -> None:
     assert all(axes.get_ylim()[0] > axes.get_ylim()[1] for axes in figure.axes)
 
 
+def test_of_very_many_languages_those_are_drawn_that_suffer_most_and_least() -> None:
+    comparison = make_comparison(make_languages(260), ["a"])
+    figure = degradation_figure(comparison)
+    by_cost = sorted(comparison.languages, key=lambda each: -comparison.log_ratio("a", each))
+    assert [label for axes in figure.axes for label in labels(axes.yaxis)] == by_cost[:100] + by_cost[-100:]
+    assert [axes.get_title() for axes in figure.axes] == [
+        "the 100 of 260 languages that suffer most",
+        "",
+        "the 100 of 260 languages that suffer least",
+        "",
+    ]
+
+
 def test_one_collapsed_language_leaves_the_others_apart() -> None:
     codes = make_languages(100)
     dense = {each: make_score(each, 3, 0, 0) for each in codes}

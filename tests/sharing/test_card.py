@@ -91,6 +91,19 @@ def make_report(pruned: dict[str, float], seen: list[str] | None = None) -> Perp
 REPORT = make_report({"en": 0.1, "swh_Latn": 0.2, "zh-Hant": 0.3})
 
 
+def test_long_tables_are_folded_and_short_ones_are_not() -> None:
+    names = [f"l{index:03d}" for index in range(100)]
+    record = make_record() | {"languages": {name: {"tokens": 64, "weight": 0.01} for name in names}}
+    card = create_card(record, report=make_report(dict.fromkeys(names, 0.1)))
+    for heading, rows in (("How it was pruned", 100), ("Perplexity per language", 105)):
+        (found,) = re.findall(
+            r"<details>\n<summary>(.*)</summary>\n\n(.*?)\n\n</details>", section(card, heading), re.S
+        )
+        assert found[0] == f"Show the {rows} rows"
+        assert all(name in found[1] for name in names)
+    assert "<details>" not in create_card(make_record(), report=REPORT).text
+
+
 def headings(text: str) -> list[str]:
     return re.findall("^#+ .*$", without_fences(text), re.MULTILINE)
 

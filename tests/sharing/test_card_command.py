@@ -25,7 +25,8 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     ),
     **dict.fromkeys(("allocation_strength", "owl_multiplier", "language_temperature", "refinement_ridge"), SHARES),
     **dict.fromkeys(
-        ("samples_per_language", "sequence_length", "batch_size", "min_expert_tokens"), st.integers(1, 2**40)
+        ("samples_per_language", "sequence_length", "batch_size", "min_expert_tokens", "reservoir"),
+        st.integers(1, 2**40),
     ),
     **dict.fromkeys(("language_column", "text_column", "target_column"), WORDS),
     **dict.fromkeys(("languages", "include", "exclude", "blocks"), st.lists(WORDS, min_size=1, max_size=3)),

@@ -18,8 +18,8 @@ SPARSITIES = (0.5, 0.6, 0.7)
 BY_THE_PLAN = ("sparsity", "pattern", "languages", "samples_per_language", "sequence_length", "seed")
 """Settings that the comparison itself sets, in the same way for every method."""
 
-OF_THE_TEXT = ("bos",)
-"""Settings of the calibration, which methods share, and of the evaluation: the plan may set them for all."""
+OF_THE_TEXT = ("bos", "reservoir")
+"""Settings of the calibration, which methods share: the plan may set them for all."""
 
 OF_THE_ALLOCATION = ("allocation", "allocation_strength", "owl_multiplier", "cwl_direction")
 """Settings that say nothing where an N:M pattern fixes the sparsity of every block."""

@@ -30,12 +30,15 @@ Looks = dict[str, dict[str, Any]]
 _MAX_ROWS = 50
 """Languages in one column of the picture."""
 
+_MAX_LANGUAGES = 4 * _MAX_ROWS
+
 
 def degradation_figure(comparison: PerplexityComparison, series: Sequence[str] | None = None) -> "Figure":
     """The increase of the log-perplexity over dense, with a row per language and those that suffer most on top.
 
     Every pruned model has a colour and a marker, which is hollow for languages that were not calibrated on; bars are
-    confidence intervals, if known. More than 50 languages are split into several columns.
+    confidence intervals, if known. More than 50 languages are split into several columns; of more than 200, the picture
+    shows the 100 that suffer most and the 100 that suffer least.
 
     Args:
         comparison: At least one pruned model against its dense original.
@@ -51,6 +54,10 @@ def degradation_figure(comparison: PerplexityComparison, series: Sequence[str] |
         raise ValueError("The comparison holds no pruned model: there is nothing to draw.")
     totals = {each: sum(change.languages[each].value for change in changes.values()) for each in comparison.languages}
     languages = sorted(totals, key=lambda each: -totals[each])
+    half = _MAX_LANGUAGES // 2
+    is_part = len(languages) > _MAX_LANGUAGES
+    if is_part:
+        languages = languages[:half] + languages[-half:]
     panels = math.ceil(len(languages) / _MAX_ROWS)
     rows = math.ceil(len(languages) / panels)
     height = rows_height(rows, row=max(0.2, 0.06 * len(changes)))
@@ -65,6 +72,9 @@ def degradation_figure(comparison: PerplexityComparison, series: Sequence[str] |
         axes.set_ylim(rows - 0.5, -0.5)
         axes.set_xlabel("increase of log-perplexity over dense (nats per token)", fontsize=LABEL_SIZE + 1)
         axes.tick_params(axis="x", which="both", labelsize=LABEL_SIZE)
+    if is_part:
+        for axes, end in ((columns[0], "most"), (columns[panels // 2], "least")):
+            axes.set_title(f"the {half} of {len(totals):,} languages that suffer {end}", fontsize=LABEL_SIZE + 1)
     _legend(figure, comparison, looks, panels)
     return figure
 

@@ -5,6 +5,7 @@ These are the numbers behind the pictures of `activations.py`; the symbols are t
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -90,10 +91,10 @@ def similarity_order(correlations: Tensor) -> list[int]:
     """
     known = correlations.nan_to_num(-2.0)
     order = [int(known.sum(1).argmax())]
-    left = set(range(len(known))) - set(order)
-    while left:
-        order.append(max(sorted(left), key=lambda index: float(known[order[-1], index])))
-        left.remove(order[-1])
+    left = known.numpy().copy()
+    while len(order) < len(known):
+        left[:, order[-1]] = -np.inf
+        order.append(int(left[order[-1]].argmax()))  # of equal ones the first
     return order
 
 

@@ -103,6 +103,7 @@ def test_methods_override_what_is_shared() -> None:
     [
         ({"seed": 1}, "'mine' sets 'seed'"),
         ({"bos": "none"}, "'mine' sets 'bos'"),
+        ({"reservoir": 9}, "'mine' sets 'reservoir'"),
         ({"criterium": "ria"}, "'mine'.*'criterion'"),
         ({"group": 3}, "'mine'.*group"),
     ],
