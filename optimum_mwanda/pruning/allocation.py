@@ -1,7 +1,7 @@
 """Layerwise allocation: how much sparsity each block gets, as pure functions; equations are in `docs/method.md`."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -193,21 +193,22 @@ def _shift_to_target(start: Tensor, sizes: Tensor, target: float, bounds: tuple[
     return torch.where(free, start + shift, clipped).clamp(low, high)
 
 
-def outlier_share(scores: Iterable[Tensor], multiplier: float) -> float:
+def outlier_share(scores: Callable[[], Iterable[Tensor]], multiplier: float) -> float:
     """OWL's layer outlier distribution, `D = 100 · mean(A > M · mean(A))` (arXiv 2310.05175, eq. 1, official code).
 
     Args:
-        scores: `A = |W|·n` of every matrix of one block, float32.
+        scores: Gives `A = |W|·n` of every matrix of one block, float32; called twice, so that only the scores of one
+            matrix are in memory.
         multiplier: `M`.
 
     Returns:
         Percentage of the block's entries that are outliers.
     """
-    matrices = list(scores)
-    count = sum(a.numel() for a in matrices)
-    mean = sum(a.sum(dtype=sum_dtype(a.device)).item() for a in matrices) / count
+    sums = [(a.numel(), a.sum(dtype=sum_dtype(a.device)).item()) for a in scores()]
+    count = sum(numel for numel, _ in sums)
+    mean = sum(total for _, total in sums) / count
     threshold = torch.tensor(multiplier * mean, dtype=torch.float32)
-    return 100 * sum(int((a > threshold.to(a.device)).sum()) for a in matrices) / count
+    return 100 * sum(int((a > threshold.to(a.device)).sum()) for a in scores()) / count
 
 
 def median_score(scores: Iterable[Tensor]) -> float:

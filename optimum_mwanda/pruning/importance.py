@@ -1,6 +1,7 @@
 """How important a block is to each allocation: applies the pure functions to statistics and settings."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -28,7 +29,7 @@ def owl(
     weights: Sequence[PrunableWeight], statistics: CalibrationStatistics, language_weights: Tensor, config: MWandaConfig
 ) -> float:
     """OWL: the share of outlying scores."""
-    return outlier_share(_wanda_scores(weights, statistics, language_weights), config.owl_multiplier)
+    return outlier_share(partial(_wanda_scores, weights, statistics, language_weights), config.owl_multiplier)
 
 
 def dlp(

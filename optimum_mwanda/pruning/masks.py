@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+_ENTRIES = 2**22
+
 
 def prune_lowest(scores: Tensor, count: int) -> Tensor:
     """Marks the `count` lowest scores of every row; among equal scores, the leftmost goes first.
@@ -16,6 +18,13 @@ def prune_lowest(scores: Tensor, count: int) -> Tensor:
     """
     if count == 0:
         return torch.zeros_like(scores, dtype=torch.bool)
+    parts = torch.split(
+        scores, max(1, _ENTRIES // max(1, scores.shape[1]))
+    )  # what is needed besides is three times as large
+    return torch.cat([_prune_lowest(part, count) for part in parts])
+
+
+def _prune_lowest(scores: Tensor, count: int) -> Tensor:
     threshold = scores.kthvalue(count, dim=1, keepdim=True).values
     pruned = scores <= threshold
     (tied,) = torch.where(pruned.sum(1) > count)

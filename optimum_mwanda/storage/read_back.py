@@ -22,6 +22,7 @@ from ..modeling.quantized import forget_dequantization
 from ..utils import abridged
 from .coded import DTYPES, decoded_view
 from .files import opened, weight_files
+from .pages import page_out
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -208,6 +209,7 @@ class _Operation:
         for name, found in tensors.items():
             tensor = found[0] if isinstance(found, list) else found
             self._compare(name, tensor)
+            page_out(tensor)
             empty[name] = torch.empty_like(tensor, device="meta")
         return empty
 

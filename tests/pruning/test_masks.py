@@ -105,3 +105,11 @@ def test_a_transposed_mask_comes_back() -> None:
 def test_the_first_entry_is_the_lowest_bit() -> None:
     mask = torch.tensor([True, False, False, False, False, False, False, True, False, True])
     assert pack_bits(mask).tolist() == [129, 2]
+
+
+def test_parts_of_a_large_matrix_are_pruned_as_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = torch.randint(5, (17, 12)).float()
+    whole = prune_lowest(scores, 7)
+    monkeypatch.setattr("optimum_mwanda.pruning.masks._ENTRIES", 40)
+    assert torch.equal(prune_lowest(scores, 7), whole)
+    assert torch.equal(prune_lowest(scores[:0], 7), whole[:0])

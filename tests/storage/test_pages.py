@@ -1,0 +1,38 @@
+"""Memory that is handed back keeps what it holds."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from optimum_mwanda.storage.pages import page_out
+
+
+def resident() -> int:
+    """Bytes of mapped files that this process has in memory."""
+    found = re.search(r"RssFile:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return 0 if found is None else int(found[1]) * 1024
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs the memory advice of Linux")
+def test_pages_of_a_file_go_and_come_back(tmp_path: Path) -> None:
+    values = torch.arange(2**22, dtype=torch.float32)
+    save_file({"a": values}, tmp_path / "file.safetensors")
+    with safe_open(tmp_path / "file.safetensors", "pt") as file:
+        tensor = file.get_tensor("a")
+        assert torch.equal(tensor, values)
+        before = resident()
+        page_out(tensor)
+        assert resident() < before - values.nbytes // 2
+        assert torch.equal(tensor, values)
+
+
+@pytest.mark.parametrize("size", [0, 3, 5000])
+def test_memory_that_is_no_file_stays_as_it_is(size: int) -> None:
+    values = torch.arange(size, dtype=torch.float64)
+    page_out(values)
+    assert values.tolist() == list(range(size))
