@@ -7,9 +7,14 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..storage import outputs
+from ..storage.scratch import PROGRESS
 from .errors import ModelError, UsageError, errors_as
+
+if TYPE_CHECKING:
+    from ..storage.journal import Journal
 
 
 def add_overwrite(parser: argparse._ActionsContainer) -> None:
@@ -19,6 +24,23 @@ def add_overwrite(parser: argparse._ActionsContainer) -> None:
         action="store_true",
         help="Replace what is at the output path once the new output is complete (default: refuse)",
     )
+
+
+def add_restart(parser: argparse._ActionsContainer, effect: str) -> None:
+    """Adds the flag that `open_journal` asks for."""
+    parser.add_argument("--restart", action="store_true", help=f"Begin anew and {effect} (default: go on with it)")
+
+
+def open_journal(args: argparse.Namespace, folder: Path | None) -> "Journal | None":
+    """What a run that was stopped has left beside its output; None without an output."""
+    if folder is None:
+        return None
+    from ..storage.journal import Journal
+
+    journal = Journal(folder.with_name(PROGRESS))
+    if args.restart:
+        journal.clear()
+    return journal
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from .dataset import add_dataset_options, add_held_out_options, check_calibratio
 from .errors import DataError, HubError, UsageError, errors_as, one_line
 from .evaluate import compare, measure, write_report
 from .models import add_model_options, check_prunable, load_model, load_tokenizer, pruning_errors
-from .output import add_overwrite, check_file, check_paths, new_folder
+from .output import add_overwrite, add_restart, check_file, check_paths, new_folder, open_journal
 from .saving import add_storage_options, check_model_room, facts, summary, write_checkpoint
 from .setting_flags import add_settings, read_settings
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from ..data.chunks import LanguageCoverage
     from ..evaluation.report import PerplexityComparison
     from ..record.schema import SparsityRecord
-    from ..storage.journal import Journal
 
 
 class PruneCommand(Subcommand):
@@ -62,11 +61,7 @@ class PruneCommand(Subcommand):
             help="Leave the blocks on disk and hold no more than two of them in memory, and the rest of MODEL; if this "
             "is stopped, the same command goes on (default: load MODEL into memory)",
         )
-        parser.add_argument(
-            "--restart",
-            action="store_true",
-            help="With --stream, begin anew and forget what a run that was stopped has finished (default: go on)",
-        )
+        add_restart(parser, "forget what a run with --stream that was stopped has finished")
         add_overwrite(parser)
         add_dataset_options(parser, required=False, purpose="Calibration text, not needed for magnitude pruning")
         group = add_held_out_options(parser, required=False)
@@ -142,7 +137,7 @@ class PruneCommand(Subcommand):
                     progress=not args.quiet,
                     restore_on_failure=False,
                     activations=args.activations,
-                    journal=self._journal(folder),
+                    journal=open_journal(args, folder) if args.stream else None,
                 )
                 start = time.monotonic()
                 pruner.prune(model, dataset, tokenizer)
@@ -151,18 +146,6 @@ class PruneCommand(Subcommand):
                 return model, tokenizer, None
             pruned = self._evaluate(model, tokenizer, held_out, config)
             return model, tokenizer, compare(dense, pruned, sparsity_record(model))
-
-    def _journal(self, folder: Path) -> "Journal | None":
-        """Where finished blocks are kept beside the output."""
-        if not self.args.stream:
-            return None
-        from ..storage.journal import Journal
-        from ..storage.scratch import PROGRESS
-
-        journal = Journal(folder.with_name(PROGRESS))
-        if self.args.restart:
-            journal.clear()
-        return journal
 
     def _check(self, config: "MWandaConfig") -> None:
         """Checks at once for errors that would otherwise appear after hours."""

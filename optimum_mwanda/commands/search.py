@@ -18,7 +18,7 @@ from .models import (
     load_tokenizer,
     pruning_errors,
 )
-from .output import add_overwrite, check_file, check_paths, new_folder
+from .output import add_overwrite, add_restart, check_file, check_paths, new_folder, open_journal
 from .saving import add_storage_options, check_model_room, summary, write_checkpoint
 from .setting_flags import add_settings, read_settings
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ..experiments.search.outcome import SparsitySearch
     from ..experiments.search.space import SearchSpace
     from ..record.schema import SparsityRecord
+    from ..storage.journal import Journal
 
 
 class _NothingFound(Exception):
@@ -59,6 +60,7 @@ class SearchCommand(Subcommand):
         )
         add_storage_options(parser)
         add_overwrite(parser)
+        add_restart(parser, "forget the trials of a search with OUT that was stopped")
         _add_limits(parser)
         add_dataset_options(parser, required=False, purpose="Calibration text, not needed for magnitude pruning")
         group = add_held_out_options(parser, required=True)
@@ -100,18 +102,25 @@ class SearchCommand(Subcommand):
         """The result, and the record of the model if one was written."""
         args, record = self.args, None
         with contextlib.suppress(_NothingFound), self._folder() as folder:
-            search, model, tokenizer = self._search(space, folder)
+            journal = open_journal(args, folder)
+            search, model, tokenizer = self._search(space, folder, journal)
             if folder is not None:
                 if search.chosen is None:
+                    if journal is not None:
+                        journal.clear()
                     raise _NothingFound
                 record = write_checkpoint(model, tokenizer, folder, args, search.outcome)
         return search, record
 
     def _folder(self) -> "contextlib.AbstractContextManager[Path | None]":
         args = self.args
-        return contextlib.nullcontext() if args.output is None else new_folder(args.output, args.overwrite)
+        return (
+            contextlib.nullcontext() if args.output is None else new_folder(args.output, args.overwrite, resumable=True)
+        )
 
-    def _search(self, space: "SearchSpace", folder: "Path | None") -> "tuple[SparsitySearch, Any, Any]":
+    def _search(
+        self, space: "SearchSpace", folder: "Path | None", journal: "Journal | None"
+    ) -> "tuple[SparsitySearch, Any, Any]":
         """The result, the model, which is pruned there if it will be written, and its tokenizer."""
         from ..experiments.search.bisection import find_sparsity
 
@@ -140,6 +149,7 @@ class SearchCommand(Subcommand):
                     protect=space.protect,
                     apply=args.output is not None,
                     progress=not args.quiet,
+                    journal=journal,
                     languages=args.eval_languages,
                     tokens_per_language=args.tokens_per_language,
                 )

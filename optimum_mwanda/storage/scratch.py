@@ -50,6 +50,8 @@ def scratch_folder(target: Path, resumable: bool = False) -> Iterator[Path]:
             with deferred_interrupts():
                 if lock.is_locked:
                     _empty(scratch)
+                    if not any((scratch / PROGRESS).glob("*.safetensors")):  # nothing was finished
+                        _delete(scratch / PROGRESS)
                     # Whoever opens the lock from now on makes a new one, so it goes while it still keeps others out.
                     with contextlib.suppress(OSError):
                         (scratch / _LOCK).unlink()

@@ -27,7 +27,7 @@ def begin(journal: Journal | None, model: str, config: MWandaConfig, data: Mappi
         model: `model_fingerprint` of the dense model.
         config: The settings.
         data: Fingerprints of the calibration data.
-        plan: Sparsity per block, if somebody else chose it.
+        plan: What else matters: sparsity per block, if somebody else chose it; held-out text.
 
     Raises:
         OtherRunError: If the journal is of a run in which any of this, or a version of a library, was different.

@@ -3,12 +3,13 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from optimum_mwanda import MWandaConfig
+from optimum_mwanda import MWandaConfig, MWandaPruner
 from optimum_mwanda.experiments.search.outcome import SparsitySearch
 from optimum_mwanda.record.verification import sparsity_record, verify_sparsity
 
@@ -136,3 +137,31 @@ def test_existing_report_is_kept(cli: Cli, model: Path, data: Path, tmp_path: Pa
     assert run.code == 2
     assert "--overwrite" in run.error
     assert report.read_text() == "mine"
+
+
+def test_a_search_that_was_stopped_goes_on_with_the_trials_that_it_has(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = (*DATA, *FEW, *FEW_HELD_OUT, *GRID, "--max-degradation", "0.06")
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    assert cli("search", SAMPLE_MODEL, whole, *words, "--trials", tmp_path / "whole.json").code == 0
+    apply, sparsities = MWandaPruner.apply, []
+
+    def counted(self: MWandaPruner, *args: Any) -> Any:
+        sparsities.append(self.config.sparsity)
+        if len(sparsities) == 2:
+            raise KeyboardInterrupt
+        return apply(self, *args)
+
+    monkeypatch.setattr(MWandaPruner, "apply", counted)
+    assert cli("search", SAMPLE_MODEL, out, *words).code == 130
+    assert not out.exists()
+    assert len(list((tmp_path / ".out.mwanda" / "progress").glob("measured-*.safetensors"))) == 2  # the dense one too
+    refused = cli("search", SAMPLE_MODEL, out, *words, "--seed", "1")
+    assert refused.code == 3
+    assert "settings.seed was 0, and is 1" in refused.err
+    assert cli("search", SAMPLE_MODEL, out, *words, "--trials", tmp_path / "out.json").code == 0
+    assert sparsities[0] not in sparsities[2:-1]  # only the model at the end may be pruned once more
+    assert (tmp_path / "out.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
+    assert (out / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert not (tmp_path / ".out.mwanda").exists()

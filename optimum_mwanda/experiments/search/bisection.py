@@ -9,16 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 from ...configuration import MWandaConfig
 from ...evaluation.perplexity import measure_languages
+from ...evaluation.reading import read_held_out
 from ...evaluation.report import PerplexityComparison
 from ...evaluation.settings import EvaluationSettings
 from ...modeling.blocks import find_blocks
+from ...modeling.fingerprint import model_fingerprint
 from ...modeling.interrupts import deferred_interrupts
 from ...modeling.weights import find_weights, flat
 from ...pruner import MWandaPruner
-from ...record.schema import RECORD_KEY, SparsityRecord
+from ...record.schema import SparsityRecord
+from ...storage.journal import Journal
+from ...walking.finished import begin
 from ..dense_state import DenseState
 from .defaults import BOUNDS, MAX_DEGRADATION, RESOLUTION
 from .outcome import PROTECTED, PRUNED, UNPROTECTED, SparsitySearch, SparsityTrial
+from .remembered import Measured, Remembered
 from .space import SearchSpace, protect_languages
 from .trials import Pruning
 
@@ -42,6 +47,7 @@ def find_sparsity(
     protect: Mapping[str, float] | None = None,
     apply: bool = True,
     progress: bool = True,
+    journal: Journal | None = None,
     **settings: Any,
 ) -> SparsitySearch:
     """Finds the highest sparsity at which no language's bits per byte rise by more than a given fraction.
@@ -70,6 +76,7 @@ def find_sparsity(
             says. The report then shows what this changes at the sparsity that was found.
         apply: Whether to leave the model pruned at that sparsity; otherwise it ends as it was.
         progress: Whether to show progress bars.
+        journal: Where measured trials are kept, so that a search that was stopped can go on: `Journal(folder)`.
         **settings: Evaluation settings, as for `evaluate_languages`; columns, `sequence_length`, `bos`, `batch_size`
             and `seed` are those of `config` by default.
 
@@ -81,6 +88,7 @@ def find_sparsity(
         TypeError: As `MWandaPruner.prune` and `evaluate_languages`.
         ValueError: As these, or if a limit is not allowed, or a protected language was not calibrated on.
         FloatingPointError: As these. If a sparse model gives NaN, lower the upper bound.
+        OtherRunError: If the journal is of a search with another model, other data or settings.
     """
     config = MWandaPruner(config).config
     space = SearchSpace(config, max_degradation, bounds, resolution, strengths, protect or {})
@@ -88,26 +96,35 @@ def find_sparsity(
     protected = protect_languages(config, space.protect, prune.tokens) if space.protect else config
     evaluation = EvaluationSettings.like(config, **settings)
     measure = partial(measure_languages, model, tokenizer, evaluation_dataset, evaluation, progress=progress)
-    dense = measure()
+    if journal is not None:
+        text = read_held_out(model, tokenizer, evaluation_dataset, evaluation).digests
+        begin(journal, model_fingerprint(model), config.replace(sparsity=space.bounds[0]), prune.fingerprints, text)
+    remembered = Remembered(journal)
+    dense = remembered(None, lambda: Measured(measure())).report
     weights = find_weights(find_blocks(model, config.blocks), config.include, config.exclude)
     with deferred_interrupts(), DenseState(model, flat(weights)) as state:
 
-        def compare(settings: MWandaConfig, name: str) -> PerplexityComparison:
-            """Prunes the dense model and compares it with what it was."""
+        def measured(settings: MWandaConfig) -> Measured:
+            """Prunes the dense model and measures it."""
             state.restore()
             prune(settings)
-            seen = list(SparsityRecord.parse(model.config.mwanda_config).languages)
-            return PerplexityComparison(dense, {name: measure()}, seen or None)
+            record = SparsityRecord.parse(model.config.mwanda_config)
+            return Measured(measure(), record.achieved_sparsity, tuple(record.languages))
+
+        def compare(settings: MWandaConfig, name: str) -> tuple[PerplexityComparison, float]:
+            """Compares a pruned model with the dense one; also gives its sparsity."""
+            found = remembered(settings, lambda: measured(settings))
+            return PerplexityComparison(dense, {name: found.report}, found.languages or None), found.achieved_sparsity
 
         name = PROTECTED if space.protect else PRUNED
         tried = dataclasses.replace(space, config=protected)
-        trials, comparisons = _bisect(tried, lambda settings: compare(settings, name), model.config)
+        trials, comparisons = _bisect(tried, lambda settings: compare(settings, name))
         search = SparsitySearch(space, tuple(trials), PerplexityComparison(dense, {}))
         chosen = search.chosen
         if chosen is not None:
             comparison = comparisons[trials.index(chosen)]
             if space.protect:
-                unprotected = compare(space.at(chosen.sparsity, chosen.strength), UNPROTECTED)
+                unprotected, _ = compare(space.at(chosen.sparsity, chosen.strength), UNPROTECTED)
                 pruned = {**comparison.pruned, **unprotected.pruned}
                 comparison = dataclasses.replace(comparison, pruned=pruned)
             search = dataclasses.replace(search, comparison=comparison)
@@ -118,7 +135,7 @@ def find_sparsity(
 
 
 def _bisect(
-    space: SearchSpace, compare: Callable[[MWandaConfig], PerplexityComparison], model_config: Any
+    space: SearchSpace, compare: Callable[[MWandaConfig], tuple[PerplexityComparison, float]]
 ) -> tuple[list[SparsityTrial], list[PerplexityComparison]]:
     """Bisects the sparsities once per strength; returns all trials in order, and what each measured."""
     trials: list[SparsityTrial] = []
@@ -126,13 +143,13 @@ def _bisect(
 
     def is_too_much(sparsity: float, strength: float | None) -> bool:
         settings = space.at(sparsity, strength)
-        comparison = compare(settings)
+        comparison, achieved = compare(settings)
         (name,) = comparison.pruned
         degradations = {each: comparison.bits_per_byte_increase(name, each) for each in comparison.languages}
         trial = SparsityTrial(
             sparsity,
             None if settings.allocation == "uniform" else settings.allocation_strength,
-            SparsityRecord.parse(getattr(model_config, RECORD_KEY)).achieved_sparsity,
+            achieved,
             degradations,
             max(degradations.values()) <= space.max_degradation,
         )

@@ -48,6 +48,15 @@ class Pruning:
             return self._statistics.tokens
         return build_chunks(self._dataset, self._config, self._model, self._tokenizer).tokens
 
+    @property
+    def fingerprints(self) -> Mapping[str, Any]:
+        """Language to what identifies its calibration text; empty if the settings need none."""
+        if self._statistics is not None:
+            return self._statistics.fingerprints
+        if not self._config.needs_statistics:
+            return {}
+        return build_chunks(self._dataset, self._config, self._model, self._tokenizer).fingerprints
+
     def __call__(self, config: MWandaConfig) -> None:
         """Prunes the model, which must be dense."""
         pruner = MWandaPruner(config, progress=self._progress, restore_on_failure=False)  # the dense state is kept
