@@ -114,7 +114,9 @@ def find_sparsity(
         def compare(settings: MWandaConfig, name: str) -> tuple[PerplexityComparison, float]:
             """Compares a pruned model with the dense one; also gives its sparsity."""
             found = remembered(settings, lambda: measured(settings))
-            return PerplexityComparison(dense, {name: found.report}, found.languages or None), found.achieved_sparsity
+            return PerplexityComparison(
+                dense, {name: found.report}, [*found.languages] or None
+            ), found.achieved_sparsity
 
         name = PROTECTED if space.protect else PRUNED
         tried = dataclasses.replace(space, config=protected)
