@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import nn
 
+from .calibration.reduction import check_same, deal
 from .calibration.statistics import CalibrationStatistics
 from .configuration import MWandaConfig
 from .data.chunks import CalibrationChunks, LanguageCoverage, build_chunks
@@ -18,18 +19,19 @@ from .modeling.fingerprint import model_fingerprint
 from .modeling.interrupts import check_interrupts
 from .modeling.quantized import check_dense, forget_dequantization
 from .modeling.weights import PrunableWeight, Weights, find_weights, flat
+from .processes.group import current, sharing
 from .pruning.allocation import SparsityPlan
 from .pruning.checks import check_pattern, check_plan, check_statistics
 from .pruning.experts_policy import leave_out_experts, settle
 from .pruning.planning import block_importance, share_out
 from .pruning.scoring import weigh_languages
-from .pruning.update import mask_and_values
 from .record.attachment import attach_record
 from .record.build import build_record
 from .registry import ALLOCATIONS
 from .utils import progress_bar
 from .walking.block_by_block import BlockByBlock
 from .walking.calibrating import calibrate
+from .walking.deciding import Decisions
 from .walking.editor import WeightEditor
 from .walking.store import check_activations, make_store
 from .walking.walk import AllAtOnce, Step, Walk, check_resident
@@ -95,6 +97,7 @@ class MWandaPruner:
         self.activations = activations
         self.coverage: tuple[LanguageCoverage, ...] = ()
 
+    @sharing()
     def prune(
         self,
         model: "PreTrainedModel",
@@ -136,6 +139,7 @@ class MWandaPruner:
         walk = self._block_by_block(model, known.weights, chunks) if self.config.works_blockwise else known
         return self._run(model, walk, plan, statistics, statistics.model_fingerprint)
 
+    @sharing()
     def calibrate(
         self,
         model: "PreTrainedModel",
@@ -262,6 +266,7 @@ class MWandaPruner:
     def _read(self, model: "PreTrainedModel", dataset: Any, tokenizer: Any) -> CalibrationChunks:
         chunks = build_chunks(dataset, self.config, model, tokenizer)
         self.coverage = chunks.coverage
+        check_same(model, self.config, chunks, current())
         return chunks
 
     def _calibrate(
@@ -283,7 +288,8 @@ class MWandaPruner:
         found = weigh_languages(self.config, chunks.tokens).tolist()
         language_weights = dict(zip(chunks.tokens, found, strict=True))
         store = partial(make_store, self.activations)
-        return BlockByBlock(model, weights, chunks, language_weights, self.config, store)
+        own, reduce = deal(chunks, current())
+        return BlockByBlock(model, weights, own, language_weights, self.config, store, reduce)
 
     def _plan(self, walk: Walk, statistics: CalibrationStatistics | None) -> SparsityPlan:
         """Visits every block to find its importance, then shares the target out."""
@@ -307,10 +313,12 @@ class MWandaPruner:
         """Prunes on a walk; if it ends early, the editor undoes the changes and there is no record."""
         weighted = None if statistics is None else weigh_languages(self.config, statistics.tokens)
         with inference_mode(model), WeightEditor(self.restore_on_failure) as editor:
-            visited = self._visit(walk.steps(editor), plan, weighted)
-            total = len(flat(walk.weights))
-            for _ in progress_bar(visited, total=total, description="Pruning", show=self.progress):
+            decisions = Decisions(plan, weighted, self.config, current())
+            visited, total = self._visit(walk.steps(editor), decisions), len(flat(walk.weights))
+            is_shown = self.progress and current().is_first
+            for _ in progress_bar(visited, total=total, description="Pruning", show=is_shown):
                 pass
+            decisions.check()
             record = build_record(model, self.config, walk.weights, walk.zeros, plan, statistics, fingerprint)
             check_interrupts()
             forget_dequantization(model)
@@ -325,14 +333,11 @@ class MWandaPruner:
             )
         return model
 
-    def _visit(
-        self, steps: Iterable[Step], plan: SparsityPlan, language_weights: Tensor | None
-    ) -> Iterator[PrunableWeight]:
+    def _visit(self, steps: Iterable[Step], decisions: Decisions) -> Iterator[PrunableWeight]:
         """Looks at every step, decides how its weights change, and yields each weight."""
         for step in steps:
             entries, grams = settle(step.weights, *step.look(), self.config)
-            for weight in step.weights:
-                entry, gram, sparsity = entries.get(weight.name), grams.get(weight.name), plan[weight.block]
-                step.write(weight, *mask_and_values(weight, entry, gram, language_weights, sparsity, self.config))
+            for weight, change in decisions.of(step.weights, entries, grams):
+                step.write(weight, *change)
                 check_interrupts()
                 yield weight

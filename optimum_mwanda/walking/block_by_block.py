@@ -34,7 +34,7 @@ class BlockByBlock(Walk):
     Args:
         model: The model, in inference mode.
         weights: Module path of a block to the weights to visit in it.
-        chunks: Calibration data.
+        chunks: Calibration data; of several processes, what this one has of it.
         language_weights: Language to its weight, in the order of the chunks.
         config: Settings.
         store: Makes a place for the hidden states of a stack.
@@ -55,7 +55,8 @@ class BlockByBlock(Walk):
         self._is_dense = config.calibration == "dense"
         self._needs_grams = config.needs_grams
         self._stacks = find_stacks(model, config.blocks)
-        self._languages, self._batches = zip(*chunks.batches(config.batch_size), strict=True)
+        batches = list(chunks.batches(config.batch_size))  # none, if other processes have all of them
+        self._languages, self._batches = [language for language, _ in batches], [inputs for _, inputs in batches]
         self._model, self._store = model, store
         self._activities = [config.activity] if config.activity else []
         self._language_weights = language_weights
@@ -78,7 +79,8 @@ class BlockByBlock(Walk):
     def _steps_in(
         self, calls: BlockCalls, name: str, block: nn.Module, weights: Sequence[PrunableWeight]
     ) -> Iterator[Step]:
-        order = RunningOrder(weights, lambda: next(iter(calls.outputs(name, block))))
+        ask_first = None if self._reduce is None else self._reduce.processes.from_first
+        order = RunningOrder(weights, lambda: next(iter(calls.outputs(name, block))), ask_first)
         groups = order.groups()
         if self._is_dense:
             # Looking also moves on to the next block, before this one is pruned.

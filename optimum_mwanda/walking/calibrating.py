@@ -5,12 +5,14 @@ from contextlib import AbstractContextManager, ExitStack, closing
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..calibration.collector import StatisticsCollector
+from ..calibration.reduction import deal
 from ..calibration.statistics import CalibrationStatistics
 from ..configuration import MWandaConfig
 from ..data.chunks import CalibrationChunks
 from ..modeling.blocks import find_blocks, run_blocks
 from ..modeling.fingerprint import model_fingerprint
 from ..modeling.weights import PrunableWeight
+from ..processes.group import current
 from ..utils import portable_name, progress_bar
 
 if TYPE_CHECKING:
@@ -51,7 +53,7 @@ def calibrate(
     activities: Sequence[str] = (),
     progress: bool = False,
 ) -> CalibrationStatistics:
-    """Runs all calibration text through the blocks of a model.
+    """Runs all calibration text through the blocks of a model; processes that share the work run a part each.
 
     Args:
         model: The model, in inference mode.
@@ -69,11 +71,15 @@ def calibrate(
         ValueError: If no token of a language reaches a weight outside the experts.
     """
     size = config.batch_size
-    collector = StatisticsCollector(weights, list(chunks.chunks), activities)
+    processes = current()
+    own, reduce = deal(chunks, processes)
+    collector = StatisticsCollector(weights, list(chunks.chunks), activities, reduce)
     if weights:
         blocks = find_blocks(model, config.blocks)
-        total = chunks.number_of_batches(size)
-        batches = progress_bar(chunks.batches(size), total=total, description="Calibrating", show=progress)
+        total = own.number_of_batches(size)
+        batches = progress_bar(
+            own.batches(size), total=total, description="Calibrating", show=progress and processes.is_first
+        )
 
         def runs() -> Generator[None, None, None]:
             with closing(batches):  # so that the bar ends before an error is shown
@@ -81,7 +87,7 @@ def calibrate(
                     run_blocks(model, blocks, inputs)
                     yield
 
-        run_watched(runs(), [language for language, _ in chunks.batches(size)], collector)
+        run_watched(runs(), [language for language, _ in own.batches(size)], collector)
     experts = dict.fromkeys(weight.expert_name for weight in weights if weight.expert_name is not None)
     return CalibrationStatistics(
         collector.finish(),

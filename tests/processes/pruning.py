@@ -1,0 +1,134 @@
+"""Prunes in several processes that share the text, and in one; each process writes what it saw."""
+
+import dataclasses
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from optimum_mwanda import MWandaConfig, MWandaPruner, sparsity_record
+from optimum_mwanda.calibration.reduction import deal
+from optimum_mwanda.data.chunks import build_chunks
+from optimum_mwanda.modeling.blocks import find_blocks, inference_mode
+from optimum_mwanda.modeling.weights import find_weights, flat
+from optimum_mwanda.processes.group import Processes, work_alone
+from optimum_mwanda.walking.calibrating import calibrate
+
+from ..conftest import make_rows
+from ..families.matrix import FAMILIES
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A pruning.
+
+    Attributes:
+        family: Of the model.
+        settings: Of the pruning.
+        rows: Rows per language.
+    """
+
+    family: str
+    settings: dict[str, Any]
+    rows: int = 3
+
+    @property
+    def config(self) -> MWandaConfig:
+        return MWandaConfig(**{"sequence_length": 24, "batch_size": 2, "samples_per_language": 4, **self.settings})
+
+    @property
+    def data(self) -> list[dict[str, Any]]:
+        rows = make_rows(rows=self.rows, length=24)
+        return (
+            [{**row, "labels": row["input_ids"][::-1]} for row in rows] if self.family in ("t5", "nllb-moe") else rows
+        )
+
+
+CASES = {
+    "defaults": Case("llama", {}),
+    "wanda": Case("llama", {"criterion": "wanda", "allocation": "uniform", "language_weights": "proportional"}),
+    "sequential": Case("qwen3", {"calibration": "sequential", "allocation": "owl"}),
+    "swap": Case("llama", {"refinement": "swap", "allocation": "outliers"}),
+    "obs": Case("gpt2", {"reconstruction": "obs"}),
+    "dense obs": Case("llama", {"reconstruction": "obs", "calibration": "dense"}),
+    "sparsegpt": Case("llama", {"criterion": "sparsegpt", "group": "matrix", "damping": 0.1}),
+    "stacks": Case("t5", {"calibration": "sequential", "refinement": "swap"}),
+    "experts": Case(
+        "mixtral",
+        {"reconstruction": "obs", "min_expert_tokens": 1, "sequence_length": 2, "samples_per_language": 1},
+        rows=1,
+    ),
+    "modules": Case("nllb-moe", {"reconstruction": "obs", "min_expert_tokens": 1}, rows=1),
+    "idle": Case("llama", {"reconstruction": "obs"}, rows=1),
+}
+
+IN_FOUR = ("defaults", "sequential", "swap", "experts", "idle")
+
+
+def compare(case: Case, rank: int, size: int) -> dict[str, Any]:
+    """Prunes in all processes, and in the first one alone as well."""
+    make: Callable[[], PreTrainedModel] = FAMILIES[case.family].make
+    shared = make()
+    pruner = MWandaPruner(case.config, progress=False)
+    pruner.prune(shared, case.data)
+    record = sparsity_record(shared)
+    assert record is not None
+    own, _ = deal(build_chunks(case.data, case.config, shared), Processes(rank, size))
+    found = {
+        "sparsity": record.achieved_sparsity,
+        "weights": float(sum(tensor.double().abs().sum() for tensor in shared.state_dict().values())),
+        "languages": list(own.chunks),
+        "chunks": sum(len(part["input_ids"]) for parts in own.chunks.values() for part in parts),
+        "coverage": [entry.chunks for entry in pruner.coverage],
+        "unreached": unreached(make(), own, case.config) if own.chunks else 0,
+    }
+    if rank == 0:
+        with work_alone():
+            model = MWandaPruner(case.config, progress=False).prune(make(), case.data)
+        found |= {"differ": 0, "pruned": 0, "apart": 0.0, "hooks": 0}
+        for weight, other in zip(matrices(shared), matrices(model), strict=True):
+            differ = (weight.matrix == 0) != (other.matrix == 0)
+            rows = ~differ.any(1)
+            found["differ"] += int(differ.sum())
+            found["pruned"] += int((other.matrix == 0).sum())
+            found["apart"] = max(found["apart"], float((weight.matrix - other.matrix)[rows].abs().max()))
+        found["hooks"] = sum(len(module._forward_pre_hooks) for module in shared.modules())
+    return found
+
+
+def unreached(model: PreTrainedModel, own: Any, config: MWandaConfig) -> int:
+    """Experts that no token of this process reaches."""
+    with work_alone(), inference_mode(model):
+        tokens = calibrate(model, matrices(model), own, config).expert_tokens
+    return sum(int(each.sum() == 0) for each in tokens.values())
+
+
+def matrices(model: PreTrainedModel) -> list[Any]:
+    return flat(find_weights(find_blocks(model)))
+
+
+def in_two(rank: int, size: int, folder: Path) -> dict[str, Any]:
+    """All cases."""
+    return {name: compare(case, rank, size) for name, case in CASES.items()}
+
+
+def in_four(rank: int, size: int, folder: Path) -> dict[str, Any]:
+    """Some of them; then the third process is killed in the middle of the next one."""
+    found = {name: compare(CASES[name], rank, size) for name in IN_FOUR}
+    return found | {"killed": end(rank)}
+
+
+def end(rank: int) -> dict[str, str]:
+    """What an abrupt end of the third process means for the others."""
+    case = CASES["defaults"]
+    model = FAMILIES[case.family].make()
+    if rank == 2:
+        model.model.layers[1].register_forward_pre_hook(lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    try:
+        MWandaPruner(case.config, progress=False).prune(model, case.data)
+    except Exception as error:
+        return {"type": type(error).__name__, "message": str(error)}
+    return {}

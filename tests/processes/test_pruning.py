@@ -1,0 +1,55 @@
+"""Processes that share the calibration text prune as one process does."""
+
+from typing import Any
+
+import pytest
+
+from .pruning import CASES, IN_FOUR, in_four, in_two
+from .started import check, read, results, start
+
+NEAR_TIES = 4
+"""Most weights that may be chosen otherwise, as sums are rounded in another order; there are thousands."""
+CHOICES = [(2, name) for name in CASES] + [(4, name) for name in IN_FOUR]
+Found = dict[int, list[dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
+    """What the processes saw, for two and four of them; of the four, the third is killed in the end."""
+    four = tmp_path_factory.mktemp("four")
+    check(start(in_four, 4, four), [0, 0, -9, 0], four)
+    return {2: results(in_two, 2, tmp_path_factory.mktemp("two")), 4: read(four, (0, 1, 3))}
+
+
+@pytest.mark.parametrize(("size", "name"), CHOICES)
+def test_masks_are_those_of_one_process(size: int, name: str, found: Found) -> None:
+    case = found[size][0][name]
+    assert case["pruned"] > 1000
+    assert case["differ"] <= NEAR_TIES
+    assert case["apart"] < 1e-3
+    assert case["hooks"] == 0
+
+
+@pytest.mark.parametrize(("size", "name"), CHOICES)
+def test_all_processes_end_with_the_same_weights(size: int, name: str, found: Found) -> None:
+    first, *others = (process[name] for process in found[size])
+    for other in others:
+        assert all(other[key] == first[key] for key in ("weights", "sparsity", "coverage"))
+
+
+@pytest.mark.parametrize(("size", "name"), CHOICES)
+def test_text_is_dealt_evenly(size: int, name: str, found: Found) -> None:
+    chunks = [process[name]["chunks"] for process in found[size]]
+    assert max(chunks) - min(chunks) <= 1
+    assert size == 4 or sum(chunks) == sum(found[size][0][name]["coverage"])
+
+
+def test_some_have_no_text_or_no_tokens_for_an_expert(found: Found) -> None:
+    assert [process["idle"]["languages"] for process in found[4]] == [["en"], ["fr"], []]
+    assert max(process["experts"]["unreached"] for process in found[4]) > 0
+
+
+def test_a_process_that_is_killed_ends_the_others(found: Found) -> None:
+    for process in found[4]:
+        assert process["killed"]["type"] == "LostProcessError"
+        assert process["killed"]["message"].startswith("One of the other 3 processes ended early")
