@@ -12,6 +12,7 @@ from .base import Result, Subcommand, add_common_options
 from .dataset import add_dataset_options, add_held_out_options, check_calibration_text, open_held_out, open_text
 from .errors import DataError, HubError, UsageError, errors_as, one_line
 from .evaluate import compare, measure, write_report
+from .launched import leave_to_first
 from .models import add_model_options, check_prunable, load_model, load_tokenizer, pruning_errors
 from .output import add_overwrite, check_file, check_paths, new_folder
 from .saving import add_storage_options, check_model_room, facts, summary, write_checkpoint
@@ -30,6 +31,7 @@ class PruneCommand(Subcommand):
     With --eval-dataset, the dense and the pruned model are evaluated and compared per language.
     """
 
+    is_shared = True
     coverage: "tuple[LanguageCoverage, ...]" = ()
     seconds: float = 0.0
 
@@ -73,6 +75,7 @@ class PruneCommand(Subcommand):
         with new_folder(args.output, args.overwrite) as folder:
             self._check(config)
             model, tokenizer, report = self._prune(config, folder)
+            leave_to_first()
             record = write_checkpoint(model, tokenizer, folder, args, report)
         parts = [*self._calibrated(), summary(record), *([report.to_markdown()] if report else [])]
         parts.append(f"Wrote {args.output}.")

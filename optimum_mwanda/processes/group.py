@@ -127,11 +127,24 @@ class Processes:
                     f"{name}. {advice}"
                 )
 
+    def part(self) -> None:
+        """Ends the common work: from here on every process works alone."""
+        self.check()
+        self.size = 1
+
+    def is_known(self, error: BaseException) -> bool:
+        """Whether an error was raised in all processes."""
+        return any(each is self._known for each in _chain(error))
+
+    def meet(self) -> None:
+        """Waits for the others after an error that all know, so that none ends before another has reported it."""
+        with suppress(LostProcessError), self._answered():
+            distributed.barrier()
+
     def fail(self, error: BaseException) -> NoReturn:
         """Tells the others of an error, unless they know, and raises it, or that of an earlier process."""
-        if self.size > 1 and not any(
-            each is self._known or isinstance(each, LostProcessError) for each in _chain(error)
-        ):
+        is_told = self.is_known(error) or any(isinstance(each, LostProcessError) for each in _chain(error))
+        if self.size > 1 and not is_told:
             with suppress(LostProcessError):  # nobody is left to tell
                 self._exchange(error)
         raise error
@@ -147,7 +160,7 @@ class Processes:
         with self._answered():
             distributed.all_gather_object(found, None if error is None else _portable(error))
         rank = next(rank for rank, each in enumerate(found) if each is not None)
-        known = self._known = error if rank == self.rank else found[rank]
+        known = self._known = error if rank == self.rank or isinstance(error, KeyboardInterrupt) else found[rank]
         assert known is not None  # since the processes agree that one has failed
         known.add_note(f"This happened in process {rank} of {self.size}.")
         if known is error:

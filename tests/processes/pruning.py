@@ -3,18 +3,20 @@
 import dataclasses
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
-from optimum_mwanda import MWandaConfig, MWandaPruner, sparsity_record
+from optimum_mwanda import MWandaConfig, MWandaPruner, evaluate_languages, sparsity_record
 from optimum_mwanda.calibration.reduction import deal
 from optimum_mwanda.data.chunks import build_chunks
 from optimum_mwanda.modeling.blocks import find_blocks, inference_mode
 from optimum_mwanda.modeling.weights import find_weights, flat
 from optimum_mwanda.processes.group import Processes, work_alone
+from optimum_mwanda.walking import deciding
 from optimum_mwanda.walking.calibrating import calibrate
 
 from ..conftest import make_rows
@@ -73,13 +75,16 @@ def compare(case: Case, rank: int, size: int) -> dict[str, Any]:
     make: Callable[[], PreTrainedModel] = FAMILIES[case.family].make
     shared = make()
     pruner = MWandaPruner(case.config, progress=False)
-    pruner.prune(shared, case.data)
+    with counted_decisions() as decided:
+        pruner.prune(shared, case.data)
     record = sparsity_record(shared)
     assert record is not None
     own, _ = deal(build_chunks(case.data, case.config, shared), Processes(rank, size))
     found = {
         "sparsity": record.achieved_sparsity,
         "weights": float(sum(tensor.double().abs().sum() for tensor in shared.state_dict().values())),
+        "decided": len(decided),
+        "matrices": len(matrices(shared)),
         "languages": list(own.chunks),
         "chunks": sum(len(part["input_ids"]) for parts in own.chunks.values() for part in parts),
         "coverage": [entry.chunks for entry in pruner.coverage],
@@ -99,6 +104,40 @@ def compare(case: Case, rank: int, size: int) -> dict[str, Any]:
     return found
 
 
+@contextmanager
+def counted_decisions() -> Iterator[list[str]]:
+    """Names of the weights about which this process decides."""
+    decide, names = deciding.mask_and_values, []
+
+    def note(weight: Any, *args: Any) -> Any:
+        names.append(weight.name)
+        return decide(weight, *args)
+
+    deciding.mask_and_values = note
+    try:
+        yield names
+    finally:
+        deciding.mask_and_values = decide
+
+
+def measure(rank: int, size: int) -> dict[str, Any]:
+    """Evaluates in all processes, and in the first one alone as well."""
+    model, rows = FAMILIES["llama"].make(), make_rows(rows=3, length=40)
+    settings = {"sequence_length": 16, "batch_size": 2, "progress": False}
+    report = evaluate_languages(model, None, rows, **settings)
+    found = {"report": report.to_json(), "is that of one process": True, "failure": ""}
+    if rank == 0:
+        with work_alone():
+            found["is that of one process"] = evaluate_languages(model, None, rows, **settings) == report
+    if rank == 1:
+        rows.pop()
+    try:
+        evaluate_languages(model, None, rows, **settings)
+    except ValueError as error:
+        found["failure"] = str(error)
+    return found
+
+
 def unreached(model: PreTrainedModel, own: Any, config: MWandaConfig) -> int:
     """Experts that no token of this process reaches."""
     with work_alone(), inference_mode(model):
@@ -112,7 +151,7 @@ def matrices(model: PreTrainedModel) -> list[Any]:
 
 def in_two(rank: int, size: int, folder: Path) -> dict[str, Any]:
     """All cases."""
-    return {name: compare(case, rank, size) for name, case in CASES.items()}
+    return {name: compare(case, rank, size) for name, case in CASES.items()} | {"evaluation": measure(rank, size)}
 
 
 def in_four(rank: int, size: int, folder: Path) -> dict[str, Any]:

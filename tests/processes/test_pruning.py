@@ -44,6 +44,25 @@ def test_text_is_dealt_evenly(size: int, name: str, found: Found) -> None:
     assert size == 4 or sum(chunks) == sum(found[size][0][name]["coverage"])
 
 
+def test_each_matrix_with_a_gram_matrix_is_solved_by_one_process(found: Found) -> None:
+    for name in ("swap", "obs", "dense obs", "sparsegpt", "stacks"):
+        decided = [process[name]["decided"] for process in found[2]]
+        assert sum(decided) == found[2][0][name]["matrices"]
+    assert min(process["dense obs"]["decided"] for process in found[2]) > found[2][0]["dense obs"]["matrices"] // 3
+    assert all(process["defaults"]["decided"] == process["defaults"]["matrices"] for process in found[2])
+
+
+def test_reports_are_those_of_one_process(found: Found) -> None:
+    first, second = (process["evaluation"] for process in found[2])
+    assert first["is that of one process"]
+    assert first["report"] == second["report"]
+
+
+def test_an_evaluation_needs_the_same_text_everywhere(found: Found) -> None:
+    for process in found[2]:
+        assert "differ in the held-out text" in process["evaluation"]["failure"]
+
+
 def test_some_have_no_text_or_no_tokens_for_an_expert(found: Found) -> None:
     assert [process["idle"]["languages"] for process in found[4]] == [["en"], ["fr"], []]
     assert max(process["experts"]["unreached"] for process in found[4]) > 0
