@@ -18,6 +18,7 @@ from .modeling.compiled import check_not_compiled
 from .modeling.fingerprint import model_fingerprint
 from .modeling.interrupts import check_interrupts
 from .modeling.quantized import check_dense, forget_dequantization
+from .modeling.sharding import check_sharing, gathered
 from .modeling.weights import PrunableWeight, Weights, find_weights, flat
 from .processes.group import current, sharing
 from .pruning.allocation import SparsityPlan
@@ -258,6 +259,7 @@ class MWandaPruner:
             )
         check_not_compiled(model)
         check_dense(model)
+        check_sharing(model, self.config.works_blockwise)
         weights = find_weights(find_blocks(model, self.config.blocks), self.config.include, self.config.exclude)
         check_resident(flat(weights))
         check_pattern(weights, self.config)
@@ -298,7 +300,8 @@ class MWandaPruner:
             entries, _ = settle(step.weights, *step.look(), self.config)
             seen = None if statistics is None else dataclasses.replace(statistics, weights=entries)
             for block in dict.fromkeys(weight.block for weight in step.weights):
-                importance[block] = block_importance(walk.weights[block], seen, self.config)
+                with gathered(weight.module for weight in walk.weights[block]):
+                    importance[block] = block_importance(walk.weights[block], seen, self.config)
         sizes = {block: sum(weight.numel for weight in found) for block, found in walk.weights.items()}
         return share_out(sizes, list(importance.values()), self.config)
 

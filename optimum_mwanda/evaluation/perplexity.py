@@ -15,8 +15,9 @@ from ..modeling.architecture import is_masked
 from ..modeling.blocks import inference_mode, input_device
 from ..modeling.fingerprint import model_fingerprint
 from ..modeling.interrupts import interruptible
+from ..modeling.sharding import divides_text, reshard, shares_parameters
 from ..processes.dealing import even_part
-from ..processes.group import current, sharing
+from ..processes.group import Processes, current, sharing
 from ..utils import portable_name, progress_bar, sum_dtype
 from ..values import describe_fields
 from .held_out import Batch
@@ -121,7 +122,7 @@ def _losses(
         FloatingPointError: If a loss is NaN or infinite.
         ValueError: If the processes do not have the same model and text.
     """
-    processes = current()
+    processes = current() if divides_text(model) else Processes()
     if processes.size > 1:
         facts = {"the model or its weights": model_fingerprint(model), "the held-out text": dict(digests)}
         processes.check_alike(facts, "Give all of them the same model, settings and rows.")
@@ -139,6 +140,10 @@ def _losses(
                         f"The loss of language {language!r} is {loss}: the model gives NaN or infinity."
                     )
             losses[starts[job] : starts[job + 1]] = torch.tensor(found, dtype=torch.float64)
+        if shares_parameters(model):
+            for _ in range(len(even_part(len(jobs), 0, processes.size)) - len(own)):
+                _negative_log_likelihoods(model, jobs[0][1])  # the others need this process's parts
+            reshard(model)
     (losses,) = processes.add_up([losses])
     return iter(losses.tolist())
 

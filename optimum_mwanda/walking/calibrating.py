@@ -11,8 +11,9 @@ from ..configuration import MWandaConfig
 from ..data.chunks import CalibrationChunks
 from ..modeling.blocks import find_blocks, run_blocks
 from ..modeling.fingerprint import model_fingerprint
+from ..modeling.sharding import reshard, shares_parameters
 from ..modeling.weights import PrunableWeight
-from ..processes.group import current
+from ..processes.group import Processes, current
 from ..utils import portable_name, progress_bar
 
 if TYPE_CHECKING:
@@ -88,6 +89,11 @@ def calibrate(
                     yield
 
         run_watched(runs(), [language for language, _ in own.batches(size)], collector)
+        if shares_parameters(model):
+            everyone = [deal(chunks, Processes(rank, processes.size))[0] for rank in range(processes.size)]
+            for _ in range(max(each.number_of_batches(size) for each in everyone) - total):
+                run_blocks(model, blocks, next(chunks.batches(size))[1])  # the others need this process's parts
+            reshard(model)
     experts = dict.fromkeys(weight.expert_name for weight in weights if weight.expert_name is not None)
     return CalibrationStatistics(
         collector.finish(),

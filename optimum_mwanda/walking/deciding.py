@@ -10,6 +10,7 @@ from torch import Tensor
 from ..calibration.statistics import WeightStatistics
 from ..configuration import MWandaConfig
 from ..modeling.bits import pack_bits, unpack_bits
+from ..modeling.sharding import gathered
 from ..modeling.weights import PrunableWeight
 from ..processes.dealing import owners
 from ..processes.group import Processes
@@ -56,6 +57,13 @@ class Decisions:
             entry, gram, sparsity = entries.get(weight.name), grams.get(weight.name), self._plan[weight.block]
             return mask_and_values(weight, entry, gram, self._language_weights, sparsity, self._config)
 
+        if not grams:
+            for weight in weights:
+                with gathered([weight.module]):
+                    change = decide(weight)
+                self._note(change)
+                yield weight, change
+            return
         if self._processes.size == 1:
             for weight in weights:
                 yield weight, decide(weight)
@@ -99,6 +107,8 @@ class Decisions:
         return pruned, self._processes.from_owner(sent.contiguous(), owner)
 
     def _note(self, change: Change) -> None:
+        if self._processes.size == 1:
+            return
         for tensor in (pack_bits(change[0]), change[1]):
             if tensor is not None:
                 self._digest.update(tensor.contiguous().view(torch.uint8).cpu().numpy().data)

@@ -8,6 +8,7 @@ from types import TracebackType
 from torch import Tensor
 
 from ..modeling.bits import pack_bits, unpack_bits
+from ..modeling.sharding import own_part, share_out
 from ..modeling.weights import PrunableWeight
 
 logger = logging.getLogger(__name__)
@@ -38,10 +39,11 @@ class WeightEditor:
             weight: The weight to change.
             pruned: Boolean, shape `(out, in)`, True where an entry is removed.
         """
+        matrix, pruned = own_part(weight.matrix), share_out(pruned, weight.matrix)
         if self._reversible:
-            self._undo.append(partial(_put_back, weight, pack_bits(pruned).cpu(), weight.matrix[pruned].cpu()))
+            self._undo.append(partial(_put_back, matrix, pack_bits(pruned).cpu(), matrix[pruned].cpu()))
         self._edited.append(weight)
-        weight.matrix.masked_fill_(pruned, 0)
+        matrix.masked_fill_(pruned, 0)
 
     def replace(self, weight: PrunableWeight, values: Tensor) -> None:
         """Gives a weight new values; all old ones are kept, so that this can be undone.
@@ -50,10 +52,11 @@ class WeightEditor:
             weight: The weight to change.
             values: Shape `(out, in)`.
         """
+        matrix, values = own_part(weight.matrix), share_out(values, weight.matrix)
         if self._reversible:
-            self._undo.append(partial(_restore, weight, weight.matrix.to("cpu", copy=True)))
+            self._undo.append(partial(_restore, matrix, matrix.to("cpu", copy=True)))
         self._edited.append(weight)
-        weight.matrix.copy_(values)
+        matrix.copy_(values)
 
     def __enter__(self) -> "WeightEditor":
         return self
@@ -74,10 +77,9 @@ class WeightEditor:
         logger.warning("Pruning stopped; the model's weights are as they were before.")
 
 
-def _put_back(weight: PrunableWeight, packed: Tensor, values: Tensor) -> None:
-    matrix = weight.matrix
+def _put_back(matrix: Tensor, packed: Tensor, values: Tensor) -> None:
     matrix[unpack_bits(packed, matrix.shape).to(matrix.device)] = values.to(matrix.device)
 
 
-def _restore(weight: PrunableWeight, values: Tensor) -> None:
-    weight.matrix.copy_(values)
+def _restore(matrix: Tensor, values: Tensor) -> None:
+    matrix.copy_(values)
