@@ -18,6 +18,7 @@ from optimum_mwanda.modeling.blocks import find_blocks
 
 
 def main() -> None:
+    """Loads, shares out, prunes and saves."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True)
     parser.add_argument("--dataset", required=True, help="JSON lines with text and language")

@@ -79,21 +79,6 @@ class Processes:
                 totals[number] = part.view(tensors[number].shape)
         return totals
 
-    def from_owner(self, tensor: Tensor, owner: int) -> Tensor:
-        """The tensor of one process, for all of them.
-
-        Args:
-            tensor: On the owner, what it sends; on the others a tensor of the same shape and type, which is filled.
-            owner: Number of that process.
-        """
-        if self.size == 1:
-            return tensor
-        self.check()
-        there = tensor.to(self._place(tensor)).contiguous()
-        with self._answered():
-            distributed.broadcast(there.view(torch.uint8) if there.dim() else there, owner)
-        return there.to(tensor.device)
-
     def from_first(self, do: Callable[[], T]) -> T:
         """Does something in the first process only, and gives the result, which can be pickled, to all."""
         if self.size == 1:

@@ -9,13 +9,17 @@ from torch import Tensor
 
 from ..calibration.statistics import WeightStatistics
 from ..configuration import MWandaConfig
-from ..modeling.bits import pack_bits, unpack_bits
+from ..modeling.bits import pack_bits
 from ..modeling.sharding import gathered
 from ..modeling.weights import PrunableWeight
-from ..processes.dealing import owners
+from ..processes.dealing import even_part, owners
 from ..processes.group import Processes
 from ..pruning.allocation import SparsityPlan
 from ..pruning.update import mask_and_values
+from ..registry import CRITERIA
+
+_MANY = 4
+"""With so many matrices for every process, all have about the same to do."""
 
 Change: TypeAlias = tuple[Tensor, Tensor | None]
 """Mask, True where pruned, and new values, if there are any."""
@@ -49,36 +53,27 @@ class Decisions:
         Args:
             weights: Weights of a step; the same on every process.
             entries: Name of a weight to its statistics, if there are any.
-            grams: Name of a weight to the Gram matrix of its input. With one, a single process decides; without, every
-                process does, which is quicker than to send masks around.
+            grams: Name of a weight to the Gram matrix of its input. With one, processes share the work; without, each
+                does it all, which is quicker than to send masks around.
         """
 
-        def decide(weight: PrunableWeight) -> Change:
+        def decide(weight: PrunableWeight, rows: slice = slice(None)) -> Change:
             entry, gram, sparsity = entries.get(weight.name), grams.get(weight.name), self._plan[weight.block]
-            return mask_and_values(weight, entry, gram, self._language_weights, sparsity, self._config)
+            return mask_and_values(weight, entry, gram, self._language_weights, sparsity, self._config, rows)
 
-        if not grams:
-            for weight in weights:
+        long = [weight for weight in weights if weight.name in grams and self._processes.size > 1]
+        own = {name: rows for name, rows in self._own_rows(long).items() if rows.start < rows.stop}
+        decided = {weight.name: decide(weight, own[weight.name]) for weight in long if weight.name in own}
+        counts = torch.tensor([weight.name in decided and decided[weight.name][1] is not None for weight in long]).int()
+        with_values = self._processes.add_up([counts])[0].tolist() if long else []
+        has_values = dict(zip((weight.name for weight in long), with_values, strict=True))
+        for weight in weights:
+            if weight.name in has_values:
+                part = decided.pop(weight.name, None)
+                change = self._joined(weight, own.get(weight.name, slice(0, 0)), part, bool(has_values[weight.name]))
+            else:
                 with gathered([weight.module]):
                     change = decide(weight)
-                self._note(change)
-                yield weight, change
-            return
-        if self._processes.size == 1:
-            for weight in weights:
-                yield weight, decide(weight)
-            return
-        long = [weight for weight in weights if weight.name in grams]
-        owner = dict(zip((w.name for w in long), owners([_cost(w) for w in long], self._processes.size), strict=True))
-        own = {weight.name: decide(weight) for weight in long if owner[weight.name] == self._processes.rank}
-        has_values = torch.tensor([weight.name in own and own[weight.name][1] is not None for weight in long]).int()
-        (has_values,) = self._processes.add_up([has_values])
-        with_values = {weight.name for weight, each in zip(long, has_values.tolist(), strict=True) if each}
-        for weight in weights:
-            if weight.name in owner:
-                change = self._send(weight, own.pop(weight.name, None), owner[weight.name], weight.name in with_values)
-            else:
-                change = decide(weight)
             self._note(change)
             yield weight, change
 
@@ -93,18 +88,30 @@ class Decisions:
             "Start them on machines of one kind, with the same versions of torch and of its backends.",
         )
 
-    def _send(self, weight: PrunableWeight, change: Change | None, owner: int, has_values: bool) -> Change:
+    def _own_rows(self, weights: Sequence[PrunableWeight]) -> dict[str, slice]:
+        """The rows of each weight about which this process decides.
+
+        Rows are refined and reconstructed independently of each other, so every process gets some of each matrix. A
+        solver needs whole matrices, and many matrices need not be cut.
+        """
+        rank, size = self._processes.rank, self._processes.size
+        if CRITERIA[self._config.criterion].solve is None and len(weights) < _MANY * size:
+            parts = {weight.name: even_part(weight.out_features, rank, size) for weight in weights}
+            return {name: slice(part.start, part.stop) for name, part in parts.items()}
+        found = zip(weights, owners([_cost(weight) for weight in weights], size), strict=True)
+        return {weight.name: slice(0, weight.out_features if owner == rank else 0) for weight, owner in found}
+
+    def _joined(self, weight: PrunableWeight, rows: slice, part: Change | None, has_values: bool) -> Change:
+        """What all processes together have decided about a weight; the bytes of the others' rows are 0 in each."""
         matrix = weight.matrix
-        packed = torch.empty((matrix.numel() + 7) // 8, dtype=torch.uint8, device=matrix.device)
-        if change is not None:
-            packed = pack_bits(change[0])
-        packed = self._processes.from_owner(packed, owner)
-        pruned = unpack_bits(packed, matrix.shape) if change is None else change[0]
-        if not has_values:
-            return pruned, None
-        values = None if change is None else change[1]
-        sent = torch.empty_like(matrix) if values is None else values.to(matrix.dtype)
-        return pruned, self._processes.from_owner(sent.contiguous(), owner)
+        pruned = torch.zeros(matrix.shape, dtype=torch.uint8, device=matrix.device)
+        values = torch.zeros(matrix.shape if has_values else (0, 0), dtype=matrix.dtype, device=matrix.device)
+        if part is not None:
+            pruned[rows] = part[0].to(torch.uint8)
+            if part[1] is not None:
+                values[rows] = part[1].to(matrix.dtype)
+        pruned, sent = self._processes.add_up([pruned, values.view(torch.uint8)])
+        return pruned.bool(), sent.view(matrix.dtype) if has_values else None
 
     def _note(self, change: Change) -> None:
         if self._processes.size == 1:

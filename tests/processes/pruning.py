@@ -83,8 +83,8 @@ def compare(case: Case, rank: int, size: int) -> dict[str, Any]:
     found = {
         "sparsity": record.achieved_sparsity,
         "weights": float(sum(tensor.double().abs().sum() for tensor in shared.state_dict().values())),
-        "decided": len(decided),
-        "matrices": len(matrices(shared)),
+        "decided": sum(decided),
+        "rows": sum(weight.out_features for weight in matrices(shared)),
         "languages": list(own.chunks),
         "chunks": sum(len(part["input_ids"]) for parts in own.chunks.values() for part in parts),
         "coverage": [entry.chunks for entry in pruner.coverage],
@@ -105,17 +105,18 @@ def compare(case: Case, rank: int, size: int) -> dict[str, Any]:
 
 
 @contextmanager
-def counted_decisions() -> Iterator[list[str]]:
-    """Names of the weights about which this process decides."""
-    decide, names = deciding.mask_and_values, []
+def counted_decisions() -> Iterator[list[int]]:
+    """The numbers of rows of the weights about which this process decides."""
+    decide, counts = deciding.mask_and_values, []
 
     def note(weight: Any, *args: Any) -> Any:
-        names.append(weight.name)
-        return decide(weight, *args)
+        pruned, values = decide(weight, *args)
+        counts.append(len(pruned))
+        return pruned, values
 
     deciding.mask_and_values = note
     try:
-        yield names
+        yield counts
     finally:
         deciding.mask_and_values = decide
 
