@@ -39,19 +39,21 @@ def main() -> None:
     parser.add_argument("--languages", type=int, default=8)
     parser.add_argument("--samples", type=int, default=4, help="chunks per language")
     parser.add_argument("--sequence-length", type=int, default=256)
-    parser.add_argument("--processes", type=int, nargs="*", default=[1, 2])
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--factors", type=int, nargs=3, default=[1, 2, 4], help="sizes, as multiples of the above")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--parts", nargs="+", choices=["processes", "sizes"], default=["processes", "sizes"])
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
         work(args)
         return
-    if args.device == "cpu" and args.processes:
+    if args.device == "cpu" and "processes" in args.parts:
         print(measure_processes(args), end="\n\n")
-    print(measure_sizes(args))
+    if "sizes" in args.parts:
+        print(measure_sizes(args))
 
 
 def measure_processes(args: argparse.Namespace) -> str:
