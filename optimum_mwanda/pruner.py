@@ -32,9 +32,9 @@ from .registry import ALLOCATIONS
 from .utils import progress_bar
 from .walking.block_by_block import BlockByBlock
 from .walking.calibrating import calibrate
-from .walking.deciding import Decisions
 from .walking.editor import WeightEditor
 from .walking.store import check_activations, make_store
+from .walking.together import Decisions
 from .walking.walk import AllAtOnce, Step, Walk, check_resident
 
 if TYPE_CHECKING:

@@ -130,8 +130,11 @@ class Processes:
         """Tells the others of an error, unless they know, and raises it, or that of an earlier process."""
         is_told = self.is_known(error) or any(isinstance(each, LostProcessError) for each in _chain(error))
         if self.size > 1 and not is_told:
-            with suppress(LostProcessError):  # nobody is left to tell
+            try:
                 self._exchange(error)
+            except LostProcessError:  # nobody is left to tell
+                if type(error) is RuntimeError:  # as backends raise it in the communication of FSDP2
+                    raise
         raise error
 
     def _exchange(self, error: BaseException | None) -> None:

@@ -11,7 +11,7 @@ from torch.distributed import distributed_c10d
 from transformers import PreTrainedModel
 
 from optimum_mwanda import MWandaConfig, MWandaPruner
-from optimum_mwanda.walking import deciding
+from optimum_mwanda.walking import together
 
 from ..conftest import assert_untouched, make_model, make_rows, state_of
 
@@ -44,14 +44,14 @@ def no_memory(model: PreTrainedModel, rows: list[dict[str, Any]]) -> None:
 
 
 def other_choice(model: PreTrainedModel, rows: list[dict[str, Any]]) -> None:
-    choose = deciding.mask_and_values
+    choose = together.mask_and_values
 
     def choose_otherwise(*args: Any) -> Any:
         pruned, values = choose(*args)
-        deciding.mask_and_values = choose
+        together.mask_and_values = choose
         return pruned.roll(1), values
 
-    deciding.mask_and_values = choose_otherwise
+    together.mask_and_values = choose_otherwise
 
 
 def infinite(model: PreTrainedModel, rows: list[dict[str, Any]]) -> None:

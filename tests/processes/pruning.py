@@ -13,10 +13,12 @@ from transformers import PreTrainedModel
 from optimum_mwanda import MWandaConfig, MWandaPruner, evaluate_languages, sparsity_record
 from optimum_mwanda.calibration.reduction import deal
 from optimum_mwanda.data.chunks import build_chunks
+from optimum_mwanda.experiments.grid.plan import ComparisonPlan
+from optimum_mwanda.experiments.grid.runner import run_comparison
 from optimum_mwanda.modeling.blocks import find_blocks, inference_mode
 from optimum_mwanda.modeling.weights import find_weights, flat
 from optimum_mwanda.processes.group import Processes, work_alone
-from optimum_mwanda.walking import deciding
+from optimum_mwanda.walking import together
 from optimum_mwanda.walking.calibrating import calibrate
 
 from ..conftest import make_rows
@@ -107,18 +109,18 @@ def compare(case: Case, rank: int, size: int) -> dict[str, Any]:
 @contextmanager
 def counted_decisions() -> Iterator[list[int]]:
     """The numbers of rows of the weights about which this process decides."""
-    decide, counts = deciding.mask_and_values, []
+    decide, counts = together.mask_and_values, []
 
     def note(weight: Any, *args: Any) -> Any:
         pruned, values = decide(weight, *args)
         counts.append(len(pruned))
         return pruned, values
 
-    deciding.mask_and_values = note
+    together.mask_and_values = note
     try:
         yield counts
     finally:
-        deciding.mask_and_values = decide
+        together.mask_and_values = decide
 
 
 def measure(rank: int, size: int) -> dict[str, Any]:
@@ -139,6 +141,23 @@ def measure(rank: int, size: int) -> dict[str, Any]:
     return found
 
 
+def compare_settings(rank: int, folder: Path) -> dict[str, Any]:
+    """A grid of settings, of which the first process alone keeps the results; then once more, with nothing to do."""
+    plan = ComparisonPlan(
+        methods={"wanda": {"criterion": "wanda"}, "obs": {"reconstruction": "obs"}},
+        sparsities=(0.5,),
+        samples_per_language=2,
+        sequence_length=16,
+        tokens_per_language=64,
+    )
+    path, rows = folder / f"results-{rank}.jsonl", make_rows(rows=3, length=40)
+    for _ in range(2):
+        results = run_comparison(FAMILIES["llama"].make(), rows, rows, path, plan, progress=False)
+    lines = path.read_text(encoding="utf-8").count("\n") if path.exists() else 0
+    scores = {run.name: run.report.scores["sw"].nll for run in results.runs.values()}
+    return {"runs": len(results.runs), "lines": lines, "scores": scores}
+
+
 def unreached(model: PreTrainedModel, own: Any, config: MWandaConfig) -> int:
     """Experts that no token of this process reaches."""
     with work_alone(), inference_mode(model):
@@ -152,7 +171,8 @@ def matrices(model: PreTrainedModel) -> list[Any]:
 
 def in_two(rank: int, size: int, folder: Path) -> dict[str, Any]:
     """All cases."""
-    return {name: compare(case, rank, size) for name, case in CASES.items()} | {"evaluation": measure(rank, size)}
+    found = {name: compare(case, rank, size) for name, case in CASES.items()}
+    return found | {"evaluation": measure(rank, size), "grid": compare_settings(rank, folder)}
 
 
 def in_four(rank: int, size: int, folder: Path) -> dict[str, Any]:

@@ -64,6 +64,13 @@ def test_an_evaluation_needs_the_same_text_everywhere(found: Found) -> None:
         assert "differ in the held-out text" in process["evaluation"]["failure"]
 
 
+def test_the_first_process_keeps_the_results_of_a_grid(found: Found) -> None:
+    first, second = (process["grid"] for process in found[2])
+    assert (first["runs"], first["lines"]) == (2, 3)
+    assert second["lines"] == 0
+    assert first["scores"] == second["scores"]
+
+
 def test_some_have_no_text_or_no_tokens_for_an_expert(found: Found) -> None:
     assert [process["idle"]["languages"] for process in found[4]] == [["en"], ["fr"], []]
     assert max(process["experts"]["unreached"] for process in found[4]) > 0
