@@ -68,11 +68,11 @@ def divides_text(model: nn.Module) -> bool:
 
     With tensor parallelism all of them run it on the same text.
     """
-    from torch.distributed.tensor import Shard
-
     sharded: list[Any] = [parameter for parameter in model.parameters() if is_sharded(parameter)]
-    once = all(sum(isinstance(place, Shard) for place in each.placements) == 1 for each in sharded)
-    return not sharded or (once and any(map(is_fully_sharded, model.modules())))
+    if not sharded:
+        return True
+    once = all(sum(place.is_shard() for place in each.placements) == 1 for each in sharded)
+    return once and any(map(is_fully_sharded, model.modules()))
 
 
 def is_fully_sharded(module: nn.Module) -> bool:

@@ -9,6 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from optimum_mwanda.commands.models import default_device_map
+
 from .conftest import ROOT, SMALL, Run, environment, run_here
 
 CONFIG = ROOT / "integrations" / "accelerate" / "cpu.yaml"
@@ -55,6 +57,14 @@ def test_an_error_of_the_second_process_is_said_once(model: Path, data: Path, tm
     assert "exitcode: 3" in run.err.replace(" : ", ": ")
     assert run.out == ""
     assert not target.exists()
+
+
+def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert default_device_map() == "auto"
+    for name, value in {"RANK": "11", "WORLD_SIZE": "16", "LOCAL_RANK": "3"}.items():
+        monkeypatch.setenv(name, value)
+    assert default_device_map() == "cuda:3"
 
 
 def test_other_commands_work_in_one_process(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
