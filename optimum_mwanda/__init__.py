@@ -15,6 +15,7 @@ _HOMES = {
     "GradualPruningCallback": "training.pruning_in_training",
     "LISACallback": "training.blocks_in_turn",
     "LanguageCoverage": "data.chunks",
+    "LostProcessError": "processes.group",
     "LanguageMix": "training.language_mix",
     "MWandaCallback": "training.callback",
     "MWandaConfig": "configuration",
@@ -55,6 +56,7 @@ _HOMES = {
     "sparsity_record": "record.verification",
     "temperature_weights": "training.language_weights",
     "verify_sparsity": "record.verification",
+    "work_alone": "processes.group",
 }
 
 __all__ = ["__version__", *_HOMES]
@@ -71,6 +73,8 @@ if TYPE_CHECKING:
     from .experiments.search.outcome import SparsityTrial as SparsityTrial
     from .experiments.side_by_side import compare as compare
     from .loading.streamed import prune_checkpoint as prune_checkpoint
+    from .processes.group import LostProcessError as LostProcessError
+    from .processes.group import work_alone as work_alone
     from .pruner import MWandaPruner as MWandaPruner
     from .pruning.allocation import SparsityPlan as SparsityPlan
     from .record.schema import SparsityRecord as SparsityRecord

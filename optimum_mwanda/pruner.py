@@ -1,6 +1,5 @@
 """`MWandaPruner`: calibrate, allocate, apply."""
 
-import logging
 import os
 from collections.abc import Iterable
 from contextlib import closing
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from .calibration.reduction import check_same, deal
 from .calibration.statistics import CalibrationStatistics
 from .configuration import MWandaConfig
 from .data.chunks import CalibrationChunks, LanguageCoverage, build_chunks
@@ -17,13 +17,15 @@ from .modeling.compiled import check_not_compiled
 from .modeling.fingerprint import model_fingerprint
 from .modeling.interrupts import check_interrupts
 from .modeling.quantized import check_dense, forget_dequantization
+from .modeling.sharding import check_sharing
 from .modeling.weights import Weights, find_weights, flat, only_experts
+from .processes.group import current, sharing
 from .pruning.allocation import SparsityPlan
 from .pruning.checks import check_pattern, check_plan, check_statistics
 from .pruning.experts_policy import leave_out_experts
 from .pruning.scoring import weigh_languages
 from .record.attachment import attach_record
-from .record.build import build_record
+from .record.build import build_record, warn_of_more_zeros
 from .registry import ALLOCATIONS
 from .storage.journal import Journal
 from .utils import progress_bar
@@ -33,6 +35,7 @@ from .walking.deciding import decide, make_plan
 from .walking.editor import WeightEditor
 from .walking.finished import PrunedBlocks, begin
 from .walking.store import HiddenStates, check_activations, make_store
+from .walking.together import Decisions
 from .walking.walk import Known, Walk
 
 if TYPE_CHECKING:
@@ -40,12 +43,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from .evaluation.report import PerplexityComparison
-
-
-logger = logging.getLogger(__name__)
-
-_MORE_ZEROS = 0.005
-"""By how much the share of zeros may exceed what was asked for; where rows are short, it is half a weight per row."""
 
 
 class MWandaPruner:
@@ -100,6 +97,7 @@ class MWandaPruner:
         self.journal = journal
         self.coverage: tuple[LanguageCoverage, ...] = ()
 
+    @sharing()
     def prune(
         self,
         model: "PreTrainedModel",
@@ -145,6 +143,7 @@ class MWandaPruner:
             walk = self._block_by_block(model, weights, chunks, source, pruned)
         return self._run(model, walk, plan, statistics, statistics.model_fingerprint)
 
+    @sharing()
     def calibrate(
         self,
         model: "PreTrainedModel",
@@ -268,6 +267,7 @@ class MWandaPruner:
             )
         check_not_compiled(model)
         check_dense(model)
+        check_sharing(model, self.config.works_blockwise)
         blocks = find_blocks(model, self.config.blocks)
         weights = find_weights(blocks, self.config.include, self.config.exclude)
         check_pattern(weights, self.config)
@@ -276,6 +276,7 @@ class MWandaPruner:
     def _read(self, model: "PreTrainedModel", dataset: Any, tokenizer: Any) -> CalibrationChunks:
         chunks = build_chunks(dataset, self.config, model, tokenizer)
         self.coverage = chunks.coverage
+        check_same(model, self.config, chunks, current())
         return chunks
 
     def _calibrate(
@@ -317,7 +318,10 @@ class MWandaPruner:
     ) -> BlockByBlock:
         found = weigh_languages(self.config, chunks.tokens).tolist()
         language_weights = dict(zip(chunks.tokens, found, strict=True))
-        return BlockByBlock(model, weights, chunks, language_weights, self.config, source, self._store, finished=pruned)
+        own, reduce = deal(chunks, current())
+        return BlockByBlock(
+            model, weights, own, language_weights, self.config, source, self._store, reduce, finished=pruned
+        )
 
     def _run(
         self,
@@ -330,21 +334,17 @@ class MWandaPruner:
         """Prunes on a walk; if it ends early, the editor undoes the changes and there is no record."""
         weighted = None if statistics is None else weigh_languages(self.config, statistics.tokens)
         total = len(flat(walk.unfinished))
+        decisions = Decisions(plan, weighted, self.config, current())
+        is_shown = self.progress and current().is_first
         with inference_mode(model), WeightEditor(walk.source, self.restore_on_failure) as editor:
             with closing(walk.steps(editor)) as steps:
-                visited = decide(steps, plan, weighted, self.config)
-                for _ in progress_bar(visited, total=total, description="Pruning", show=self.progress):
+                visited = decide(steps, decisions, self.config)
+                for _ in progress_bar(visited, total=total, description="Pruning", show=is_shown):
                     pass
+            decisions.check()
             record = build_record(model, self.config, walk.weights, walk.zeros, plan, statistics, fingerprint)
             check_interrupts()
             forget_dequantization(model)
             attach_record(model, record)
-        half_a_weight = 0.5 / min(weight.matrix.shape[1] for weight in flat(walk.weights))
-        if record.achieved_sparsity > record.target_sparsity + max(_MORE_ZEROS, half_a_weight):
-            logger.warning(
-                "%.1f %% of the weights are zero though %.1f %% were asked for: they were zero before, and pruning "
-                "makes no weight dense again. For a lower sparsity prune the dense model.",
-                100 * record.achieved_sparsity,
-                100 * record.target_sparsity,
-            )
+        warn_of_more_zeros(record, flat(walk.weights))
         return model

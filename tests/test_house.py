@@ -13,7 +13,7 @@ FLOORS = (
     ("version", "values", "utils", "config_file", "presets"),
     ("legal", "registry"),
     ("configuration",),
-    ("modeling",),
+    ("modeling", "processes"),
     ("data", "storage"),
     ("calibration", "evaluation"),
     ("pruning",),

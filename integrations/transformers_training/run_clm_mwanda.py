@@ -58,7 +58,8 @@ def main(words: list[str] | None = None) -> None:
     with open_dataset(script.dataset) as text, open_dataset(script.eval_dataset, split="test") as held_out:
         with training.main_process_first(local=training.save_on_each_node, desc="pruning"):
             if training.should_save and training.resume_from_checkpoint is None:
-                prune(script, text, held_out, pruned)
+                with mwanda.work_alone():
+                    prune(script, text, held_out, pruned)
         tokenizer = AutoTokenizer.from_pretrained(pruned)
         model = AutoModelForCausalLM.from_pretrained(pruned)
         before = mwanda.PerplexityComparison.from_dict(json.loads((pruned / "evaluation.json").read_bytes()))

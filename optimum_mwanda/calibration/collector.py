@@ -37,7 +37,7 @@ class StatisticsCollector:
         self._weights = weights
         self._languages = list(languages)
         self._activities = list(activities)
-        self._reduce = reduce or _unchanged
+        self._reduce = reduce
         self._sums: dict[str, WeightStatistics] = {}
         made: dict[object, WeightStatistics] = {}
         for w in weights:
@@ -88,12 +88,11 @@ class StatisticsCollector:
             ValueError: If no token of a language reached a weight outside the experts.
         """
         self._check_finite()
-        reduce = self._reduce
+        found = [part for sums in self._sums.values() for part in (sums.tokens, sums.square_sum, *sums.active.values())]
+        parts = iter(found if self._reduce is None else self._reduce(found))
         totals = {
             name: WeightStatistics(
-                reduce(sums.tokens),
-                reduce(sums.square_sum).cpu().double(),
-                {key: reduce(count).cpu().double() for key, count in sums.active.items()},
+                next(parts), next(parts).cpu().double(), {key: next(parts).cpu().double() for key in sums.active}
             )
             for name, sums in self._sums.items()
         }
@@ -148,10 +147,6 @@ class StatisticsCollector:
                     f"NaN or infinite activations enter {weight.name!r} (block {weight.block!r}) in language "
                     f"{self._languages[self._row]!r}: check the weights before it, or run the model in a wider dtype."
                 )
-
-
-def _unchanged(tensor: Tensor) -> Tensor:
-    return tensor
 
 
 def reduce_channels(x: Tensor, activities: Sequence[str]) -> dict[str, Tensor]:

@@ -15,7 +15,8 @@ class GramCollector:
     """Sums up `G = Σ_l w_l G^l / tr G^l` with `G^l = Xᵀ X` over the tokens of language l, while it is open.
 
     Each matrix is scaled to unit trace, so a language counts by its weight, not by the length of its text or the
-    scale of its activations. Languages come one after the other; at most two matrices are held per weight.
+    scale of its activations. Languages come one after the other; at most two matrices are held per weight, and one more
+    for each language of which other processes have a part.
 
     Args:
         groups: Weights to watch, in groups: either they read the same input, which is summed once, or they are the
@@ -43,6 +44,7 @@ class GramCollector:
         self._reduce = reduce
         self._row = 0
         self._grams: dict[str, Tensor] = {}
+        self._parts: dict[str, dict[str, Tensor]] = {}
         self._pooled: dict[str, Tensor] = {}
         self._watch = watch_inputs(self._watched, self._add)
 
@@ -62,6 +64,8 @@ class GramCollector:
     def finish(self) -> dict[str, Tensor]:
         """Returns the pooled matrices, float32 of shape `(in, in)`, without weights that no token reached."""
         self._pool_up_to(len(self._languages))
+        if self._reduce is not None:
+            self._add_up(self._reduce)
         return {name: gram for first, gram in self._pooled.items() for name in self._readers[first]}
 
     def _add(self, name: str, x: Tensor) -> None:
@@ -70,20 +74,42 @@ class GramCollector:
         self._grams[name] = flat.T @ flat if gram is None else gram.addmm_(flat.T, flat)
 
     def _pool_up_to(self, row: int) -> None:
-        """Pools the languages before `row`; every process pools each one once, even without text in it."""
+        """Pools the languages before `row`, but for those of which other processes have parts."""
         while self._row < row:
+            language = self._languages[self._row]
             for weight in self._watched:
-                self._pool(weight, self._language_weights[self._languages[self._row]])
+                if (gram := self._grams.pop(weight.name, None)) is not None:
+                    if self._reduce is not None and language in self._reduce.divided:
+                        self._parts.setdefault(language, {})[weight.name] = gram
+                    else:
+                        self._pool(weight.name, gram, float(gram.trace()), self._language_weights[language])
             self._row += 1
 
-    def _pool(self, weight: PrunableWeight, language_weight: float) -> None:
-        gram = self._grams.pop(weight.name, None)
-        if self._reduce is not None:
-            width, device = weight.in_features, weight.matrix.device
-            gram = self._reduce(torch.zeros(width, width, device=device) if gram is None else gram)
-        if gram is None:
-            return
-        trace = float(gram.trace())
+    def _pool(self, name: str, gram: Tensor, trace: float, language_weight: float) -> None:
         scale = language_weight / trace if trace > 0 else 0.0
-        pooled = self._pooled.get(weight.name)
-        self._pooled[weight.name] = gram.mul_(scale) if pooled is None else pooled.add_(gram, alpha=scale)
+        pooled = self._pooled.get(name)
+        self._pooled[name] = gram.mul_(scale) if pooled is None else pooled.add_(gram, alpha=scale)
+
+    def _add_up(self, reduce: Reduce) -> None:
+        """Scales the parts of the divided languages by the traces of their sums; then adds up what all have pooled."""
+        divided = [language for language in self._languages if language in reduce.divided]
+        traces = torch.zeros(len(self._watched), len(divided) + 1, dtype=torch.float64)  # and whether there is a token
+        for row, weight in enumerate(self._watched):
+            traces[row, -1] = weight.name in self._pooled
+            for column, language in enumerate(divided):
+                if (gram := self._parts.get(language, {}).get(weight.name)) is not None:
+                    traces[row, column], traces[row, -1] = float(gram.trace()), 1.0
+        (traces,) = reduce([traces])
+        for column, language in enumerate(divided):
+            grams = self._parts.pop(language, {})
+            for row, weight in enumerate(self._watched):
+                if weight.name in grams:
+                    trace = float(traces[row, column])
+                    self._pool(weight.name, grams.pop(weight.name), trace, self._language_weights[language])
+        reached = [weight for weight, row in zip(self._watched, traces.tolist(), strict=True) if row[-1]]
+        for weight in reached:
+            if weight.name not in self._pooled:
+                width = weight.in_features
+                self._pooled[weight.name] = torch.zeros(width, width, device=weight.matrix.device)
+        totals = reduce([self._pooled[weight.name] for weight in reached])
+        self._pooled = {weight.name: total for weight, total in zip(reached, totals, strict=True)}

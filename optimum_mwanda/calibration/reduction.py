@@ -1,12 +1,88 @@
 """Sums over several processes."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Collection, Sequence
 
-from torch import Tensor
+from torch import Tensor, nn
 
-Reduce = Callable[[Tensor], Tensor]
-"""Adds up a tensor over all processes that share a calibration and gives each of them the total.
+from ..configuration import MWandaConfig
+from ..data.chunks import CalibrationChunks
+from ..modeling.fingerprint import model_fingerprint
+from ..processes.dealing import even_part
+from ..processes.group import Processes
 
-Every process calls it equally often, in the same order, with tensors of the same shapes; checks and divisions by a
-total come afterwards. `None` stands for a single process.
-"""
+
+@dataclasses.dataclass(frozen=True)
+class Reduce:
+    """Adds up over all processes that share a calibration.
+
+    Every process adds up equally often, in the same order, tensors of the same shapes; checks and divisions by a total
+    come afterwards. `None` stands for a single process.
+
+    Attributes:
+        processes: They.
+        divided: Languages whose text several processes may have; of the others one process has all.
+    """
+
+    processes: Processes
+    divided: Collection[str]
+
+    def __call__(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The totals, for every process."""
+        return self.processes.add_up(tensors)
+
+
+def deal(chunks: CalibrationChunks, processes: Processes) -> tuple[CalibrationChunks, Reduce | None]:
+    """Deals calibration text to the processes that share it, language by language, so that all have the same to do.
+
+    Chunks stay in their order: a process has some languages whole, and of the first and the last of them perhaps only a
+    part.
+
+    Args:
+        chunks: All of it; the same on every process.
+        processes: They.
+
+    Returns:
+        What this process gets, with the coverage of all, and how its sums are added to those of the others.
+    """
+    if processes.size == 1:
+        return chunks, None
+    counts = {language: sum(len(part["input_ids"]) for part in parts) for language, parts in chunks.chunks.items()}
+    total = sum(counts.values())
+    parts = [even_part(total, rank, processes.size) for rank in range(processes.size)]
+    own, own_chunks, divided = parts[processes.rank], {}, set()
+    start = 0
+    for language, count in counts.items():
+        if sum(part.start < start + count and part.stop > start for part in parts) > 1:
+            divided.add(language)
+        if taken := _cut(chunks.chunks[language], own.start - start, own.stop - start):
+            own_chunks[language] = taken
+        start += count
+    return dataclasses.replace(chunks, chunks=own_chunks), Reduce(processes, frozenset(divided))
+
+
+def check_same(model: nn.Module, config: MWandaConfig, chunks: CalibrationChunks, processes: Processes) -> None:
+    """Checks that processes that share a calibration were given the same, as their sums mean nothing otherwise.
+
+    Raises:
+        ValueError: If they were not.
+    """
+    if processes.size > 1:
+        facts = {
+            "the model or its weights": (type(model).__name__, model_fingerprint(model)),
+            "the settings": config.to_dict(),
+            "the calibration text": chunks.fingerprints,
+        }
+        processes.check_alike(facts, "Give all of them the same model, settings and rows.")
+
+
+def _cut(batches: Sequence[dict[str, Tensor]], start: int, stop: int) -> tuple[dict[str, Tensor], ...]:
+    """Chunks by their number in the language, which may lie outside of it."""
+    found = []
+    for batch in batches:
+        count = len(batch["input_ids"])
+        first, last = max(start, 0), min(stop, count)
+        if first < last:
+            found.append({name: values[first:last] for name, values in batch.items()})
+        start, stop = start - count, stop - count
+    return tuple(found)

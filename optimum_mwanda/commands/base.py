@@ -14,11 +14,12 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 from optimum.commands.base import BaseOptimumCLICommand
 
 from .errors import INTERNAL_ERROR, INTERRUPTED, CommandError, ModelError, exhausted, one_line, visible
+from .launched import Done, Launch, leave_to_first
 from .plugins import add_plugins, import_plugins
 
 
@@ -59,6 +60,8 @@ class Subcommand(BaseOptimumCLICommand):  # type: ignore[misc]
 
     args: argparse.Namespace
     parser: argparse.ArgumentParser
+    is_shared: ClassVar[bool] = False
+    """Whether several processes can run it together."""
 
     @abc.abstractmethod
     def execute(self) -> Result:
@@ -67,13 +70,17 @@ class Subcommand(BaseOptimumCLICommand):  # type: ignore[misc]
     def run(self) -> None:
         """Does the work, prints the result, and ends the process if the exit code is not 0."""
         _write_any_character()
+        self._launch = Launch(self.is_shared)
         try:
-            with _termination_as_exit(), contextlib.redirect_stdout(sys.stderr):
+            with _termination_as_exit(), contextlib.redirect_stdout(sys.stderr), self._launch.joined():
                 if self.args.quiet:
                     _silence()
                 if plugins := getattr(self.args, "plugins", None):
                     import_plugins(plugins)
                 result = self.execute()
+                leave_to_first()
+        except Done:
+            return
         except KeyboardInterrupt:
             self._fail("interrupted", INTERRUPTED)
         except Terminated as end:
@@ -95,7 +102,8 @@ class Subcommand(BaseOptimumCLICommand):  # type: ignore[misc]
     def _fail(self, message: str, code: int = INTERNAL_ERROR) -> NoReturn:
         if self.args.debug and sys.exc_info()[0] is not None:
             traceback.print_exc()
-        self.parser.exit(code, f"{self.parser.prog}: error: {message}\n")
+        self._launch.end(f"{self.parser.prog}: error: {message}\n")
+        sys.exit(code)
 
 
 def _write_any_character() -> None:

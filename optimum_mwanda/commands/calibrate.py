@@ -6,6 +6,7 @@ import dataclasses
 from .base import Result, Subcommand, add_common_options
 from .dataset import add_dataset_options, open_text
 from .errors import DataError, errors_as
+from .launched import leave_to_first
 from .models import add_model_options, check_prunable, load_model, load_tokenizer, pruning_errors
 from .output import add_overwrite, check_file, check_paths
 from .setting_flags import add_settings, read_settings
@@ -16,6 +17,8 @@ class CalibrateCommand(Subcommand):
 
     One calibration serves every sparsity, criterion and allocation.
     """
+
+    is_shared = True
 
     @staticmethod
     def parse_args(parser: argparse.ArgumentParser) -> None:
@@ -46,6 +49,7 @@ class CalibrateCommand(Subcommand):
                 from ..pruner import MWandaPruner
 
                 statistics = MWandaPruner(config, progress=not args.quiet).calibrate(model, dataset, tokenizer)
+        leave_to_first()
         with errors_as(DataError, OSError, SafetensorError):
             statistics.save(target)
         values = {

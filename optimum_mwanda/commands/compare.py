@@ -15,6 +15,7 @@ from ..storage.outputs import write_text
 from .base import Result, Subcommand, add_common_options
 from .dataset import add_dataset_options, add_held_out_options, open_held_out, open_text
 from .errors import DataError, UsageError, errors_as
+from .launched import leave_to_first
 from .models import (
     add_model_options,
     check_measurable,
@@ -35,6 +36,8 @@ class CompareCommand(Subcommand):
     Every finished run adds a line to --results and is not run again, so an interrupted comparison goes on where it
     stopped. Tables, plots and report are made from that file alone.
     """
+
+    is_shared = True
 
     @staticmethod
     def parse_args(parser: argparse.ArgumentParser) -> None:
@@ -67,6 +70,7 @@ class CompareCommand(Subcommand):
             raise UsageError(f"--confidence {args.confidence}: give a number between 0 and 1.")
         self._check_output()
         results = self._read(path) if args.tables_only else self._run(path, self._plan())
+        leave_to_first()
         for name in (*(args.show or ()), *([] if args.baseline is None else [args.baseline])):
             if name not in results.names:
                 raise UsageError(f"There is no method {name!r} in {path}. The file holds: {', '.join(results.names)}.")

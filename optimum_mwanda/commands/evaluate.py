@@ -11,6 +11,7 @@ from ..storage.outputs import write_text
 from .base import Result, Subcommand, add_common_options
 from .dataset import add_dataset_options, open_text
 from .errors import DataError, UsageError, errors_as, one_line
+from .launched import leave_to_first
 from .models import add_model_options, check_measurable, load_config, load_model, load_tokenizer, pruning_errors
 from .output import add_overwrite, check_file, check_paths
 from .parser import with_default
@@ -30,6 +31,8 @@ class EvaluateCommand(Subcommand):
     confidence intervals. --dense-report reuses an earlier evaluation of the dense model. For an encoder-decoder, the
     likelihood of targets given their sources is measured.
     """
+
+    is_shared = True
 
     @staticmethod
     def parse_args(parser: argparse.ArgumentParser) -> None:
@@ -98,6 +101,7 @@ class EvaluateCommand(Subcommand):
             report, record = self._evaluate(args.model, dataset, settings, dense, args.revision)
             if args.dense is not None:
                 dense = self._evaluate(args.dense, dataset, settings)[0]
+        leave_to_first()
         result = report if dense is None else compare(dense, report, record, args.confidence)
         lines = tables(result)
         if target is not None:

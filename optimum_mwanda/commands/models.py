@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import CommandError, DataError, ModelError, errors_as, one_line
+from .launched import own_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -134,6 +135,8 @@ def default_device_map() -> str | None:
     """Where models are loaded unless the user says so: on the GPUs, if there are any."""
     import torch
 
+    if (device := own_device()) is not None:
+        return device
     return "auto" if torch.cuda.is_available() else None
 
 

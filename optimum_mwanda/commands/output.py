@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from ..storage import outputs
 from ..storage.scratch import PROGRESS
 from .errors import ModelError, UsageError, errors_as
+from .launched import is_first
 
 if TYPE_CHECKING:
     from ..storage.journal import Journal
@@ -51,6 +52,9 @@ def new_folder(path: str, overwrite: bool, resumable: bool = False) -> Iterator[
         UsageError: If the folder exists and must not be replaced, cannot be created, or is complete but cannot be moved
             into its place, where it is kept then.
     """
+    if not is_first():
+        yield Path(path)  # it leaves the work to the first before anything is written
+        return
     with errors_as(UsageError, outputs.CommitError), contextlib.ExitStack() as stack:
         check_folder(path, overwrite)
         with errors_as(UsageError, OSError):
@@ -65,6 +69,8 @@ def check_file(path: str, overwrite: bool) -> Path:
         UsageError: If it exists and must not be replaced, is a folder, or its parent is not a folder.
     """
     target = Path(path)
+    if not is_first():
+        return target
     if target.is_dir():
         raise UsageError(f"{path} is a folder: name a file.")
     if target.exists() and not overwrite:
@@ -82,6 +88,8 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     Raises:
         UsageError: If it cannot.
     """
+    if not is_first():
+        return
     parents = Path(path).absolute().parents
     nearest = next(parent for parent in parents if parent.exists())
     if not os.access(nearest, os.W_OK | os.X_OK):
@@ -98,6 +106,8 @@ def check_room(folder: Path, needed: int) -> None:
     Raises:
         ModelError: If there is not.
     """
+    if not is_first():
+        return
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise ModelError(
@@ -112,6 +122,8 @@ def check_folder(path: str, overwrite: bool) -> None:
     Raises:
         UsageError: If it is not empty and must not be replaced, or cannot be replaced.
     """
+    if not is_first():
+        return
     with errors_as(UsageError, OSError):
         try:
             outputs.check_folder(path, overwrite)

@@ -12,6 +12,7 @@ from .base import Result, Subcommand, add_common_options
 from .dataset import add_dataset_options, add_held_out_options, check_calibration_text, open_held_out, open_text
 from .errors import DataError, HubError, UsageError, errors_as, one_line
 from .evaluate import compare, measure, write_report
+from .launched import is_alone, leave_to_first
 from .models import add_model_options, check_prunable, load_model, load_tokenizer, pruning_errors
 from .output import add_overwrite, add_restart, check_file, check_paths, new_folder, open_journal
 from .saving import add_storage_options, check_model_room, facts, summary, write_checkpoint
@@ -30,6 +31,7 @@ class PruneCommand(Subcommand):
     With --eval-dataset, the dense and the pruned model are evaluated and compared per language.
     """
 
+    is_shared = True
     coverage: "tuple[LanguageCoverage, ...]" = ()
     seconds: float = 0.0
 
@@ -80,6 +82,7 @@ class PruneCommand(Subcommand):
         with new_folder(args.output, args.overwrite, resumable=args.stream) as folder:
             self._check(config)
             model, tokenizer, report = self._prune(config, folder)
+            leave_to_first()
             if args.stream:
                 from ..loading.streamed import saving_offloaded, shard_size
 
@@ -156,6 +159,8 @@ class PruneCommand(Subcommand):
             check_activations(self.args.activations)
         if self.args.restart and not self.args.stream:
             raise UsageError("--restart belongs to --stream: without it, every run begins anew.")
+        if self.args.stream and not is_alone():
+            raise UsageError("--stream works in one process: start it without torchrun or accelerate launch.")
         if self.args.stream and self.args.eval_dataset is not None:
             raise UsageError(
                 "--stream does not evaluate: leave out --eval-dataset, and compare OUT with MODEL afterwards, with "

@@ -3,6 +3,8 @@
 import inspect
 import math
 import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,7 +13,11 @@ from ..data.special_tokens import warn_of_unknown
 from ..data.tokenised import IGNORED_LABEL
 from ..modeling.architecture import is_masked
 from ..modeling.blocks import inference_mode, input_device
+from ..modeling.fingerprint import model_fingerprint
 from ..modeling.interrupts import interruptible
+from ..modeling.sharding import divides_text, reshard, shares_parameters
+from ..processes.dealing import even_part
+from ..processes.group import Processes, current, sharing
 from ..utils import portable_name, progress_bar, sum_dtype
 from ..values import describe_fields
 from .held_out import Batch
@@ -41,6 +47,8 @@ def evaluate_languages(
     unknown text is a target, as it stands for text. Nothing is padded. The scores keep every window and resample them
     for their standard errors; for this, a window with less than half of a full window's targets, such as the last, is
     joined to its neighbour.
+
+    The processes of an initialised group measure a part of the windows each, and get the same report.
 
     For an encoder-decoder, the likelihood of the target given the source is measured. Every row is a window; one with
     less than half of the average number of targets is joined to its neighbour. Bytes are those of targets.
@@ -72,6 +80,7 @@ evaluate_languages.__doc__ = str(evaluate_languages.__doc__).format(
 )
 
 
+@sharing()
 def measure_languages(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase | str | None",
@@ -87,15 +96,10 @@ def measure_languages(
         reference.check_text(reading.digests)
     jobs = [(language, batch) for language, parts in reading.batches.items() for batch in parts]
     measured: dict[str, dict[int, Window]] = {language: {} for language in reading.batches}
-    with inference_mode(model):
-        for language, batch in progress_bar(jobs, total=len(jobs), description="Evaluating", show=progress):
-            losses = _negative_log_likelihoods(model, batch)
-            for number, loss, wanted in zip(batch.numbers, losses, batch.targets, strict=True):
-                if not math.isfinite(loss):
-                    raise FloatingPointError(
-                        f"The loss of language {language!r} is {loss}: the model gives NaN or infinity."
-                    )
-                measured[language][number] = Window(loss, wanted[wanted != IGNORED_LABEL].tolist())
+    losses = _losses(model, jobs, reading.digests, progress)
+    for language, batch in jobs:
+        for number, wanted in zip(batch.numbers, batch.targets, strict=True):
+            measured[language][number] = Window(next(losses), wanted[wanted != IGNORED_LABEL].tolist())
     scores = {}
     for language, digest in reading.digests.items():
         windows = [measured[language][number] for number in sorted(measured[language])]
@@ -107,6 +111,41 @@ def measure_languages(
     return PerplexityReport(
         scores, name, reading.sequence_length, settings.tokens_per_language, settings.seed, settings.bos
     )
+
+
+def _losses(
+    model: "PreTrainedModel", jobs: Sequence[tuple[str, Batch]], digests: Mapping[str, str], progress: bool
+) -> Iterator[float]:
+    """The losses of all windows, in order; processes that share the work measure a part of the batches each.
+
+    Raises:
+        FloatingPointError: If a loss is NaN or infinite.
+        ValueError: If the processes do not have the same model and text.
+    """
+    processes = current() if divides_text(model) else Processes()
+    if processes.size > 1:
+        facts = {"the model or its weights": model_fingerprint(model), "the held-out text": dict(digests)}
+        processes.check_alike(facts, "Give all of them the same model, settings and rows.")
+    own = even_part(len(jobs), processes.rank, processes.size)
+    starts = [0, *accumulate(len(batch.numbers) for _, batch in jobs)]
+    losses = torch.zeros(starts[-1], dtype=torch.float64)
+    show = progress and processes.is_first
+    with inference_mode(model):
+        for job in progress_bar(own, total=len(own), description="Evaluating", show=show):
+            language, batch = jobs[job]
+            found = _negative_log_likelihoods(model, batch)
+            for loss in found:
+                if not math.isfinite(loss):
+                    raise FloatingPointError(
+                        f"The loss of language {language!r} is {loss}: the model gives NaN or infinity."
+                    )
+            losses[starts[job] : starts[job + 1]] = torch.tensor(found, dtype=torch.float64)
+        if shares_parameters(model):
+            for _ in range(len(even_part(len(jobs), 0, processes.size)) - len(own)):
+                _negative_log_likelihoods(model, jobs[0][1])  # the others need this process's parts
+            reshard(model)
+    (losses,) = processes.add_up([losses])
+    return iter(losses.tolist())
 
 
 def check_measurable(model: "PreTrainedModel") -> None:

@@ -17,6 +17,7 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from ..configuration import MWandaConfig
 from ..data.tokenizer_loading import read_tokenizer
 from ..modeling.blocks import find_blocks, find_stacks
+from ..processes.group import sharing
 from ..pruner import MWandaPruner
 from ..record.schema import SparsityRecord
 from ..sharing.folder import save_folder
@@ -79,6 +80,12 @@ def prune_checkpoint(
         OSError: If the output cannot be written, or another process is writing it.
         ValueError: If the settings, the data and the model do not fit together.
     """
+    with sharing() as processes:
+        if processes.size > 1:
+            raise ValueError(
+                "prune_checkpoint works in one process. With several, load the model in each of them with a "
+                "device_map, and an offload_folder of its own for blocks on disk, and call MWandaPruner.prune."
+            )
     with new_folder(output, overwrite, resumable=True) as folder:
         journal = Journal(folder.with_name(PROGRESS))
         if restart:

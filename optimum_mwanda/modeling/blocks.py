@@ -10,6 +10,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .interrupts import deferred_interrupts, interruptible
 from .offloading import hooks_of
+from .sharding import is_fully_sharded
 
 
 def find_blocks(model: nn.Module, path: str | Sequence[str] | None = None) -> dict[str, nn.Module]:
@@ -83,7 +84,8 @@ class _BlocksDone(Exception):
 
 
 def run_blocks(model: nn.Module, blocks: Mapping[str, nn.Module], inputs: Mapping[str, Tensor]) -> None:
-    """Runs a model up to and including the last of some blocks; the final norm and the head are never computed.
+    """Runs a model up to and including the last of some blocks; the final norm and the head are not computed,
+    but for FSDP2.
 
     Args:
         model: The model.
@@ -94,17 +96,25 @@ def run_blocks(model: nn.Module, blocks: Mapping[str, nn.Module], inputs: Mappin
     def stop(*_: Any) -> None:
         raise _BlocksDone
 
+    if is_fully_sharded(model):  # FSDP2 must see the end of a forward pass
+        with interruptible():
+            model(**_on_device(model, inputs), use_cache=False)
+        return
     *_, last = blocks.values()
     handle = last.register_forward_hook(stop)
-    device = input_device(model)
     try:
         with interruptible():
-            model(**{key: tensor.to(device) for key, tensor in inputs.items()}, use_cache=False)
+            model(**_on_device(model, inputs), use_cache=False)
     except _BlocksDone:
         return
     finally:
         handle.remove()
     raise RuntimeError(f"{type(model).__name__} finished a forward pass without running its last block.")
+
+
+def _on_device(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    device = input_device(model)
+    return {key: tensor.to(device) for key, tensor in inputs.items()}
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from .fused_experts import find_experts
 from .weights import PrunableWeight
 
 See = Callable[[str, Tensor], None]
+Seen = dict[str, tuple[Any, ...]]
 
 
 @contextmanager
@@ -59,19 +60,31 @@ class RunningOrder:
     Args:
         weights: Weights of one block.
         run: Runs the block.
+        ask_first: Gives what a function returns in the first of several processes, which alone calls it; None for a
+            single process. The order may depend on the text.
     """
 
-    def __init__(self, weights: Sequence[PrunableWeight], run: Callable[[], Any]) -> None:
+    def __init__(
+        self,
+        weights: Sequence[PrunableWeight],
+        run: Callable[[], Any],
+        ask_first: Callable[[Callable[[], Seen]], Seen] | None = None,
+    ) -> None:
         self._weights = {weight.name: weight for weight in weights}
-        self._seen: dict[str, tuple[Any, ...]] = {}
-        kept = []  # while a tensor is held, no other has its id
 
-        def see(name: str, x: Tensor) -> None:
-            kept.append(x)
-            self._seen.setdefault(name, (id(x), None if x.is_inference() else x._version))
+        def look() -> Seen:
+            seen: Seen = {}
+            kept = []  # while a tensor is held, no other has its id
 
-        with watch_inputs(weights, see):
-            run()
+            def see(name: str, x: Tensor) -> None:
+                kept.append(x)
+                seen.setdefault(name, (id(x), None if x.is_inference() else x._version))
+
+            with watch_inputs(weights, see):
+                run()
+            return seen
+
+        self._seen = look() if ask_first is None else ask_first(look)
 
     def groups(self) -> list[list[PrunableWeight]]:
         """Groups of weights that read the same tensor, in the order in which they read it.

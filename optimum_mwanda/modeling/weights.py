@@ -10,6 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..utils import abridged
 from .fused_experts import find_experts
+from .sharding import own_part
 
 # Modules that choose experts, by name anywhere in a path: pruning them reroutes tokens and saves almost nothing.
 ROUTERS = ("router", "gate", "shared_expert_gate")
@@ -170,7 +171,7 @@ def check_finite(weight: PrunableWeight) -> None:
     Raises:
         FloatingPointError: If the weight holds any.
     """
-    if not weight.matrix.isfinite().all():
+    if not own_part(weight.matrix).isfinite().all():
         raise FloatingPointError(f"{weight.name!r} (block {weight.block!r}) holds NaN or infinite weights.")
 
 

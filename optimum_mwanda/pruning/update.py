@@ -18,6 +18,7 @@ def mask_and_values(
     language_weights: Tensor | None,
     sparsity: float,
     config: MWandaConfig,
+    rows: slice = slice(None),
 ) -> tuple[Tensor, Tensor | None]:
     """Decides which entries of one weight to prune, and the values of the others.
 
@@ -29,10 +30,11 @@ def mask_and_values(
         language_weights: Weight of every language.
         sparsity: Share to prune.
         config: The settings.
+        rows: Which rows to refine and reconstruct; for a solver, and without a Gram matrix, all.
 
     Returns:
-        Boolean mask of shape `(out, in)`, True where pruned, and the new values, or None if the remaining entries keep
-        their values.
+        Boolean mask of shape `(out, in)`, or of these rows, True where pruned, and the new values, or None if the
+        remaining entries keep their values.
 
     Raises:
         FloatingPointError: If the weight or the Gram matrix holds NaN or infinite values, or the Gram matrix is not
@@ -46,10 +48,11 @@ def mask_and_values(
         pruned, values = criterion.solve(weight.matrix, gram, sparsity, config)
         return pruned, values
     damping: float = config.damping  # type: ignore[assignment]
-    pruned = compute_mask(weight, entry, language_weights, sparsity, config)
+    pruned = compute_mask(weight, entry, language_weights, sparsity, config)[rows]
+    matrix = weight.matrix[rows]
     if config.refinement == "swap":
         trusted = shrink_gram(gram, config.refinement_shrinkage, config.refinement_ridge)
-        pruned = refine_mask(weight.matrix, pruned, trusted, run=None if config.kept_of is None else config.kept_of[1])
+        pruned = refine_mask(matrix, pruned, trusted, run=None if config.kept_of is None else config.kept_of[1])
     if config.reconstruction == "none":
         return pruned, None
-    return pruned, reconstruct(weight.matrix, pruned, gram, damping=damping)
+    return pruned, reconstruct(matrix, pruned, gram, damping=damping)

@@ -1,7 +1,7 @@
 """Writes the sparsity record: what a pruned model's config says about its pruning, as in `docs/record.md`."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,7 +10,7 @@ import transformers
 from ..calibration.coverage import ExpertCoverage
 from ..calibration.statistics import CalibrationStatistics
 from ..configuration import MWandaConfig
-from ..modeling.weights import Weights
+from ..modeling.weights import PrunableWeight, Weights
 from ..pruning.allocation import SparsityPlan
 from ..pruning.experts_policy import expert_coverage
 from ..pruning.scoring import weigh_languages
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
+
+_MORE_ZEROS = 0.005
+"""By how much the share of zeros may exceed what was asked for; where rows are short, it is half a weight per row."""
 
 
 def build_record(
@@ -76,6 +79,23 @@ def build_record(
         "history": _history(getattr(model.config, RECORD_KEY, None)),
     }
     return SparsityRecord.parse(record)
+
+
+def warn_of_more_zeros(record: SparsityRecord, weights: Sequence[PrunableWeight]) -> None:
+    """Warns if a pruned model is sparser than was asked for.
+
+    Args:
+        record: Its record.
+        weights: What was pruned.
+    """
+    half_a_weight = 0.5 / min(weight.in_features for weight in weights)
+    if record.achieved_sparsity > record.target_sparsity + max(_MORE_ZEROS, half_a_weight):
+        logger.warning(
+            "%.1f %% of the weights are zero though %.1f %% were asked for: they were zero before, and pruning "
+            "makes no weight dense again. For a lower sparsity prune the dense model.",
+            100 * record.achieved_sparsity,
+            100 * record.target_sparsity,
+        )
 
 
 def _matrices(counts: dict[str, list[RecordedMatrix]]) -> dict[str, Any]:

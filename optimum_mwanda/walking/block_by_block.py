@@ -37,7 +37,7 @@ class BlockByBlock(Walk):
     Args:
         model: The model, in inference mode.
         weights: Module path of a block to the weights to visit in it.
-        chunks: Calibration data.
+        chunks: Calibration data; of several processes, what this one has of it.
         language_weights: Language to its weight, in the order of the chunks.
         config: Settings.
         source: Brings blocks into memory.
@@ -65,7 +65,8 @@ class BlockByBlock(Walk):
         self._is_dense = config.calibration == "dense" or only_statistics is not None
         self._needs_grams = config.needs_grams and only_statistics is None
         self._stacks = find_stacks(model, config.blocks)
-        self._languages, self._batches = zip(*chunks.batches(config.batch_size), strict=True)
+        batches = list(chunks.batches(config.batch_size))  # none, if other processes have all of them
+        self._languages, self._batches = [language for language, _ in batches], [inputs for _, inputs in batches]
         self._model, self._store = model, store
         own = [config.activity] if config.activity else []
         self._activities = own if only_statistics is None else only_statistics
@@ -98,7 +99,8 @@ class BlockByBlock(Walk):
         if not weights:
             calls.advance(name, block)
             return
-        order = RunningOrder(weights, lambda: next(iter(calls.outputs(name, block))))
+        ask_first = None if self._reduce is None else self._reduce.processes.from_first
+        order = RunningOrder(weights, lambda: next(iter(calls.outputs(name, block))), ask_first)
         groups = order.groups()
         if self._is_dense:
             # Looking also moves on to the next block, before this one is pruned.

@@ -5,13 +5,16 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from ..calibration.collector import StatisticsCollector
+from ..calibration.reduction import deal
 from ..calibration.statistics import CalibrationStatistics, WeightStatistics
 from ..configuration import MWandaConfig
 from ..data.chunks import CalibrationChunks
 from ..modeling.block_source import BlockSource
 from ..modeling.blocks import find_blocks, run_blocks
 from ..modeling.fingerprint import model_fingerprint
+from ..modeling.sharding import reshard, shares_parameters
 from ..modeling.weights import Weights, flat
+from ..processes.group import Processes, current
 from ..storage.journal import Journal
 from ..utils import portable_name, progress_bar
 from .block_by_block import BlockByBlock
@@ -34,7 +37,7 @@ def calibrate(
     store: Callable[[], HiddenStates] = OnDevice,
     journal: Journal | None = None,
 ) -> CalibrationStatistics:
-    """Runs all calibration text through the blocks of a model.
+    """Runs all calibration text through the blocks of a model; processes that share the work run a part each.
 
     Args:
         model: The model, in inference mode.
@@ -84,13 +87,15 @@ def _block_by_block(
 ) -> dict[str, WeightStatistics]:
     """Each block is in memory once, and the hidden states of all batches are kept."""
     finished = CalibratedBlocks(journal)
+    own, reduce = deal(chunks, current())
     equal = dict.fromkeys(chunks.chunks, 1.0)
     walk = BlockByBlock(
-        model, weights, chunks, equal, config, source, store, only_statistics=activities, finished=finished
+        model, weights, own, equal, config, source, store, reduce, only_statistics=activities, finished=finished
     )
     found = {name: finished.entries(name) for name in weights if name in finished}
     with closing(walk.steps()) as steps:
-        for step in progress_bar(steps, total=len(walk.unfinished), description="Calibrating", show=progress):
+        is_shown = progress and current().is_first
+        for step in progress_bar(steps, total=len(walk.unfinished), description="Calibrating", show=is_shown):
             block = step.weights[0].block
             found[block] = dict(step.look().entries)
             finished.keep(block, found[block])
@@ -106,11 +111,14 @@ def _in_one_pass(
     progress: bool,
 ) -> dict[str, WeightStatistics]:
     """The whole model runs batch by batch, and no hidden states are kept."""
-    size = config.batch_size
-    collector = StatisticsCollector(flat(weights), list(chunks.chunks), activities)
+    size, processes = config.batch_size, current()
+    own, reduce = deal(chunks, processes)
+    collector = StatisticsCollector(flat(weights), list(chunks.chunks), activities, reduce)
     blocks = find_blocks(model, config.blocks)
-    total = chunks.number_of_batches(size)
-    batches = progress_bar(chunks.batches(size), total=total, description="Calibrating", show=progress)
+    total = own.number_of_batches(size)
+    batches = progress_bar(
+        own.batches(size), total=total, description="Calibrating", show=progress and processes.is_first
+    )
 
     def runs() -> Generator[None, None, None]:
         with closing(batches):  # so that the bar ends before an error is shown
@@ -118,5 +126,10 @@ def _in_one_pass(
                 run_blocks(model, blocks, inputs)
                 yield
 
-    run_watched(runs(), [language for language, _ in chunks.batches(size)], collector)
+    run_watched(runs(), [language for language, _ in own.batches(size)], collector)
+    if shares_parameters(model):
+        everyone = [deal(chunks, Processes(rank, processes.size))[0] for rank in range(processes.size)]
+        for _ in range(max(each.number_of_batches(size) for each in everyone) - total):
+            run_blocks(model, blocks, next(chunks.batches(size))[1])  # the others need this process's parts
+        reshard(model)
     return collector.finish()

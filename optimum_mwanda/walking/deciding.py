@@ -4,16 +4,15 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 
-from torch import Tensor
-
 from ..calibration.statistics import CalibrationStatistics
 from ..configuration import MWandaConfig
 from ..modeling.interrupts import check_interrupts
+from ..modeling.sharding import gathered
 from ..modeling.weights import PrunableWeight
 from ..pruning.allocation import SparsityPlan
 from ..pruning.experts_policy import settle
 from ..pruning.planning import block_importance, share_out
-from ..pruning.update import mask_and_values
+from .together import Decisions
 from .walk import Step, Walk
 
 
@@ -31,26 +30,23 @@ def make_plan(walk: Walk, statistics: CalibrationStatistics | None, config: MWan
             entries, _ = settle(step.weights, *step.look(), config)
             seen = None if statistics is None else dataclasses.replace(statistics, weights=entries)
             for block in dict.fromkeys(weight.block for weight in step.weights):
-                importance[block] = block_importance(walk.weights[block], seen, config)
+                with gathered(weight.module for weight in walk.weights[block]):
+                    importance[block] = block_importance(walk.weights[block], seen, config)
     sizes = {block: sum(weight.numel for weight in found) for block, found in walk.weights.items()}
     return share_out(sizes, list(importance.values()), config)
 
 
-def decide(
-    steps: Iterable[Step], plan: SparsityPlan, language_weights: Tensor | None, config: MWandaConfig
-) -> Iterator[PrunableWeight]:
+def decide(steps: Iterable[Step], decisions: Decisions, config: MWandaConfig) -> Iterator[PrunableWeight]:
     """Looks at every step, notes how each of its weights changes, and yields the weight.
 
     Args:
         steps: Steps of a walk that has an editor.
-        plan: Sparsity per block.
-        language_weights: Weight of every language; None without statistics.
+        decisions: Decides about the weights of a step.
         config: The settings.
     """
     for step in steps:
         entries, grams = settle(step.weights, *step.look(), config)
-        for weight in step.weights:
-            entry, gram, sparsity = entries.get(weight.name), grams.get(weight.name), plan[weight.block]
-            step.write(weight, *mask_and_values(weight, entry, gram, language_weights, sparsity, config))
+        for weight, change in decisions.of(step.weights, entries, grams):
+            step.write(weight, *change)
             check_interrupts()
             yield weight

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..modeling.bits import pack_bits, unpack_bits
 from ..modeling.block_source import BlockSource
+from ..modeling.sharding import own_part, share_out
 from ..modeling.weights import PrunableWeight
 
 logger = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ class WeightEditor:
     def __init__(self, source: BlockSource, reversible: bool = True) -> None:
         self._source = source
         self._reversible = reversible
-        self._undo: list[tuple[str, Callable[[], None]]] = []
+        self._undo: list[tuple[PrunableWeight, Callable[[Tensor], None]]] = []
         self._edited: list[PrunableWeight] = []
 
     def zero(self, weight: PrunableWeight, pruned: Tensor) -> None:
@@ -42,11 +43,11 @@ class WeightEditor:
             weight: The weight to change.
             pruned: Boolean, shape `(out, in)`, True where an entry is removed.
         """
+        matrix, pruned = own_part(weight.matrix), share_out(pruned, weight.matrix)
         if self._must_keep(weight):
-            undo = partial(_put_back, weight, pack_bits(pruned).cpu(), weight.matrix[pruned].cpu())
-            self._undo.append((weight.block, undo))
+            self._undo.append((weight, partial(_put_back, pack_bits(pruned).cpu(), matrix[pruned].cpu())))
         self._edited.append(weight)
-        weight.matrix.masked_fill_(pruned, 0)
+        matrix.masked_fill_(pruned, 0)
 
     def replace(self, weight: PrunableWeight, values: Tensor) -> None:
         """Gives a weight new values; all old ones are kept, so that this can be undone.
@@ -55,10 +56,11 @@ class WeightEditor:
             weight: The weight to change.
             values: Shape `(out, in)`.
         """
+        matrix, values = own_part(weight.matrix), share_out(values, weight.matrix)
         if self._must_keep(weight):
-            self._undo.append((weight.block, partial(_restore, weight, weight.matrix.to("cpu", copy=True))))
+            self._undo.append((weight, partial(_restore, matrix.to("cpu", copy=True))))
         self._edited.append(weight)
-        weight.matrix.copy_(values)
+        matrix.copy_(values)
 
     def _must_keep(self, weight: PrunableWeight) -> bool:
         return self._reversible and not self._source.keeps(weight.block)
@@ -77,17 +79,16 @@ class WeightEditor:
                 f"{len(self._edited)} weights are already pruned, the last one, {self._edited[-1].name!r}, perhaps "
                 "only in part; the rest is dense. Load the model again."
             ) from error
-        for block, undo in reversed(self._undo):
-            with self._source.held(block):
-                undo()
+        for weight, undo in reversed(self._undo):
+            with self._source.held(weight.block):
+                undo(own_part(weight.matrix))
         self._source.restore()
         logger.warning("Pruning stopped; the model's weights are as they were before.")
 
 
-def _put_back(weight: PrunableWeight, packed: Tensor, values: Tensor) -> None:
-    matrix = weight.matrix
+def _put_back(packed: Tensor, values: Tensor, matrix: Tensor) -> None:
     matrix[unpack_bits(packed, matrix.shape).to(matrix.device)] = values.to(matrix.device)
 
 
-def _restore(weight: PrunableWeight, values: Tensor) -> None:
-    weight.matrix.copy_(values)
+def _restore(values: Tensor, matrix: Tensor) -> None:
+    matrix.copy_(values)

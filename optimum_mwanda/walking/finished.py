@@ -12,6 +12,7 @@ from ..calibration.statistics import WeightStatistics, as_tensors, from_tensors
 from ..configuration import MWandaConfig
 from ..modeling.block_source import BlockSource
 from ..modeling.weights import PrunableWeight
+from ..processes.group import current
 from ..storage.journal import Journal
 from ..version import __version__
 
@@ -31,8 +32,11 @@ def begin(journal: Journal | None, model: str, config: MWandaConfig, data: Mappi
 
     Raises:
         OtherRunError: If the journal is of a run in which any of this, or a version of a library, was different.
+        ValueError: If several processes share the run.
     """
     if journal is not None:
+        if current().size > 1:
+            raise ValueError("A journal is for a run in one process: leave it out where several share the work.")
         versions = {
             "optimum_mwanda": __version__,
             "torch": str(torch.__version__),

@@ -13,6 +13,7 @@ from ..modeling.bits import pack_bits, unpack_bits
 from ..modeling.block_source import BlockSource
 from ..modeling.counting import count_zeros
 from ..modeling.interrupts import check_interrupts
+from ..modeling.sharding import whole
 from ..modeling.weights import PrunableWeight, Weights, flat
 from .editor import WeightEditor
 from .finished import Finished
@@ -79,7 +80,7 @@ class Step:
         while self._edits:
             self._edits.popleft().commit(editor)
             check_interrupts()
-        return {name: count_zeros(weight.holder) for name, weight in holders.items()}
+        return {name: count_zeros(whole(weight.holder)) for name, weight in holders.items()}
 
 
 class Walk(abc.ABC):

@@ -1,12 +1,9 @@
 """Sums over processes: two that share the text learn what one learns from all of it."""
 
-import socket
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 
 from optimum_mwanda.calibration.collector import StatisticsCollector
@@ -14,7 +11,9 @@ from optimum_mwanda.calibration.gram import GramCollector
 from optimum_mwanda.calibration.reduction import Reduce
 from optimum_mwanda.modeling.blocks import find_blocks, inference_mode, run_blocks
 from optimum_mwanda.modeling.weights import find_weights
+from optimum_mwanda.processes.group import Processes
 from tests.families.matrix import FAMILIES
+from tests.processes.started import results
 
 LANGUAGES = {"en": 0.5, "fr": 0.3, "sw": 0.2}
 
@@ -47,25 +46,16 @@ def learn(text: dict[str, list[Tensor]], reduce: Reduce | None = None) -> dict[s
     return found
 
 
-def work(rank: int, port: int, folder: Path) -> None:
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-
-    def total(tensor: Tensor) -> Tensor:
-        dist.all_reduce(tensor)
-        return tensor
-
-    torch.save(learn(PARTS[rank], total), folder / f"{rank}.pt")
-    dist.destroy_process_group()
+def work(rank: int, size: int, folder: Path) -> None:
+    processes = Processes(rank, size)
+    torch.save(learn(PARTS[rank], Reduce(processes, {"en", "sw"})), folder / f"{rank}.pt")
 
 
 def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(work, (port, tmp_path), nprocs=2)
+    results(work, 2, tmp_path)
     alone = learn(TEXT)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
-    assert first.keys() == second.keys() >= alone.keys()
+    assert first.keys() == second.keys() == alone.keys()
     for name, expected in alone.items():
         assert torch.equal(first[name], second[name]), name
         torch.testing.assert_close(first[name], expected, rtol=1e-5, atol=1e-7)

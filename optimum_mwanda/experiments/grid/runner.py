@@ -20,6 +20,7 @@ from ...modeling.blocks import find_blocks
 from ...modeling.fingerprint import model_fingerprint
 from ...modeling.interrupts import check_interrupts, deferred_interrupts
 from ...modeling.weights import find_weights, flat
+from ...processes.group import current, sharing
 from ...pruner import MWandaPruner
 from ...record.schema import RECORD_KEY, SparsityRecord
 from ...utils import abridged, progress_bar
@@ -44,6 +45,7 @@ class _Run(NamedTuple):
     statistics: Callable[[], CalibrationStatistics]
 
 
+@sharing()
 def run_comparison(
     model: "PreTrainedModel",
     dataset: Any,
@@ -58,7 +60,8 @@ def run_comparison(
     """Prunes and evaluates everything that the plan asks for and the file of results does not hold yet.
 
     Methods that only need the dense model share one calibration per seed, whatever languages they use of it; the
-    others calibrate anew. The dense model is evaluated once per file.
+    others calibrate anew. The dense model is evaluated once per file. Of several processes that share the work, the
+    first one reads and writes the file.
 
     Args:
         model: The dense model; afterwards, and after a failure, it is as it was before.
@@ -93,23 +96,27 @@ def run_comparison(
     )
     languages = tuple(sorted(plan.languages or build_chunks(dataset, columns, model, tokenizer).chunks))
     about = {**evaluation, "samples_per_language": plan.samples_per_language, "model_fingerprint": fingerprint}
-    results = _read_matching(path, dense_key, languages, about, text)
+    processes = current()
+    results = processes.from_first(lambda: _read_matching(path, dense_key, languages, about, text))
     conditions, known = plan.conditions(languages), {} if results is None else results.runs
     missing = list(_missing(model, dataset, tokenizer, plan, conditions, dense_key, known))
     measure = partial(measure_languages, model, tokenizer, evaluation_dataset, settings, progress=False)
     weights = flat(find_weights(find_blocks(model, columns.blocks)))
     if results is None:
         results = Results(DenseResult(dense_key, languages, measure(), {**about, **_versions()}), {})
-        append(path, results.dense)
+        if processes.is_first:
+            append(path, results.dense)
+    show = progress and processes.is_first
     with deferred_interrupts(), DenseState(model, weights) as state:
-        for run in progress_bar(missing, total=len(missing), description="Comparing", show=progress):
+        for run in progress_bar(missing, total=len(missing), description="Comparing", show=show):
             start = time.perf_counter()
             _prune(model, dataset, tokenizer, run)
             seconds = time.perf_counter() - start
             record = SparsityRecord.parse(getattr(model.config, RECORD_KEY))
             result = _describe(run, measure(), record.achieved_sparsity, seconds)
             state.restore()
-            append(path, result)
+            if processes.is_first:
+                append(path, result)
             results.runs[run.key] = result
             check_interrupts()
     return results
