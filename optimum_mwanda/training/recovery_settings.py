@@ -1,7 +1,8 @@
 """How a pruned model is trained to win back what pruning took."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from ..configuration import MWandaConfig
 from ..legal import Number, OneOf, Text, setting
@@ -11,6 +12,49 @@ STRATEGIES = ("equal", "temperature", "need")
 """How languages may be mixed, beside weights of one's own."""
 
 LEARNING_RATES = {"masks": 1e-4, "distill": 1e-4, "lora": 1e-3, "rigl": 1e-4, "lisa": 1e-4}
+
+RECIPE_OF = {
+    "distillation_weight": "distill",
+    "lora_rank": "lora",
+    "rigl_alpha": "rigl",
+    "rigl_interval": "rigl",
+    "lisa_blocks": "lisa",
+    "lisa_interval": "lisa",
+}
+"""Settings that mean something to one recipe only."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe(OneOf):
+    """The name of a recipe."""
+
+    def check(self, name: str, value: Any) -> None:
+        """Refuses anything else, and says where gradual pruning is."""
+        if value == "gradual":
+            raise ValueError(
+                f"{name}='gradual' prunes while it trains, but this takes a model that is pruned already: give "
+                "GradualPruningCallback to a Trainer, or use run_clm_mwanda.py --recipe gradual in "
+                "integrations/transformers_training."
+            )
+        super().check(name, value)
+
+
+def check_recipe(recipe: str, given: Iterable[str]) -> None:
+    """Checks that no setting belongs to another recipe.
+
+    Args:
+        recipe: The recipe.
+        given: Names of settings that were given.
+
+    Raises:
+        ValueError: If one of them has no meaning for this recipe.
+    """
+    for name in given:
+        if RECIPE_OF.get(name, recipe) != recipe:
+            raise ValueError(
+                f"{name} belongs to recipe={RECIPE_OF[name]!r}, but recipe={recipe!r} was chosen: leave {name} out, or "
+                "choose the other recipe."
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,7 +66,7 @@ class RecoverySettings:
         "'masks' trains all weights that are not pruned, 'distill' does so toward the dense model's predictions, "
         "'lora' trains masked adapters and merges them, 'rigl' lets the masks move, and 'lisa' trains a few blocks at "
         "a time.",
-        OneOf(tuple(LEARNING_RATES)),
+        Recipe(tuple(LEARNING_RATES)),
     )
     tokens: int = setting(1_000_000, "Tokens to train on.", Number(at_least=1, whole=True))
     mix: str = setting(
@@ -70,6 +114,8 @@ class RecoverySettings:
             value, legal = getattr(self, field.name), field.metadata["legal"]
             if legal is not None and not (value is None and field.default is None):
                 legal.check(field.name, value)
+        fields = dataclasses.fields(self)
+        check_recipe(self.recipe, (field.name for field in fields if getattr(self, field.name) != field.default))
 
 
 RecoverySettings.__doc__ = f"""{RecoverySettings.__doc__}

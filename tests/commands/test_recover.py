@@ -123,7 +123,9 @@ def test_progress_goes_to_standard_error_with_the_remaining_time(
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["--recipe", "rest"], 2, "invalid choice: 'rest'"),
+        (["--recipe", "rest"], 2, "recipe='rest' is not known. Choose one of: 'masks'"),
+        (["--recipe", "gradual"], 2, "run_clm_mwanda.py --recipe gradual"),
+        (["--recipe", "lisa", "--lora-rank", "16"], 2, "lora_rank belongs to recipe='lora', but recipe='lisa'"),
         (["--tokens", "many"], 2, "invalid int value"),
         (["--tokens", "0"], 2, "tokens=0 is not allowed"),
         (["--batch-size", "-1"], 2, "batch_size=-1"),

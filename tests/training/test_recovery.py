@@ -1,5 +1,6 @@
 """`recover`: every recipe trains, keeps the zeros, and gives the model back in its own form."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from optimum_mwanda import MWandaConfig, MWandaPruner, read_masks, recover, spar
 from optimum_mwanda.evaluation.report import LanguageScore, PerplexityComparison, PerplexityReport
 from optimum_mwanda.training.distillation_trainer import LOSS_WEIGHT, DistillationTrainer
 from optimum_mwanda.training.lent_model import lent_to_training
+from optimum_mwanda.training.recovery_settings import RECIPE_OF, RecoverySettings
 
 from ..conftest import assert_untouched, make_model, make_rows, state_of
 
@@ -166,6 +168,9 @@ def test_diverged_training_is_an_error(recipe: str) -> None:
     ("settings", "message"),
     [
         ({"recipe": "sparsely"}, "recipe='sparsely' is not known. Choose one of: 'masks', 'distill', 'lora'"),
+        ({"recipe": "gradual"}, "give GradualPruningCallback to a Trainer"),
+        ({"recipe": "distill", "lora_rank": 4}, "lora_rank belongs to recipe='lora', but recipe='distill'"),
+        ({"rigl_alpha": 0.1}, "rigl_alpha belongs to recipe='rigl', but recipe='masks'"),
         ({"recipe": "distill"}, "recipe='distill' needs a dense model: give teacher="),
         ({"teacher": make_model()}, "recipe='masks' takes no dense model: give teacher="),
         ({"mix": "need"}, "give report="),
@@ -176,8 +181,8 @@ def test_diverged_training_is_an_error(recipe: str) -> None:
         ({"learning_rate": 0}, "learning_rate=0"),
         ({"sequence_length": 0}, "sequence_length=0"),
         ({"sequence_length": 65}, "exceeds the model's 64 positions"),
-        ({"lora_rank": 0}, "lora_rank=0"),
-        ({"distillation_weight": 2}, "distillation_weight=2"),
+        ({"recipe": "lora", "lora_rank": 0}, "lora_rank=0"),
+        ({"recipe": "distill", "distillation_weight": 2}, "distillation_weight=2"),
         ({"languages": ["xx"]}, "'xx' was asked for"),
         ({"language_column": None}, "language_column=None"),
         ({"recipe": "distill", "teacher": make_model(), "report": losses(en=2.1, fr=2.2)}, "no evaluation of 'sw'"),
@@ -190,6 +195,12 @@ def test_wrong_settings_are_refused_and_change_nothing(settings: dict[str, Any],
     with pytest.raises(ValueError, match=message.replace("(", "\\(")):
         recover(model, make_rows(), **{**SMALL, **settings})
     assert_untouched(model, before, training=False)
+
+
+def test_every_setting_of_one_recipe_is_known_as_such() -> None:
+    names = [field.name for field in dataclasses.fields(RecoverySettings)]
+    first_words = {"distillation": "distill", "lora": "lora", "rigl": "rigl", "lisa": "lisa"}
+    assert {name: first_words[word] for name in names if (word := name.split("_")[0]) in first_words} == RECIPE_OF
 
 
 def test_unknown_setting_is_refused() -> None:
