@@ -6,8 +6,12 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer
 
+from ..configuration import MWandaConfig
+from ..evaluation.report import PerplexityComparison
 from ..values import check_number
 from .distillation import distillation_loss
+from .language_mix import LanguageMix
+from .language_weights import need_weights
 
 LOSS_WEIGHT = "loss_weight"
 """Column with the weight of a row in the loss."""
@@ -87,6 +91,35 @@ class DistillationTrainer(Trainer):
         columns: Any = self._signature_columns
         if LOSS_WEIGHT not in columns:
             columns.append(LOSS_WEIGHT)
+
+
+def weigh_by_need(
+    mix: LanguageMix,
+    report: PerplexityComparison,
+    temperature: float = MWandaConfig.language_temperature,
+    language_column: str = MWandaConfig.language_column,
+) -> Any:
+    """Gives each row of a mix the weight in the loss that its language needs.
+
+    Args:
+        mix: What is trained on.
+        report: Dense against pruned, of all languages of the mix.
+        temperature: As for `need_weights`.
+        language_column: Column that names the language.
+
+    Returns:
+        The dataset of the mix with a column `loss_weight`.
+
+    Raises:
+        ValueError: If a language was not evaluated.
+    """
+    weights = need_weights(report, temperature=temperature)
+    if missing := [language for language in mix.shares if language not in weights]:
+        raise ValueError(
+            f"report has no evaluation of {', '.join(map(repr, missing))}: evaluate all languages that are trained, or "
+            "name those to train with languages=."
+        )
+    return mix.dataset.map(lambda row: {LOSS_WEIGHT: weights[row[language_column]]})
 
 
 def check_teacher(teacher: Any, model: Any) -> None:

@@ -189,6 +189,10 @@ class MaskKeeper:
             matrix.mask_gradient()
             matrix.mask_state(self.optimizer.state.get(matrix.parameter, {}))
 
+    def masks(self) -> dict[str, Tensor]:
+        """The masks as they are now, in the form of `read_masks`."""
+        return {name: matrix.pruned() for name, matrix in self.matrices.items()}
+
     def replace_masks(self, masks: Masks) -> None:
         """Prunes other entries from now on; entries that are pruned no longer start from zero.
 

@@ -13,9 +13,8 @@ from ..evaluation.report import PerplexityComparison
 from ..modeling.positions import resolve_sequence_length
 from .blocks_in_turn import LISACallback
 from .callback import MWandaCallback
-from .distillation_trainer import LOSS_WEIGHT, DistillationTrainer, check_teacher
+from .distillation_trainer import DistillationTrainer, check_teacher, weigh_by_need
 from .language_mix import LanguageMix, mix_languages
-from .language_weights import need_weights
 from .lent_model import lent_to_training
 from .moving_masks import RigLCallback
 from .pruned_entries import read_masks
@@ -106,7 +105,9 @@ def recover(
             language_column=wanted.language_column,
             text_column=wanted.text_column,
         )
-        rows = _weighted(mix, wanted, report)
+        rows = mix.dataset
+        if wanted.recipe == "distill" and report is not None:
+            rows = weigh_by_need(mix, report, wanted.mix_temperature, wanted.language_column)
     with lent_to_training(model, masks):
         if wanted.recipe == "lora":
             from .adapter_recovery import train_adapters
@@ -137,19 +138,6 @@ def _is_streamed(dataset: Any) -> bool:
 
     parts = dataset.values() if isinstance(dataset, dict) else [dataset]
     return any(isinstance(part, IterableDataset) for part in parts)
-
-
-def _weighted(mix: LanguageMix, settings: RecoverySettings, report: PerplexityComparison | None) -> Any:
-    """The mix, with a weight for each row in the loss of a distillation."""
-    if settings.recipe != "distill" or report is None:
-        return mix.dataset
-    weights = need_weights(report, temperature=settings.mix_temperature)
-    if missing := [language for language in mix.shares if language not in weights]:
-        raise ValueError(
-            f"report has no evaluation of {', '.join(map(repr, missing))}: evaluate all languages that are trained, or "
-            "name those to train with languages=."
-        )
-    return mix.dataset.map(lambda row: {LOSS_WEIGHT: weights[row[settings.language_column]]})
 
 
 def _callback(settings: RecoverySettings) -> MWandaCallback:
@@ -202,8 +190,8 @@ def _train(
         finally:
             if callback.keeper is not None:  # after an error the callback does not hear of the end
                 callback.close()
-                kept = callback.keeper.matrices  # of adapted models under other names, with masks that stay
-                masks.update((name, matrix.pruned()) for name, matrix in kept.items() if name in masks)
+                kept = callback.keeper.masks()  # of adapted models under other names, with masks that stay
+                masks.update((name, pruned) for name, pruned in kept.items() if name in masks)
             for each in filter(None, (trainer.model_wrapped, teacher)):  # with bf16 they would stay in bfloat16
                 trainer.accelerator.unwrap_model(each, keep_fp32_wrapper=False)
     if not all(bool(torch.isfinite(weights).all()) for weights in model.parameters()):
