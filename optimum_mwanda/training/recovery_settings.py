@@ -20,8 +20,10 @@ RECIPE_OF = {
     "rigl_interval": "rigl",
     "lisa_blocks": "lisa",
     "lisa_interval": "lisa",
+    "gradual_interval": "gradual",
+    "gradual_stop": "gradual",
 }
-"""Settings that mean something to one recipe only."""
+"""Settings that mean something to one recipe only; those of gradual pruning are not settings of `recover`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,8 +89,11 @@ class RecoverySettings:
         0.5, "Weight of the dense model's predictions against the text itself.", Number(at_least=0, at_most=1)
     )
     lora_rank: int = setting(16, "Rank of the adapters.", Number(at_least=1, whole=True))
-    rigl_alpha: float = setting(
-        0.3, "Share of the kept weights that 'rigl' exchanges at first.", Number(above=0, at_most=1)
+    rigl_alpha: float | None = setting(
+        None,
+        "Share of the kept weights that 'rigl' exchanges at first. None: 0.3, but no weights larger than what new ones "
+        "can reach until the next exchange.",
+        Number(above=0, at_most=1),
     )
     rigl_interval: int | None = setting(
         None,
