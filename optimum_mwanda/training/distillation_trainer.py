@@ -38,6 +38,7 @@ class DistillationTrainer(Trainer):
         **kwargs: As for `Trainer`, but for `compute_loss_func`.
 
     Raises:
+        TypeError: If the teacher is no model.
         ValueError: If the teacher is the model itself or has another vocabulary, or a setting is not allowed.
     """
 
@@ -126,11 +127,15 @@ def check_teacher(teacher: Any, model: Any) -> None:
     """Checks that a model can learn from another one.
 
     Raises:
+        TypeError: If the teacher is no model.
         ValueError: If they are the same object, or have different vocabularies.
     """
+    if not isinstance(teacher, nn.Module):
+        raise TypeError(f"teacher is a {type(teacher).__name__}: give the dense model, as from_pretrained loads it.")
     if teacher is model:
         raise ValueError("The teacher is the model that is trained: load the dense model a second time.")
-    sizes = [each.config.get_text_config().vocab_size for each in (teacher, model)]
+    models: Any = (teacher, model)
+    sizes = [each.config.get_text_config().vocab_size for each in models]
     if sizes[0] != sizes[1]:
         raise ValueError(
             f"The teacher knows {sizes[0]} tokens, the model {sizes[1]}: give the dense model that was pruned, or "

@@ -43,9 +43,15 @@ def need_weights(
         temperature: T. With 1, weights are proportional to what was lost; the higher it is, the more equal they become.
 
     Raises:
+        TypeError: If the report is none.
         ValueError: If the report has several pruned models and none is named, or has no such model, or the temperature
             is not above 0.
     """
+    if not isinstance(report, PerplexityComparison):
+        raise TypeError(
+            f"report is a {type(report).__name__}: give PerplexityComparison(dense, {{'pruned': pruned}}) of two "
+            "reports that evaluate_languages returned."
+        )
     if name is None and len(report.pruned) == 1:
         (name,) = report.pruned
     if name is None or name not in report.pruned:

@@ -17,7 +17,7 @@ from .distillation_trainer import DistillationTrainer, check_teacher, weigh_by_n
 from .language_mix import LanguageMix, mix_languages
 from .lent_model import lent_to_training
 from .moving_masks import RigLCallback
-from .pruned_entries import read_masks
+from .pruned_entries import bare_model, read_masks
 from .recovery_settings import LEARNING_RATES, RecoverySettings
 from .training_bar import TrainingBar, mapping_bars
 
@@ -74,12 +74,13 @@ def recover(
         The model, whose record says how it was trained.
 
     Raises:
-        TypeError: If the dataset cannot be read.
+        TypeError: If the model, the teacher or the report is none, or the dataset cannot be read.
         ValueError: If a setting is not allowed or lacks what it needs, the model is not pruned or not what its record
             says, or the dataset does not fit. Nothing is changed then.
         FloatingPointError: If the training diverged. The model is of no use then.
     """
     wanted = RecoverySettings(**settings)
+    check_trainable(model, wanted.recipe)
     if (wanted.recipe == "distill") is (teacher is None):
         raise ValueError(
             f"recipe={wanted.recipe!r} {'needs a' if teacher is None else 'takes no'} dense model: give teacher= with "
@@ -121,6 +122,29 @@ def recover(
             return Recovery(model, mix, steps, merge)
         _train(model, rows, steps, wanted, progress, masks, teacher)
     return Recovery(model, mix, steps)
+
+
+def check_trainable(model: Any, recipe: str) -> None:
+    """Checks that a model is one to train, before anything else is looked at.
+
+    Raises:
+        TypeError: If it is no model.
+        ValueError: If it is wrapped, carries an adapter, or has nothing that can be trained.
+    """
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}: give a pruned model, as from_pretrained loads it.")
+    if bare_model(model) is not model:
+        raise ValueError(
+            f"The model is inside a wrapper, {type(model).__name__}: give the model itself, and compile it or share it "
+            "out afterwards."
+        )
+    if hasattr(model, "peft_config"):
+        raise ValueError(
+            "The model carries an adapter: merge it first, with merge_preserving_masks(peft_model). recipe='lora' "
+            "makes adapters of its own."
+        )
+    if recipe != "lora" and not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError("No parameter of the model can be trained: set requires_grad, or choose recipe='lora'.")
 
 
 def _steps(settings: RecoverySettings, model: Any) -> tuple[int, int]:

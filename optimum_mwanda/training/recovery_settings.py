@@ -119,6 +119,8 @@ class RecoverySettings:
             value, legal = getattr(self, field.name), field.metadata["legal"]
             if legal is not None and not (value is None and field.default is None):
                 legal.check(field.name, value)
+        if not isinstance(self.bf16, bool):
+            raise ValueError(f"bf16={self.bf16!r} is not allowed: give True or False.")
         fields = dataclasses.fields(self)
         check_recipe(self.recipe, (field.name for field in fields if getattr(self, field.name) != field.default))
 

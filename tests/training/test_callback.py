@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from optimum_mwanda import MWandaCallback, read_masks, sparsity_record, verify_sparsity
+from optimum_mwanda import MWandaCallback, RigLCallback, read_masks, sparsity_record, verify_sparsity
 
 from ..conftest import make_model, state_of
 from .conftest import prune_sample
@@ -212,6 +212,34 @@ def test_training_again_adds_to_the_record(pruned: PreTrainedModel, make_trainer
     assert record is not None
     assert [entry.steps for entry in record.training] == [2, 2]
     assert "Trained afterwards for 2 steps (masks kept)." in str(record)
+
+
+def test_a_training_without_a_step_is_not_in_the_record(pruned: PreTrainedModel, make_trainer: MakeTrainer) -> None:
+    class FailAtOnce(TrainerCallback):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            raise RuntimeError("mine")
+
+    trainer = make_trainer(pruned, MWandaCallback())
+    trainer.add_callback(FailAtOnce())
+    with pytest.raises(RuntimeError, match="mine"):
+        trainer.train()
+    make_trainer(pruned, MWandaCallback(), max_steps=2).train()
+    record = sparsity_record(pruned)
+    assert record is not None
+    assert [entry.steps for entry in record.training] == [2]
+
+
+@pytest.mark.parametrize("other", [MWandaCallback, RigLCallback])
+def test_two_callbacks_that_keep_masks_are_refused(
+    other: type[MWandaCallback], pruned: PreTrainedModel, make_trainer: MakeTrainer
+) -> None:
+    before = pruned.config.mwanda_config
+    trainer = make_trainer(pruned, MWandaCallback())
+    trainer.add_callback(other())
+    with pytest.raises(ValueError, match=f"has both MWandaCallback and {other.__name__}"):
+        trainer.train()
+    assert pruned.config.mwanda_config == before
+    assert not any(p._backward_hooks for p in pruned.parameters())
 
 
 def test_nothing_is_left_behind(pruned: PreTrainedModel, make_trainer: MakeTrainer) -> None:

@@ -178,6 +178,7 @@ def test_diverged_training_is_an_error(recipe: str) -> None:
         ({"tokens": 0}, "tokens=0"),
         ({"tokens": 1e6}, "tokens=1000000.0"),
         ({"batch_size": 0}, "batch_size=0"),
+        ({"bf16": "no"}, "bf16='no' is not allowed: give True or False"),
         ({"learning_rate": 0}, "learning_rate=0"),
         ({"sequence_length": 0}, "sequence_length=0"),
         ({"sequence_length": 65}, "exceeds the model's 64 positions"),
@@ -207,6 +208,40 @@ def test_every_setting_of_one_recipe_is_known_as_such() -> None:
 def test_unknown_setting_is_refused() -> None:
     with pytest.raises(TypeError, match="epochs"):
         recover(prune(), make_rows(), epochs=3)
+
+
+def test_what_is_no_plain_model_to_train_is_refused_and_not_changed() -> None:
+    model = prune()
+    before = state_of(model)
+    with pytest.raises(TypeError, match="model is a str: give a pruned model"):
+        recover("pruned", make_rows(), **SMALL)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="inside a wrapper, OptimizedModule: give the model itself"):
+        recover(torch.compile(model), make_rows(), **SMALL)  # type: ignore[arg-type]
+    model.requires_grad_(False)
+    with pytest.raises(ValueError, match="No parameter of the model can be trained"):
+        recover(model, make_rows(), **SMALL)
+    assert_untouched(model, before, training=False)
+
+
+@pytest.mark.parametrize("recipe", ["masks", "lora"])
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of peft itself
+def test_model_with_an_adapter_is_refused(recipe: str) -> None:
+    peft = pytest.importorskip("peft", reason="peft is not installed")
+    adapted = peft.get_peft_model(prune(), peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    with pytest.raises(ValueError, match=r"merge it first, with merge_preserving_masks\(peft_model\)"):
+        recover(adapted, make_rows(), recipe=recipe, **SMALL)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mix": "need", "report": {"en": 1}}, "report is a dict: give PerplexityComparison"),
+        ({"recipe": "distill", "teacher": "dense"}, "teacher is a str: give the dense model"),
+    ],
+)
+def test_what_is_no_report_or_no_teacher_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        recover(prune(), make_rows(), **settings, **SMALL)
 
 
 def test_dense_model_is_refused_before_its_text_is_read() -> None:
