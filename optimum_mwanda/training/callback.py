@@ -14,6 +14,7 @@ from ..record.verification import sparsity_record, verify_sparsity
 from ..sharing.model_card import save_card
 from .caller import calling_trainer
 from .keeper import MASKS_KEPT, NO_DEEPSPEED, MaskKeeper
+from .language_weights import check_report
 from .masked_adapters import warn_of_unmasked_adapters
 from .pruned_entries import Masks, bare_model
 
@@ -32,6 +33,9 @@ class MWandaCallback(TrainerCallback):
         report: The dense model and the trained one, evaluated on the same text, for the card. It can also be set later
             as an attribute: after training, before the push.
 
+    Raises:
+        TypeError: If the report is none.
+
     Attributes:
         report: See above.
         keeper: The `MaskKeeper` of the training that is going on, or of the last one; None before the first.
@@ -41,6 +45,8 @@ class MWandaCallback(TrainerCallback):
     """What the record says about the training."""
 
     def __init__(self, masks: Masks | None = None, report: PerplexityComparison | None = None) -> None:
+        if report is not None:
+            check_report(report)
         self._masks = masks
         self.report = report
         self.keeper: MaskKeeper | None = None

@@ -24,6 +24,9 @@ NO_DEEPSPEED = (
     "DistributedDataParallel instead."
 )
 
+_RECORDED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+"""Models whose steps a block of `keep_masks` counts."""
+
 
 class MaskedMatrix:
     """A matrix some of whose entries stay zero.
@@ -161,6 +164,7 @@ class MaskKeeper:
         masks: As `read_masks` gives them. None: the zeros of the matrices that the model's record names.
 
     Raises:
+        TypeError: If masks are no mapping of names to tensors.
         ValueError: If the model has no record, its weights or the masks do not fit, or masks cannot be kept with this
             optimizer or wrapper. Nothing is changed then.
     """
@@ -244,7 +248,8 @@ def keep_masks(model: nn.Module, optimizer: Optimizer, masks: Masks | None = Non
 
     Gradients are masked when they are computed, so clipping and moments see only what is trained, and weights are
     masked after every optimizer step. The record says how many steps were taken, also in what is saved in between.
-    Inside, `keeper.sparsity()` counts the zeros.
+    Inside, `keeper.sparsity()` counts the zeros. With several optimizers, nest a block for each that trains pruned
+    matrices; the steps of the outer one are counted.
 
     Args:
         model: As for `MaskKeeper`.
@@ -266,13 +271,16 @@ def keep_masks(model: nn.Module, optimizer: Optimizer, masks: Masks | None = Non
             begin_training(bare, MASKS_KEPT)
         count_steps(bare, step)
 
-    is_recorded = sparsity_record(bare) is not None
+    is_recorded = sparsity_record(bare) is not None and bare not in _RECORDED
     handle = keeper.optimizer.register_step_post_hook(record_step) if is_recorded else None
+    if is_recorded:
+        _RECORDED.add(bare)
     try:
         yield keeper
     finally:
         if handle is not None:
             handle.remove()
+            _RECORDED.discard(bare)
         keeper.close()
 
 

@@ -97,8 +97,8 @@ def mask_adapters(peft_model: nn.Module) -> MaskedAdapters:
             adapter is of another type, adapts no pruned matrix, or trains one in a way that cannot be masked. Nothing
             is changed then.
     """
-    adapters = list(getattr(bare_model(peft_model), "peft_config", {}))
-    found = find_adapted(peft_model, adapters)
+    inside = bare_model(peft_model) if isinstance(peft_model, nn.Module) else None
+    found = find_adapted(peft_model, list(getattr(inside, "peft_config", {})))
     if found.copies:
         raise ValueError(
             f"modules_to_save trains pruned matrices as a whole, {abridged(map(repr, found.copies))}, and there is no "

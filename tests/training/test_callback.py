@@ -196,6 +196,11 @@ def test_masks_of_another_model_are_refused(pruned: PreTrainedModel, make_traine
         make_trainer(pruned, MWandaCallback({"transformer": torch.zeros(2, 2, dtype=torch.bool)})).train()
 
 
+def test_what_is_no_report_is_refused_before_the_training() -> None:
+    with pytest.raises(TypeError, match="report is a dict: give PerplexityComparison"):
+        MWandaCallback(report={"en": 1.0})  # type: ignore[arg-type]
+
+
 def test_weights_that_the_record_does_not_describe_are_refused(
     pruned: PreTrainedModel, make_trainer: MakeTrainer
 ) -> None:

@@ -249,7 +249,7 @@ def test_given_masks_move_in_a_model_without_a_record(train_tiny: MakeTrainer) -
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"alpha": 0}, "alpha=0 is not allowed"),
+        ({"alpha": 0}, r"alpha=0 is not allowed: give a share in \(0, 1\]"),
         ({"interval": 0}, "interval=0 is not allowed"),
         ({"stop": 1.5}, r"stop=1\.5 is not allowed"),
     ],
