@@ -109,8 +109,8 @@ def main(words: list[str] | None = None) -> None:
             trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)  # no more bf16
             if recipe.recipe == "lora":
                 trainer.model, _ = mwanda.merge_preserving_masks(trainer.model)
-            else:
-                masks.update(callback.keeper.masks())  # they may have moved
+            elif recipe.recipe in ("rigl", "gradual"):
+                masks.update(mwanda.read_masks(model))
         trainer.save_model()
         trainer.save_metrics("train", result.metrics)
         trainer.save_state()
@@ -139,6 +139,8 @@ def parse(words: list[str]) -> Any:
         raise ValueError(
             "--mix need looks at what pruning cost, and --recipe gradual has not pruned yet: choose another."
         )
+    if training.load_best_model_at_end and training.metric_for_best_model in ("loss", "eval_loss"):
+        raise ValueError("Every language has a loss of its own: name one, as in --metric_for_best_model eval_sw_loss.")
     return script, recipe, training
 
 

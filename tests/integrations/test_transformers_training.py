@@ -255,9 +255,21 @@ class TestRunClm:
             assert [entry["step"] for entry in log if f"eval_{language}_loss" in entry] == [1, 2]
         assert json.loads((out / "trainer_state.json").read_bytes())["best_metric"] > 0
 
+    def test_best_checkpoint_of_masks_that_moved_is_not_masked_again(self, words: list[str], tmp_path: Path) -> None:
+        steps = ("--max_steps", "4", "--eval_strategy", "steps", "--eval_steps", "1", "--save_steps", "1")
+        best = ("--load_best_model_at_end", "--metric_for_best_model", "eval_ta_loss", "--greater_is_better", "true")
+        moving = ("--recipe", "rigl", "--rigl_alpha", "0.3", "--rigl_interval", "1", "--learning_rate", "1e-3")
+        run("run_clm_mwanda", *words, *steps, *best, *moving, "--output_dir", tmp_path)  # the worst is an early one
+        state = json.loads((tmp_path / "trainer_state.json").read_bytes())
+        chosen = Path(state["best_model_checkpoint"])
+        assert chosen.name == "checkpoint-1"
+        kept, whole = load(chosen).to(load(tmp_path).dtype).state_dict(), load(tmp_path).state_dict()
+        assert all(torch.equal(kept[name], tensor) for name, tensor in whole.items())
+
     @pytest.mark.parametrize(
         ("more", "message"),
         [
+            (["--load_best_model_at_end", "--eval_strategy", "steps", "--save_steps", "500"], "name one"),
             (["--lora_rank", "4"], "lora_rank belongs to recipe='lora', but recipe='masks' was chosen"),
             (["--recipe", "rigl", "--gradual_stop", "0.5"], "gradual_stop belongs to recipe='gradual'"),
             (["--recipe", "gradual", "--mix", "need"], "--recipe gradual has not pruned yet"),
