@@ -121,7 +121,7 @@ class RecoverCommand(Subcommand):
         from ..record.verification import sparsity_record
         from ..training.distillation_trainer import check_teacher
         from ..training.pruned_entries import read_masks
-        from ..training.recovery import recover
+        from ..training.recovery import check_settings, recover
 
         args, is_quiet = self.args, self.args.quiet
         columns = EvaluationSettings(language_column=settings.language_column, text_column=settings.text_column)
@@ -134,6 +134,8 @@ class RecoverCommand(Subcommand):
                         "mwanda prune`."
                     )
                 read_masks(model)  # here a model that it does not fit is refused before it is evaluated
+            with errors_as(UsageError, ValueError):
+                check_settings(settings, model)
             tokenizer = load_tokenizer(args.model, args)
             check_model_room(model, folder, args, 0)
             evaluation = Evaluation()

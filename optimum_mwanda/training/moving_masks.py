@@ -27,6 +27,9 @@ logger = logging.getLogger(__name__)
 MOST_STEPS = 100
 """Longest interval between two changes that is chosen where none is given."""
 
+STOP = 0.75
+"""Share of the training after which masks stay, if none is given."""
+
 ALPHA = 0.3
 """Share of the kept weights that is exchanged at first, if none is given; as in the paper."""
 
@@ -61,7 +64,7 @@ class RigLCallback(MWandaCallback):
         self,
         alpha: float | None = None,
         interval: int | None = None,
-        stop: float = 0.75,
+        stop: float = STOP,
         masks: Masks | None = None,
         report: PerplexityComparison | None = None,
     ) -> None:
@@ -84,15 +87,9 @@ class RigLCallback(MWandaCallback):
         Raises:
             ValueError: If masks cannot be kept or moved in this training; before its first step.
         """
-        self._interval = self._given_interval or min(MOST_STEPS, max(state.max_steps // 10, 1))
-        self._last_step = math.ceil(self._stop * state.max_steps)
+        self._interval, self._last_step = moving_schedule(state.max_steps, self._given_interval, self._stop)
         self._processes = args.world_size
         self._exchanged = []
-        if self._interval >= self._last_step:
-            raise ValueError(
-                f"Masks that move every {self._interval} steps, and stay from step {self._last_step} on (stop="
-                f"{self._stop} of {state.max_steps} steps), would never move: give a shorter interval or train longer."
-            )
         super().on_train_begin(args, state, control, **kwargs)
         if self._masks is None:
             recount_zeros(bare_model(kwargs["model"]))  # more zeros than recorded are kept too
@@ -186,6 +183,30 @@ class RigLCallback(MWandaCallback):
             keeper.close()
             raise
         return keeper
+
+
+def moving_schedule(steps: int, interval: int | None = None, stop: float = STOP) -> tuple[int, int]:
+    """When masks move in a training.
+
+    Args:
+        steps: Optimizer steps of the training.
+        interval: As for `RigLCallback`.
+        stop: As for `RigLCallback`.
+
+    Returns:
+        The interval, and the step from which on masks stay.
+
+    Raises:
+        ValueError: If they would never move.
+    """
+    interval = interval or min(MOST_STEPS, max(steps // 10, 1))
+    last_step = math.ceil(stop * steps)
+    if interval >= last_step:
+        raise ValueError(
+            f"Masks that move every {interval} steps, and stay from step {last_step} on (stop={stop} of {steps} "
+            "steps), would never move: give a shorter interval or train longer."
+        )
+    return interval, last_step
 
 
 View = Callable[[Tensor], Tensor]

@@ -10,13 +10,14 @@ from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from ..evaluation.report import PerplexityComparison
+from ..modeling.blocks import find_blocks
 from ..modeling.positions import resolve_sequence_length
 from .blocks_in_turn import LISACallback
 from .callback import MWandaCallback
 from .distillation_trainer import DistillationTrainer, check_teacher, weigh_by_need
 from .language_mix import LanguageMix, mix_languages
 from .lent_model import lent_to_training
-from .moving_masks import RigLCallback
+from .moving_masks import RigLCallback, moving_schedule
 from .pruned_entries import bare_model, read_masks
 from .recovery_settings import LEARNING_RATES, RecoverySettings
 from .training_bar import TrainingBar, mapping_bars
@@ -80,7 +81,7 @@ def recover(
         FloatingPointError: If the training diverged. The model is of no use then.
     """
     wanted = RecoverySettings(**settings)
-    check_trainable(model, wanted.recipe)
+    check_settings(wanted, model)
     if (wanted.recipe == "distill") is (teacher is None):
         raise ValueError(
             f"recipe={wanted.recipe!r} {'needs a' if teacher is None else 'takes no'} dense model: give teacher= with "
@@ -124,12 +125,13 @@ def recover(
     return Recovery(model, mix, steps)
 
 
-def check_trainable(model: Any, recipe: str) -> None:
-    """Checks that a model is one to train, before anything else is looked at.
+def check_settings(settings: RecoverySettings, model: Any) -> None:
+    """Checks that a model is one to train and that the settings fit it, before anything else is looked at.
 
     Raises:
         TypeError: If it is no model.
-        ValueError: If it is wrapped, carries an adapter, or has nothing that can be trained.
+        ValueError: If it is wrapped, carries an adapter, or has nothing that can be trained; if it has fewer blocks
+            than shall be trained at a time, or masks would never move.
     """
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model is a {type(model).__name__}: give a pruned model, as from_pretrained loads it.")
@@ -143,8 +145,13 @@ def check_trainable(model: Any, recipe: str) -> None:
             "The model carries an adapter: merge it first, with merge_preserving_masks(peft_model). recipe='lora' "
             "makes adapters of its own."
         )
-    if recipe != "lora" and not any(parameter.requires_grad for parameter in model.parameters()):
+    if settings.recipe != "lora" and not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError("No parameter of the model can be trained: set requires_grad, or choose recipe='lora'.")
+    steps, _ = _steps(settings, model)
+    if settings.recipe == "rigl":
+        moving_schedule(steps, settings.rigl_interval)
+    if settings.recipe == "lisa" and settings.lisa_blocks > (count := len(find_blocks(model))):
+        raise ValueError(f"lisa_blocks={settings.lisa_blocks} is not allowed: the model has {count} blocks.")
 
 
 def _steps(settings: RecoverySettings, model: Any) -> tuple[int, int]:

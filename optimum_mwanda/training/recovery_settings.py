@@ -119,6 +119,11 @@ class RecoverySettings:
             value, legal = getattr(self, field.name), field.metadata["legal"]
             if legal is not None and not (value is None and field.default is None):
                 legal.check(field.name, value)
+        if self.mix == "equal" and self.recipe != "distill" and self.mix_temperature != type(self).mix_temperature:
+            raise ValueError(
+                f"mix_temperature={self.mix_temperature} has no effect with mix='equal': leave it out, or give "
+                "mix='temperature' or mix='need'."
+            )
         if not isinstance(self.bf16, bool):
             raise ValueError(f"bf16={self.bf16!r} is not allowed: give True or False.")
         fields = dataclasses.fields(self)
