@@ -72,7 +72,7 @@ class MaskedMatrix:
         self._kept = ~pruned
 
     def collect_gradient(self) -> None:
-        """Adds up the gradients of all entries, those of pruned ones too, until they are taken; not under FSDP."""
+        """Adds up the gradients of pruned entries until they are taken; not under FSDP."""
         self._collects, self._collected = True, None
 
     def take_gradient(self) -> Tensor | None:
@@ -90,8 +90,9 @@ class MaskedMatrix:
             return
         self.unwatch()
         self._watched = weakref.ref(parameter)
-        if is_sharded(parameter):
-            # FSDP writes the gradient of its part beside autograd, and calls only these hooks.
+        if is_sharded(parameter) or not is_distributed():
+            # In place, which is several times as fast. FSDP writes the gradient of its part beside autograd, and calls
+            # only these hooks.
             self._handle = parameter.register_post_accumulate_grad_hook(self._mask_accumulated)
         else:
             # Before the gradient is accumulated, so that DistributedDataParallel sends around the masked one.
@@ -141,16 +142,22 @@ class MaskedMatrix:
         part = own_part(self.parameter.detach())
         return part.numel() - int(torch.count_nonzero(part)), part.numel()
 
+    @torch.no_grad()
     def _mask_accumulated(self, _: Tensor) -> None:
         self._gradient_is_masked = True
+        if self._collects and self.parameter.grad is not None:
+            self._collect(self.parameter.grad)  # of pruned entries, earlier gradients are masked already
         self.mask_gradient()
+
+    def _collect(self, gradient: Tensor) -> None:
+        if self._collected is None:
+            self._collected = torch.zeros(gradient.shape, dtype=torch.float32, device=gradient.device)
+        self._collected.add_(gradient * self.pruned())
 
     def _masked(self, gradient: Tensor) -> Tensor:
         self._gradient_is_masked = True
         if self._collects:
-            if self._collected is None:
-                self._collected = torch.zeros(gradient.shape, dtype=torch.float32, device=gradient.device)
-            self._collected.add_(gradient)
+            self._collect(gradient)
         # On a CPU a product is several times as fast as masked_fill.
         return gradient * self.kept()
 
@@ -299,6 +306,15 @@ def bare_optimizer(optimizer: Any) -> Optimizer:
             "give one that is."
         )
     return inner
+
+
+def is_distributed() -> bool:
+    """Whether this process trains together with others."""
+    return (
+        torch.distributed.is_available()
+        and torch.distributed.is_initialized()
+        and torch.distributed.get_world_size() > 1
+    )
 
 
 def check_plain_parameters(model: nn.Module) -> None:

@@ -11,7 +11,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from optimum_mwanda import MWandaCallback, RigLCallback, read_masks, sparsity_record, verify_sparsity
 
-from ..conftest import make_model, state_of
+from ..conftest import has_hooks, make_model, state_of
 from .conftest import prune_sample
 
 MakeTrainer = Callable[..., Trainer]
@@ -244,14 +244,14 @@ def test_two_callbacks_that_keep_masks_are_refused(
     with pytest.raises(ValueError, match=f"has both MWandaCallback and {other.__name__}"):
         trainer.train()
     assert pruned.config.mwanda_config == before
-    assert not any(p._backward_hooks for p in pruned.parameters())
+    assert not has_hooks(pruned)
 
 
 def test_nothing_is_left_behind(pruned: PreTrainedModel, make_trainer: MakeTrainer) -> None:
     callback = MWandaCallback()
     trainer = make_trainer(pruned, callback)
     trainer.train()
-    assert not any(p._backward_hooks for p in pruned.parameters())
+    assert not has_hooks(pruned)
     optimizer = trainer.optimizer.optimizer
     assert not optimizer._optimizer_step_pre_hooks
     assert not optimizer._optimizer_step_post_hooks

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from optimum_mwanda import keep_masks, read_masks, sparsity_record, verify_sparsity
 from optimum_mwanda.training.keeper import MaskKeeper
 
+from ..conftest import has_hooks
 from .conftest import prune_sample
 
 NAME = "model.layers.0.mlp.up_proj"
@@ -90,7 +91,7 @@ def test_two_optimizers_share_one_training(pruned: PreTrainedModel) -> None:
 def test_what_is_no_map_of_masks_is_refused(masks: Any, pruned: PreTrainedModel) -> None:
     with pytest.raises(TypeError, match=r"give one, as read_masks\(model\) does"):
         MaskKeeper(pruned, torch.optim.SGD(pruned.parameters(), lr=0.1), masks)
-    assert not any(parameter._backward_hooks for parameter in pruned.parameters())
+    assert not has_hooks(pruned)
 
 
 def test_a_model_without_a_record_gets_none(sample_model: PreTrainedModel) -> None:
@@ -113,7 +114,7 @@ def test_an_error_inside_the_block_leaves_no_hooks(pruned: PreTrainedModel) -> N
     optimizer = torch.optim.SGD(pruned.parameters(), lr=0.1)
     with pytest.raises(RuntimeError, match="mine"), keep_masks(pruned, optimizer):
         raise RuntimeError("mine")
-    assert not any(parameter._backward_hooks for parameter in pruned.parameters())
+    assert not has_hooks(pruned)
     assert not optimizer._optimizer_step_post_hooks
 
 

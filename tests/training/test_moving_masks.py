@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer, Trainer
 from optimum_mwanda import MWandaConfig, MWandaPruner, RigLCallback, read_masks, sparsity_record, verify_sparsity
 from optimum_mwanda.training.rigl import redraw_mask, update_fraction
 
-from ..conftest import make_model, state_of
+from ..conftest import has_hooks, make_model, state_of
 from ..families.matrix import FAMILIES
 from .test_callback import Watcher
 from .tiny import Fail, prune_tiny, stop_and_resume
@@ -264,7 +264,7 @@ def test_masks_that_would_never_move_are_refused(tiny: PreTrainedModel, train_ti
     with pytest.raises(ValueError, match=r"every 5 steps, and stay from step 5 on .* would never move"):
         train_tiny(tiny, RigLCallback(alpha=0.3, interval=5)).train()
     assert tiny.config.mwanda_config == before
-    assert not any(parameter._backward_hooks for parameter in tiny.parameters())
+    assert not has_hooks(tiny)
 
 
 def test_frozen_matrices_are_refused_if_there_are_no_others(tiny: PreTrainedModel, train_tiny: MakeTrainer) -> None:
@@ -277,7 +277,7 @@ def test_frozen_matrices_are_refused_if_there_are_no_others(tiny: PreTrainedMode
 def test_nothing_is_left_behind(tiny: PreTrainedModel, train_tiny: MakeTrainer) -> None:
     trainer = train_tiny(tiny, RigLCallback(alpha=0.3, interval=1))
     trainer.train()
-    assert not any(parameter._backward_hooks for parameter in tiny.parameters())
+    assert not has_hooks(tiny)
     assert not trainer.optimizer.optimizer._optimizer_step_post_hooks
 
 
@@ -288,4 +288,4 @@ def test_close_lets_go_after_an_error(tiny: PreTrainedModel, train_tiny: MakeTra
     with pytest.raises(RuntimeError, match="mine"):
         trainer.train()
     callback.close()
-    assert not any(parameter._backward_hooks for parameter in tiny.parameters())
+    assert not has_hooks(tiny)

@@ -15,7 +15,7 @@ from optimum_mwanda.training.distillation_trainer import LOSS_WEIGHT, Distillati
 from optimum_mwanda.training.lent_model import lent_to_training
 from optimum_mwanda.training.recovery_settings import RECIPE_OF, RecoverySettings
 
-from ..conftest import assert_untouched, make_model, make_rows, state_of
+from ..conftest import assert_untouched, has_hooks, make_model, make_rows, state_of
 
 SMALL: dict[str, Any] = {"tokens": 96, "sequence_length": 16, "batch_size": 2, "progress": False}
 RECIPES = ("masks", "distill", "lora")
@@ -72,7 +72,7 @@ def test_model_comes_back_in_its_own_form(recipe: str) -> None:
     assert list(model.state_dict()) == names
     assert [name for name, each in model.named_parameters() if not each.requires_grad] == ["model.norm.weight"]
     assert [name for name, module in model.named_modules() if module.training] == ["model.norm"]
-    assert not any(parameter._backward_hooks for parameter in model.parameters())
+    assert not has_hooks(model)
     assert not hasattr(model, "peft_config")
 
 
@@ -149,7 +149,7 @@ def test_error_in_the_training_leaves_types_and_layers_as_they_were(
     assert list(model.state_dict()) == names
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
-    assert not any(parameter._backward_hooks for parameter in model.parameters())
+    assert not has_hooks(model)
     assert not hasattr(model, "peft_config")
     assert all(torch.equal(model.get_submodule(name).weight == 0, pruned) for name, pruned in masks.items())
 
