@@ -39,6 +39,7 @@ _HOMES = {
     "distillation_loss": "training.distillation",
     "evaluate_languages": "evaluation.perplexity",
     "find_sparsity": "experiments.search.bisection",
+    "held_out_chunks": "training.held_out_chunks",
     "keep_masks": "training.keeper",
     "mix_languages": "training.language_mix",
     "need_weights": "training.language_weights",
@@ -96,6 +97,7 @@ if TYPE_CHECKING:
     from .training.callback import MWandaCallback as MWandaCallback
     from .training.distillation import distillation_loss as distillation_loss
     from .training.distillation_trainer import DistillationTrainer as DistillationTrainer
+    from .training.held_out_chunks import held_out_chunks as held_out_chunks
     from .training.keeper import keep_masks as keep_masks
     from .training.language_mix import LanguageMix as LanguageMix
     from .training.language_mix import mix_languages as mix_languages

@@ -64,7 +64,8 @@ class Number:
         """`at least 0`, `above 0`, `in [0, 1)`."""
         end = min(self.at_most, self.below)
         if end < math.inf:
-            return f"in [{self.at_least}, {end}{']' if self.below == math.inf else ')'}"
+            start = f"[{self.at_least}" if self.above == -math.inf else f"({self.above}"
+            return f"in {start}, {end}{']' if self.below == math.inf else ')'}"
         return f"at least {self.at_least}" if self.above == -math.inf else f"above {self.above}"
 
     def _holds(self, value: float) -> bool:

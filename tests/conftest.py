@@ -123,6 +123,11 @@ def state_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
+def has_hooks(model: torch.nn.Module) -> bool:
+    """Whether anything listens to the gradients of a parameter."""
+    return any(each._backward_hooks or each._post_accumulate_grad_hooks for each in model.parameters())
+
+
 def assert_untouched(model: PreTrainedModel, before: dict[str, torch.Tensor], training: bool = True) -> None:
     """The model has the weights, the training flags and the hooks that it had."""
     after = model.state_dict()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..evaluation.settings import EvaluationSettings
 from ..legal import Number
-from ..training.recovery_settings import RecoverySettings
+from ..training.recovery_settings import RecoverySettings, check_recipe
 from ..utils import duration
 from .base import Result, Subcommand, add_common_options
 from .dataset import add_dataset_options, add_held_out_options, open_held_out, open_text
@@ -95,6 +95,7 @@ class RecoverCommand(Subcommand):
         }
         with errors_as(UsageError, ValueError):
             settings = RecoverySettings(**given)
+            check_recipe(settings.recipe, given)  # also if it is given as it would be without
             Number(at_least=1, whole=True).check("tokens_per_language", args.tokens_per_language)
         if args.dense is None and settings.recipe == "distill":
             raise UsageError("--recipe distill learns from the dense model: give --dense.")
@@ -120,7 +121,7 @@ class RecoverCommand(Subcommand):
         from ..record.verification import sparsity_record
         from ..training.distillation_trainer import check_teacher
         from ..training.pruned_entries import read_masks
-        from ..training.recovery import recover
+        from ..training.recovery import check_settings, recover
 
         args, is_quiet = self.args, self.args.quiet
         columns = EvaluationSettings(language_column=settings.language_column, text_column=settings.text_column)
@@ -133,6 +134,8 @@ class RecoverCommand(Subcommand):
                         "mwanda prune`."
                     )
                 read_masks(model)  # here a model that it does not fit is refused before it is evaluated
+            with errors_as(UsageError, ValueError):
+                check_settings(settings, model)
             tokenizer = load_tokenizer(args.model, args)
             check_model_room(model, folder, args, 0)
             evaluation = Evaluation()

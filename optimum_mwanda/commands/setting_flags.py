@@ -130,12 +130,12 @@ def form_of(field: Any) -> dict[str, Any]:
     legal = field.metadata.get("legal")
     if type(legal) is OneOf and legal.register is None:
         return {"choices": legal.names}
-    if type(legal) is OneOf:  # a plugin may add names, which argparse would refuse
+    if any(issubclass(kind, Mapping) for kind in kinds):
+        return {"nargs": "+", "metavar": "NAME|KEY=VALUE"}
+    if isinstance(legal, OneOf):  # a plugin may add names, or an error says more than that of argparse
         return {"metavar": f"{{{','.join(legal.names)}}}"}
     if bool in kinds:
         return {"action": argparse.BooleanOptionalAction, "default": None}
-    if any(issubclass(kind, Mapping) for kind in kinds):
-        return {"nargs": "+", "metavar": "NAME|KEY=VALUE"}
     if any(issubclass(kind, Sequence) and kind is not str for kind in kinds):
         return {"nargs": "+", "metavar": "NAME"}
     if str in kinds:

@@ -146,6 +146,6 @@ def _check_unprepared(columns: Mapping[str, Any], language: str) -> None:
     ready = [name for name in ("labels", "position_ids") if name in columns]
     if ready:
         raise ValueError(
-            f"The rows of language {language!r} have {' and '.join(ready)}, so they are ready for training: leave "
-            "model out, and they are mixed as they are."
+            f"The rows of language {language!r} have {' and '.join(ready)}, so they are ready for training: mix them "
+            f"as they are, without model, or leave {' and '.join(ready)} out to have chunks made of them."
         )

@@ -27,6 +27,8 @@ def begin_training(model: "PreTrainedModel", recipe: str, steps: int = 0) -> Non
         return
     document = record.to_dict()
     trainings = document.setdefault("training", [])
+    if trainings and trainings[-1]["steps"] == 0:  # it ended by an error before its first step
+        trainings.pop()
     last = record.training[-1] if record.training else None
     if not steps or last is None or (last.recipe, last.steps) != (recipe, steps):
         trainings.append({"recipe": recipe, "steps": steps, "library_version": __version__})

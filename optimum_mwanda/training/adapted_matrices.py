@@ -49,7 +49,7 @@ def find_adapted(peft_model: nn.Module, adapters: Collection[str] | None = None)
     from peft.tuners.lora import LoraLayer
     from peft.utils import ModulesToSaveWrapper
 
-    model: Any = bare_model(peft_model)
+    model: Any = bare_model(peft_model) if isinstance(peft_model, nn.Module) else peft_model
     if not isinstance(model, PeftModel):
         raise TypeError(
             f"peft_model is a {type(model).__name__}: give the PeftModel that peft's get_peft_model or "

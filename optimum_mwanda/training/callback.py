@@ -14,6 +14,8 @@ from ..record.verification import sparsity_record, verify_sparsity
 from ..sharing.model_card import save_card
 from .caller import calling_trainer
 from .keeper import MASKS_KEPT, NO_DEEPSPEED, MaskKeeper
+from .language_weights import check_report
+from .masked_adapters import warn_of_unmasked_adapters
 from .pruned_entries import Masks, bare_model
 
 logger = logging.getLogger(__name__)
@@ -31,6 +33,9 @@ class MWandaCallback(TrainerCallback):
         report: The dense model and the trained one, evaluated on the same text, for the card. It can also be set later
             as an attribute: after training, before the push.
 
+    Raises:
+        TypeError: If the report is none.
+
     Attributes:
         report: See above.
         keeper: The `MaskKeeper` of the training that is going on, or of the last one; None before the first.
@@ -40,6 +45,8 @@ class MWandaCallback(TrainerCallback):
     """What the record says about the training."""
 
     def __init__(self, masks: Masks | None = None, report: PerplexityComparison | None = None) -> None:
+        if report is not None:
+            check_report(report)
         self._masks = masks
         self.report = report
         self.keeper: MaskKeeper | None = None
@@ -55,9 +62,11 @@ class MWandaCallback(TrainerCallback):
         self.close()  # after an error no `on_train_end` is called
         if args.deepspeed is not None:
             raise ValueError(NO_DEEPSPEED)
+        trainer = calling_trainer()
+        self._check_alone([] if trainer is None else trainer.callback_handler.callbacks)
         self.keeper = self._keep(kwargs["model"], kwargs["optimizer"])
         self._begin(bare_model(kwargs["model"]), state.global_step)
-        trainer = calling_trainer()
+        warn_of_unmasked_adapters(kwargs["model"])
         if trainer is not None:
             # Trackers are called in order, and must find the sparsity in the log.
             callbacks = trainer.callback_handler.callbacks
@@ -103,6 +112,15 @@ class MWandaCallback(TrainerCallback):
     def _keep(self, model: nn.Module, optimizer: Optimizer) -> MaskKeeper:
         """Checks the model and takes its masks."""
         return MaskKeeper(model, optimizer, self._masks)
+
+    def _check_alone(self, callbacks: list[Any]) -> None:
+        """Checks that no other callback keeps masks, which may be other ones."""
+        others = [each for each in callbacks if isinstance(each, MWandaCallback) and each is not self]
+        if others:
+            raise ValueError(
+                f"The Trainer has both {type(self).__name__} and {type(others[0]).__name__}, and either keeps masks: "
+                "give one of them."
+            )
 
     def _begin(self, model: Any, steps: int) -> None:
         """Writes into the record that a training begins, or goes on."""

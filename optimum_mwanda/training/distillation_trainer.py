@@ -6,8 +6,12 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer
 
+from ..configuration import MWandaConfig
+from ..evaluation.report import PerplexityComparison
 from ..values import check_number
 from .distillation import distillation_loss
+from .language_mix import LanguageMix
+from .language_weights import need_weights
 
 LOSS_WEIGHT = "loss_weight"
 """Column with the weight of a row in the loss."""
@@ -34,6 +38,7 @@ class DistillationTrainer(Trainer):
         **kwargs: As for `Trainer`, but for `compute_loss_func`.
 
     Raises:
+        TypeError: If the teacher is no model.
         ValueError: If the teacher is the model itself or has another vocabulary, or a setting is not allowed.
     """
 
@@ -89,15 +94,48 @@ class DistillationTrainer(Trainer):
             columns.append(LOSS_WEIGHT)
 
 
+def weigh_by_need(
+    mix: LanguageMix,
+    report: PerplexityComparison,
+    temperature: float = MWandaConfig.language_temperature,
+    language_column: str = MWandaConfig.language_column,
+) -> Any:
+    """Gives each row of a mix the weight in the loss that its language needs.
+
+    Args:
+        mix: What is trained on.
+        report: Dense against pruned, of all languages of the mix.
+        temperature: As for `need_weights`.
+        language_column: Column that names the language.
+
+    Returns:
+        The dataset of the mix with a column `loss_weight`.
+
+    Raises:
+        ValueError: If a language was not evaluated.
+    """
+    weights = need_weights(report, temperature=temperature)
+    if missing := [language for language in mix.shares if language not in weights]:
+        raise ValueError(
+            f"report has no evaluation of {', '.join(map(repr, missing))}: evaluate all languages that are trained, or "
+            "name those to train with languages=."
+        )
+    return mix.dataset.map(lambda row: {LOSS_WEIGHT: weights[row[language_column]]})
+
+
 def check_teacher(teacher: Any, model: Any) -> None:
     """Checks that a model can learn from another one.
 
     Raises:
+        TypeError: If the teacher is no model.
         ValueError: If they are the same object, or have different vocabularies.
     """
+    if not isinstance(teacher, nn.Module):
+        raise TypeError(f"teacher is a {type(teacher).__name__}: give the dense model, as from_pretrained loads it.")
     if teacher is model:
         raise ValueError("The teacher is the model that is trained: load the dense model a second time.")
-    sizes = [each.config.get_text_config().vocab_size for each in (teacher, model)]
+    models: Any = (teacher, model)
+    sizes = [each.config.get_text_config().vocab_size for each in models]
     if sizes[0] != sizes[1]:
         raise ValueError(
             f"The teacher knows {sizes[0]} tokens, the model {sizes[1]}: give the dense model that was pruned, or "

@@ -24,6 +24,9 @@ NO_DEEPSPEED = (
     "DistributedDataParallel instead."
 )
 
+_RECORDED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+"""Models whose steps a block of `keep_masks` counts."""
+
 
 class MaskedMatrix:
     """A matrix some of whose entries stay zero.
@@ -69,7 +72,7 @@ class MaskedMatrix:
         self._kept = ~pruned
 
     def collect_gradient(self) -> None:
-        """Adds up the gradients of all entries, those of pruned ones too, until they are taken; not under FSDP."""
+        """Adds up the gradients of pruned entries until they are taken; not under FSDP."""
         self._collects, self._collected = True, None
 
     def take_gradient(self) -> Tensor | None:
@@ -87,8 +90,9 @@ class MaskedMatrix:
             return
         self.unwatch()
         self._watched = weakref.ref(parameter)
-        if is_sharded(parameter):
-            # FSDP writes the gradient of its part beside autograd, and calls only these hooks.
+        if is_sharded(parameter) or not is_distributed():
+            # In place, which is several times as fast. FSDP writes the gradient of its part beside autograd, and calls
+            # only these hooks.
             self._handle = parameter.register_post_accumulate_grad_hook(self._mask_accumulated)
         else:
             # Before the gradient is accumulated, so that DistributedDataParallel sends around the masked one.
@@ -138,16 +142,22 @@ class MaskedMatrix:
         part = own_part(self.parameter.detach())
         return part.numel() - int(torch.count_nonzero(part)), part.numel()
 
+    @torch.no_grad()
     def _mask_accumulated(self, _: Tensor) -> None:
         self._gradient_is_masked = True
+        if self._collects and self.parameter.grad is not None:
+            self._collect(self.parameter.grad)  # of pruned entries, earlier gradients are masked already
         self.mask_gradient()
+
+    def _collect(self, gradient: Tensor) -> None:
+        if self._collected is None:
+            self._collected = torch.zeros(gradient.shape, dtype=torch.float32, device=gradient.device)
+        self._collected.add_(gradient * self.pruned())
 
     def _masked(self, gradient: Tensor) -> Tensor:
         self._gradient_is_masked = True
         if self._collects:
-            if self._collected is None:
-                self._collected = torch.zeros(gradient.shape, dtype=torch.float32, device=gradient.device)
-            self._collected.add_(gradient)
+            self._collect(gradient)
         # On a CPU a product is several times as fast as masked_fill.
         return gradient * self.kept()
 
@@ -161,6 +171,7 @@ class MaskKeeper:
         masks: As `read_masks` gives them. None: the zeros of the matrices that the model's record names.
 
     Raises:
+        TypeError: If masks are no mapping of names to tensors.
         ValueError: If the model has no record, its weights or the masks do not fit, or masks cannot be kept with this
             optimizer or wrapper. Nothing is changed then.
     """
@@ -188,6 +199,10 @@ class MaskKeeper:
             matrix.mask_weights()
             matrix.mask_gradient()
             matrix.mask_state(self.optimizer.state.get(matrix.parameter, {}))
+
+    def masks(self) -> dict[str, Tensor]:
+        """The masks as they are now, in the form of `read_masks`."""
+        return {name: matrix.pruned() for name, matrix in self.matrices.items()}
 
     def replace_masks(self, masks: Masks) -> None:
         """Prunes other entries from now on; entries that are pruned no longer start from zero.
@@ -240,7 +255,8 @@ def keep_masks(model: nn.Module, optimizer: Optimizer, masks: Masks | None = Non
 
     Gradients are masked when they are computed, so clipping and moments see only what is trained, and weights are
     masked after every optimizer step. The record says how many steps were taken, also in what is saved in between.
-    Inside, `keeper.sparsity()` counts the zeros.
+    Inside, `keeper.sparsity()` counts the zeros. With several optimizers, nest a block for each that trains pruned
+    matrices; the steps of the outer one are counted.
 
     Args:
         model: As for `MaskKeeper`.
@@ -262,13 +278,16 @@ def keep_masks(model: nn.Module, optimizer: Optimizer, masks: Masks | None = Non
             begin_training(bare, MASKS_KEPT)
         count_steps(bare, step)
 
-    is_recorded = sparsity_record(bare) is not None
+    is_recorded = sparsity_record(bare) is not None and bare not in _RECORDED
     handle = keeper.optimizer.register_step_post_hook(record_step) if is_recorded else None
+    if is_recorded:
+        _RECORDED.add(bare)
     try:
         yield keeper
     finally:
         if handle is not None:
             handle.remove()
+            _RECORDED.discard(bare)
         keeper.close()
 
 
@@ -287,6 +306,15 @@ def bare_optimizer(optimizer: Any) -> Optimizer:
             "give one that is."
         )
     return inner
+
+
+def is_distributed() -> bool:
+    """Whether this process trains together with others."""
+    return (
+        torch.distributed.is_available()
+        and torch.distributed.is_initialized()
+        and torch.distributed.get_world_size() > 1
+    )
 
 
 def check_plain_parameters(model: nn.Module) -> None:

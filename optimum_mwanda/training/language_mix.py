@@ -107,12 +107,13 @@ def mix_languages(
         ValueError: If a setting is not allowed, a column or a language is missing, a language has no rows, a strategy
             lacks what it needs, or texts or ids do not fit the model.
     """
-    if isinstance(strategy, str) and strategy not in STRATEGIES:
+    if not isinstance(strategy, Mapping) and (not isinstance(strategy, str) or strategy not in STRATEGIES):
         raise ValueError(
             f"strategy={strategy!r} is not allowed: give {', '.join(STRATEGIES)}, or a dict of language to weight."
         )
     if size is not None:
         check_number("size", size, lambda n: n >= 1 and n == int(n), "a whole number of at least 1")
+    check_number("seed", seed, lambda n: n >= 0 and n == int(n), "a whole number of at least 0")
     columns = Columns(language_column, text_column)
     wanted = None if languages is None else strings("languages", languages)
     parts: dict[str, Any] = split_by_language(dataset, columns, wanted)

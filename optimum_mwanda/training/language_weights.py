@@ -1,6 +1,7 @@
 """How much each language should weigh in training."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from ..configuration import MWandaConfig
 from ..evaluation.report import PerplexityComparison
@@ -43,9 +44,11 @@ def need_weights(
         temperature: T. With 1, weights are proportional to what was lost; the higher it is, the more equal they become.
 
     Raises:
+        TypeError: If the report is none.
         ValueError: If the report has several pruned models and none is named, or has no such model, or the temperature
             is not above 0.
     """
+    check_report(report)
     if name is None and len(report.pruned) == 1:
         (name,) = report.pruned
     if name is None or name not in report.pruned:
@@ -59,6 +62,19 @@ def need_weights(
     if worst <= 0:
         return dict.fromkeys(increases, 1.0)
     return _scaled({each: max(lost, LEAST_LOSS * worst) for each, lost in increases.items()}, temperature)
+
+
+def check_report(report: Any) -> None:
+    """Checks that a report compares models.
+
+    Raises:
+        TypeError: If it does not.
+    """
+    if not isinstance(report, PerplexityComparison):
+        raise TypeError(
+            f"report is a {type(report).__name__}: give PerplexityComparison(dense, {{'pruned': pruned}}) of two "
+            "reports that evaluate_languages returned."
+        )
 
 
 def _scaled(sizes: Mapping[str, float], temperature: float) -> dict[str, float]:

@@ -1,13 +1,17 @@
 """Training an adapter that changes no pruned weight."""
 
+import logging
 from typing import Any
 
 from torch import nn
 
+from ..record.verification import sparsity_record
 from ..utils import abridged
 from .adapted_matrices import find_adapted
 from .adapter_updates import is_on_parameter
 from .pruned_entries import bare_model
+
+logger = logging.getLogger(__name__)
 
 
 class MaskedAdapters:
@@ -47,6 +51,30 @@ class MaskedAdapters:
                         layer.lora_variant[adapter] = variant.replaced
 
 
+def warn_of_unmasked_adapters(model: nn.Module) -> None:
+    """Warns if merging the adapters of a pruned model would cost what they add to pruned weights."""
+    inside = bare_model(model)
+    if not hasattr(inside, "peft_config") or sparsity_record(inside) is None:
+        return
+    from .masked_variant import MaskedVariant
+
+    try:
+        variants = [variant for layer in find_adapted(model).layers.values() for variant in variants_of(layer)]
+    except (TypeError, ValueError) as error:
+        logger.warning("The masks are not kept in the adapters of this model. %s", error)
+        return
+    if not all(isinstance(variant, MaskedVariant) for variant in variants):
+        logger.warning(
+            "The adapters of this model are not masked, so what they add to pruned weights will be lost when they are "
+            "merged: call mask_adapters(peft_model) before the training."
+        )
+
+
+def variants_of(layer: Any) -> list[Any]:
+    """How the active adapters of a layer of peft are computed; None as peft does it."""
+    return [layer.lora_variant.get(adapter) for adapter in layer.active_adapters if adapter in layer.lora_A]
+
+
 def mask_adapters(peft_model: nn.Module) -> MaskedAdapters:
     """Masks what LoRA, DoRA and rsLoRA adapters add to pruned matrices, in the forward pass and in merges.
 
@@ -69,8 +97,8 @@ def mask_adapters(peft_model: nn.Module) -> MaskedAdapters:
             adapter is of another type, adapts no pruned matrix, or trains one in a way that cannot be masked. Nothing
             is changed then.
     """
-    adapters = list(getattr(bare_model(peft_model), "peft_config", {}))
-    found = find_adapted(peft_model, adapters)
+    inside = bare_model(peft_model) if isinstance(peft_model, nn.Module) else None
+    found = find_adapted(peft_model, list(getattr(inside, "peft_config", {})))
     if found.copies:
         raise ValueError(
             f"modules_to_save trains pruned matrices as a whole, {abridged(map(repr, found.copies))}, and there is no "

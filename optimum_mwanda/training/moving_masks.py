@@ -1,5 +1,6 @@
 """RigL in any `Trainer`: masks move to where the gradient is large."""
 
+import logging
 import math
 from collections.abc import Callable
 from typing import Any
@@ -21,8 +22,16 @@ from .keeper import MaskedMatrix, MaskKeeper
 from .pruned_entries import Masks, bare_model
 from .rigl import redraw_mask, update_fraction
 
+logger = logging.getLogger(__name__)
+
 MOST_STEPS = 100
 """Longest interval between two changes that is chosen where none is given."""
+
+STOP = 0.75
+"""Share of the training after which masks stay, if none is given."""
+
+ALPHA = 0.3
+"""Share of the kept weights that is exchanged at first, if none is given; as in the paper."""
 
 
 class RigLCallback(MWandaCallback):
@@ -33,8 +42,13 @@ class RigLCallback(MWandaCallback):
     weights of a row competed in the pruning, and every run of M of a pattern N:M keep their number of zeros. In between
     it is an `MWandaCallback`.
 
+    An exchange pays off only if the weights that come back can grow as large as those that went: until then they are
+    missing, and if they are still the smallest at the next exchange, they go again. AdamW moves a weight by about the
+    learning rate per step, so without `alpha` no weight goes that is larger than the learning rate times `interval`.
+
     Args:
-        alpha: Share of the kept weights that is exchanged at first; it falls to zero along half a cosine.
+        alpha: Share of the kept weights that is exchanged at first, however large they are; it falls to zero along half
+            a cosine. None: 0.3, but only weights that others can replace until the next exchange.
         interval: Steps between two exchanges. None: 100, or a tenth of the training if that is less.
         stop: Share of the training after which the masks stay.
         masks: As for `MWandaCallback`.
@@ -48,13 +62,14 @@ class RigLCallback(MWandaCallback):
 
     def __init__(
         self,
-        alpha: float = 0.3,
+        alpha: float | None = None,
         interval: int | None = None,
-        stop: float = 0.75,
+        stop: float = STOP,
         masks: Masks | None = None,
         report: PerplexityComparison | None = None,
     ) -> None:
-        Number(above=0, at_most=1).check("alpha", alpha)
+        if alpha is not None:
+            Number(above=0, at_most=1).check("alpha", alpha)
         Number(above=0, at_most=1).check("stop", stop)
         if interval is not None:
             Number(at_least=1, whole=True).check("interval", interval)
@@ -62,6 +77,7 @@ class RigLCallback(MWandaCallback):
         self._alpha, self._given_interval, self._stop = alpha, interval, stop
         self._interval = self._last_step = self._processes = 1
         self._layout: dict[str, list[tuple[View, int | None]]] = {}
+        self._exchanged: list[int] = []
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -71,14 +87,9 @@ class RigLCallback(MWandaCallback):
         Raises:
             ValueError: If masks cannot be kept or moved in this training; before its first step.
         """
-        self._interval = self._given_interval or min(MOST_STEPS, max(state.max_steps // 10, 1))
-        self._last_step = math.ceil(self._stop * state.max_steps)
+        self._interval, self._last_step = moving_schedule(state.max_steps, self._given_interval, self._stop)
         self._processes = args.world_size
-        if self._interval >= self._last_step:
-            raise ValueError(
-                f"Masks that move every {self._interval} steps, and stay from step {self._last_step} on (stop="
-                f"{self._stop} of {state.max_steps} steps), would never move: give a shorter interval or train longer."
-            )
+        self._exchanged = []
         super().on_train_begin(args, state, control, **kwargs)
         if self._masks is None:
             recount_zeros(bare_model(kwargs["model"]))  # more zeros than recorded are kept too
@@ -96,16 +107,50 @@ class RigLCallback(MWandaCallback):
         """Moves the masks, and counts the step in the record."""
         assert self.keeper is not None  # since `on_train_begin`
         if self._moves_at(state.global_step):
-            fraction = update_fraction(state.global_step, self._last_step, self._alpha)
-            moved = {name: self._redrawn(name, matrix, fraction) for name, matrix in self.keeper.matrices.items()}
-            self.keeper.replace_masks({name: pruned for name, pruned in moved.items() if pruned is not None})
+            self._move(self.keeper, update_fraction(state.global_step, self._last_step, self._alpha or ALPHA))
         self.keeper.fill_kept()
         super().on_step_end(args, state, control, **kwargs)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Lets go of model and optimizer, and says so if no mask has moved."""
+        super().on_train_end(args, state, control, **kwargs)
+        if self._exchanged and not any(self._exchanged):
+            logger.warning(
+                "No mask has moved: all kept weights are larger than what a new one can reach until the next exchange, "
+                "the learning rate times the interval of %d steps. Train longer, with a longer interval or a higher "
+                "learning rate, or give alpha to exchange them nevertheless.",
+                self._interval,
+            )
+
+    def _move(self, keeper: MaskKeeper, fraction: float) -> None:
+        """Exchanges weights of all matrices."""
+        rates = [float(group["lr"]) for group in keeper.optimizer.param_groups if group.get("lr") is not None]
+        reach = max(rates, default=math.inf) * self._interval
+        largest = math.inf if self._alpha else reach
+        moved, exchanged, out_of_reach = {}, 0, 0
+        for name, matrix in keeper.matrices.items():
+            redrawn = self._redrawn(name, matrix, fraction, largest)
+            if redrawn is not None:
+                moved[name] = redrawn
+                gone = matrix.parameter.detach()[redrawn & ~matrix.pruned()].abs()
+                exchanged, out_of_reach = exchanged + gone.numel(), out_of_reach + int((gone > reach).sum())
+        if not self._exchanged and out_of_reach > exchanged / 2:
+            logger.warning(
+                "Most weights that were exchanged are larger than %.1e, about what new ones can reach in the %d steps "
+                "until the next exchange, so these will go again before they have replaced them. Leave out alpha, or "
+                "train longer, with a longer interval or a higher learning rate.",
+                reach,
+                self._interval,
+            )
+        self._exchanged.append(exchanged)
+        keeper.replace_masks(moved)
 
     def _moves_at(self, step: int) -> bool:
         return step % self._interval == 0 and step < self._last_step
 
-    def _redrawn(self, name: str, matrix: MaskedMatrix, fraction: float) -> Tensor | None:
+    def _redrawn(self, name: str, matrix: MaskedMatrix, fraction: float, largest: float) -> Tensor | None:
         """The next mask of a matrix, the same in all processes; None if it stays."""
         gradient = matrix.take_gradient()
         if gradient is None:
@@ -117,7 +162,7 @@ class RigLCallback(MWandaCallback):
         weight, pruned = matrix.parameter.detach(), matrix.pruned()
         redrawn = pruned.clone()
         for view, run in self._layout[name]:
-            view(redrawn).copy_(redraw_mask(view(weight), view(gradient), view(pruned), fraction, run))
+            view(redrawn).copy_(redraw_mask(view(weight), view(gradient), view(pruned), fraction, run, largest))
         return redrawn
 
     def _keep(self, model: nn.Module, optimizer: Optimizer) -> MaskKeeper:
@@ -138,6 +183,30 @@ class RigLCallback(MWandaCallback):
             keeper.close()
             raise
         return keeper
+
+
+def moving_schedule(steps: int, interval: int | None = None, stop: float = STOP) -> tuple[int, int]:
+    """When masks move in a training.
+
+    Args:
+        steps: Optimizer steps of the training.
+        interval: As for `RigLCallback`.
+        stop: As for `RigLCallback`.
+
+    Returns:
+        The interval, and the step from which on masks stay.
+
+    Raises:
+        ValueError: If they would never move.
+    """
+    interval = interval or min(MOST_STEPS, max(steps // 10, 1))
+    last_step = math.ceil(stop * steps)
+    if interval >= last_step:
+        raise ValueError(
+            f"Masks that move every {interval} steps, and stay from step {last_step} on (stop={stop} of {steps} "
+            "steps), would never move: give a shorter interval or train longer."
+        )
+    return interval, last_step
 
 
 View = Callable[[Tensor], Tensor]

@@ -70,8 +70,11 @@ def find_matrices(model: nn.Module, masks: Masks) -> dict[str, tuple[nn.Module, 
         Name of a matrix to the module, and the attribute of the module that holds it.
 
     Raises:
+        TypeError: If masks are no mapping of names to tensors.
         ValueError: If there are no masks, a name is not that of a matrix, or a mask does not fit.
     """
+    if not isinstance(masks, Mapping) or not all(isinstance(mask, Tensor) for mask in masks.values()):
+        raise TypeError("masks is not a dict of names to tensors: give one, as read_masks(model) does.")
     places = matrix_attributes(bare_model(model))
     if not masks:
         raise ValueError("masks is empty: give a mask for every pruned matrix, as read_masks(model) does.")

@@ -10,15 +10,15 @@ from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from ..evaluation.report import PerplexityComparison
+from ..modeling.blocks import find_blocks
 from ..modeling.positions import resolve_sequence_length
 from .blocks_in_turn import LISACallback
 from .callback import MWandaCallback
-from .distillation_trainer import LOSS_WEIGHT, DistillationTrainer, check_teacher
+from .distillation_trainer import DistillationTrainer, check_teacher, weigh_by_need
 from .language_mix import LanguageMix, mix_languages
-from .language_weights import need_weights
 from .lent_model import lent_to_training
-from .moving_masks import RigLCallback
-from .pruned_entries import read_masks
+from .moving_masks import RigLCallback, moving_schedule
+from .pruned_entries import bare_model, read_masks
 from .recovery_settings import LEARNING_RATES, RecoverySettings
 from .training_bar import TrainingBar, mapping_bars
 
@@ -75,12 +75,13 @@ def recover(
         The model, whose record says how it was trained.
 
     Raises:
-        TypeError: If the dataset cannot be read.
+        TypeError: If the model, the teacher or the report is none, or the dataset cannot be read.
         ValueError: If a setting is not allowed or lacks what it needs, the model is not pruned or not what its record
             says, or the dataset does not fit. Nothing is changed then.
         FloatingPointError: If the training diverged. The model is of no use then.
     """
     wanted = RecoverySettings(**settings)
+    check_settings(wanted, model)
     if (wanted.recipe == "distill") is (teacher is None):
         raise ValueError(
             f"recipe={wanted.recipe!r} {'needs a' if teacher is None else 'takes no'} dense model: give teacher= with "
@@ -106,7 +107,9 @@ def recover(
             language_column=wanted.language_column,
             text_column=wanted.text_column,
         )
-        rows = _weighted(mix, wanted, report)
+        rows = mix.dataset
+        if wanted.recipe == "distill" and report is not None:
+            rows = weigh_by_need(mix, report, wanted.mix_temperature, wanted.language_column)
     with lent_to_training(model, masks):
         if wanted.recipe == "lora":
             from .adapter_recovery import train_adapters
@@ -120,6 +123,35 @@ def recover(
             return Recovery(model, mix, steps, merge)
         _train(model, rows, steps, wanted, progress, masks, teacher)
     return Recovery(model, mix, steps)
+
+
+def check_settings(settings: RecoverySettings, model: Any) -> None:
+    """Checks that a model is one to train and that the settings fit it, before anything else is looked at.
+
+    Raises:
+        TypeError: If it is no model.
+        ValueError: If it is wrapped, carries an adapter, or has nothing that can be trained; if it has fewer blocks
+            than shall be trained at a time, or masks would never move.
+    """
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}: give a pruned model, as from_pretrained loads it.")
+    if bare_model(model) is not model:
+        raise ValueError(
+            f"The model is inside a wrapper, {type(model).__name__}: give the model itself, and compile it or share it "
+            "out afterwards."
+        )
+    if hasattr(model, "peft_config"):
+        raise ValueError(
+            "The model carries an adapter: merge it first, with merge_preserving_masks(peft_model). recipe='lora' "
+            "makes adapters of its own."
+        )
+    if settings.recipe != "lora" and not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError("No parameter of the model can be trained: set requires_grad, or choose recipe='lora'.")
+    steps, _ = _steps(settings, model)
+    if settings.recipe == "rigl":
+        moving_schedule(steps, settings.rigl_interval)
+    if settings.recipe == "lisa" and settings.lisa_blocks > (count := len(find_blocks(model))):
+        raise ValueError(f"lisa_blocks={settings.lisa_blocks} is not allowed: the model has {count} blocks.")
 
 
 def _steps(settings: RecoverySettings, model: Any) -> tuple[int, int]:
@@ -137,19 +169,6 @@ def _is_streamed(dataset: Any) -> bool:
 
     parts = dataset.values() if isinstance(dataset, dict) else [dataset]
     return any(isinstance(part, IterableDataset) for part in parts)
-
-
-def _weighted(mix: LanguageMix, settings: RecoverySettings, report: PerplexityComparison | None) -> Any:
-    """The mix, with a weight for each row in the loss of a distillation."""
-    if settings.recipe != "distill" or report is None:
-        return mix.dataset
-    weights = need_weights(report, temperature=settings.mix_temperature)
-    if missing := [language for language in mix.shares if language not in weights]:
-        raise ValueError(
-            f"report has no evaluation of {', '.join(map(repr, missing))}: evaluate all languages that are trained, or "
-            "name those to train with languages=."
-        )
-    return mix.dataset.map(lambda row: {LOSS_WEIGHT: weights[row[settings.language_column]]})
 
 
 def _callback(settings: RecoverySettings) -> MWandaCallback:
@@ -202,8 +221,8 @@ def _train(
         finally:
             if callback.keeper is not None:  # after an error the callback does not hear of the end
                 callback.close()
-                kept = callback.keeper.matrices  # of adapted models under other names, with masks that stay
-                masks.update((name, matrix.pruned()) for name, matrix in kept.items() if name in masks)
+                kept = callback.keeper.masks()  # of adapted models under other names, with masks that stay
+                masks.update((name, pruned) for name, pruned in kept.items() if name in masks)
             for each in filter(None, (trainer.model_wrapped, teacher)):  # with bf16 they would stay in bfloat16
                 trainer.accelerator.unwrap_model(each, keep_fp32_wrapper=False)
     if not all(bool(torch.isfinite(weights).all()) for weights in model.parameters()):

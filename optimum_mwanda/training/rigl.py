@@ -17,7 +17,14 @@ def update_fraction(step: int, last_step: int, alpha: float = 0.3) -> float:
     return alpha / 2 * (1 + math.cos(math.pi * step / last_step)) if step < last_step else 0.0
 
 
-def redraw_mask(weight: Tensor, gradient: Tensor, pruned: Tensor, fraction: float, run: int | None = None) -> Tensor:
+def redraw_mask(
+    weight: Tensor,
+    gradient: Tensor,
+    pruned: Tensor,
+    fraction: float,
+    run: int | None = None,
+    largest: float = math.inf,
+) -> Tensor:
     """Prunes the smallest of the kept weights, and takes back as many pruned ones whose gradients are largest.
 
     What was pruned just now is not taken back, nor is a weight whose gradient is 0, as in an expert that no token
@@ -32,6 +39,7 @@ def redraw_mask(weight: Tensor, gradient: Tensor, pruned: Tensor, fraction: floa
         fraction: Share of the kept weights to exchange, as `update_fraction` gives it; the count is rounded down.
         run: How many consecutive entries keep their number of zeros: M for a pattern N:M along the last dimension, the
             length of a row for masks per row, None for the whole matrix.
+        largest: Kept weights with a larger magnitude stay.
 
     Returns:
         Boolean, the same shape, True where pruned from now on.
@@ -46,7 +54,7 @@ def redraw_mask(weight: Tensor, gradient: Tensor, pruned: Tensor, fraction: floa
     magnitude = weight.detach().abs().reshape(-1, run).masked_fill(rows, torch.inf)
     slopes = gradient.detach().abs().reshape(-1, run)
     # Only so many of a run can go as there are to take their places.
-    can_go = _lowest(magnitude, torch.minimum((rows & (slopes > 0)).sum(1), (~rows).sum(1)))
+    can_go = _lowest(magnitude, torch.minimum((rows & (slopes > 0)).sum(1), (~rows).sum(1))) & (magnitude <= largest)
     total = min(int(fraction * int((~rows).sum())), int(can_go.sum()))
     candidates = magnitude.masked_fill(~can_go, torch.inf).reshape(1, -1)
     gone = _lowest(candidates, torch.tensor([total], device=rows.device)).view_as(rows)

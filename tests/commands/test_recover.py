@@ -123,7 +123,9 @@ def test_progress_goes_to_standard_error_with_the_remaining_time(
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["--recipe", "rest"], 2, "invalid choice: 'rest'"),
+        (["--recipe", "rest"], 2, "recipe='rest' is not known. Choose one of: 'masks'"),
+        (["--recipe", "gradual"], 2, "run_clm_mwanda.py --recipe gradual"),
+        (["--recipe", "lisa", "--lora-rank", "16"], 2, "lora_rank belongs to recipe='lora', but recipe='lisa'"),
         (["--tokens", "many"], 2, "invalid int value"),
         (["--tokens", "0"], 2, "tokens=0 is not allowed"),
         (["--batch-size", "-1"], 2, "batch_size=-1"),
@@ -136,7 +138,10 @@ def test_progress_goes_to_standard_error_with_the_remaining_time(
         (["--recipe", "distill"], 2, "learns from the dense model: give --dense"),
         (["--dense", "DENSE"], 2, "give --eval-dataset"),
         (["--mix", "temperature", "--streaming"], 2, "nobody knows of a stream"),
-        (["--sequence-length", "65"], 3, "at most 64"),
+        (["--recipe", "lisa", "--lisa-blocks", "4"], 2, "lisa_blocks=4 is not allowed: the model has 3 blocks"),
+        (["--recipe", "rigl", "--rigl-interval", "9"], 2, "every 9 steps, and stay from step 3 on"),
+        (["--mix-temperature", "3"], 2, "mix_temperature=3.0 has no effect with mix='equal'"),
+        (["--sequence-length", "65"], 2, "at most 64"),
         (["--languages", "xx"], 3, "'xx' was asked for"),
         (["--text-column", "body"], 3, "'body' is missing"),
         (["--recipe", "distill", "--dense", "NOTHING"], 4, "nothing"),

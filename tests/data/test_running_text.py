@@ -61,7 +61,7 @@ def test_copies_share_the_tokenizer_and_other_processes_can_have_one() -> None:
 @pytest.mark.parametrize("column", ["labels", "position_ids"])
 def test_rows_that_are_ready_for_training_are_refused(column: str) -> None:
     parts = split_by_language([{"language": "sw", "input_ids": [5, 6], column: [5, 6]}], COLUMNS)
-    with pytest.raises(ValueError, match=f"'sw' have {column}, so they are ready for training: leave model out"):
+    with pytest.raises(ValueError, match=f"'sw' have {column}, so they are ready for training: mix them as they are"):
         make_chunks(parts, make_model(), None, 4, "none", COLUMNS)
 
 

@@ -13,9 +13,16 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from optimum_mwanda import MWandaConfig, MWandaPruner, PerplexityComparison, sparsity_record, verify_sparsity
+from optimum_mwanda import (
+    MWandaConfig,
+    MWandaPruner,
+    PerplexityComparison,
+    read_masks,
+    sparsity_record,
+    verify_sparsity,
+)
 from tests.conftest import SAMPLE_MODEL
 from tests.hub_server import TOKEN, HubServer
 
@@ -83,12 +90,22 @@ def check(folder: Path, recipe: str, steps: int, sparsity: float = 0.6) -> str:
     return card
 
 
+def load(folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    return sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]))
+
+
 @pytest.mark.parametrize(
     ("name", "recipe", "packages"),
     [
         ("sparse_finetuning", "masks kept", ()),
         ("distillation", "distill", ()),
         ("lora", "lora", ("peft",)),
+        ("rigl", "rigl", ()),
+        ("lisa", "lisa", ()),
         ("sft_mwanda", "masks kept", ("trl",)),
         ("accelerate_loop", "masks kept", ()),
     ],
@@ -131,6 +148,26 @@ def test_conversations_are_trained_on(pruned: Path, sample_rows: Rows, tmp_path:
     check(tmp_path / "out", "masks kept", 2)
 
 
+def test_script_prunes_gradually(text: Path, tmp_path: Path) -> None:
+    words = ("--dataset", text, "--steps", "4", "--batch-size", "2", "--sequence-length", "24", "--sparsity", "0.6")
+    run("gradual", *words, "--interval", "1", "--output", tmp_path / "out")
+    check(tmp_path / "out", "gradual", 4)
+
+
+def test_blocks_in_turn_need_less_memory(
+    pruned: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def moments(*words: str) -> float:
+        more = ("--steps", "1", "--batch-size", "1", "--sequence-length", "24", "--output", tmp_path / "_".join(words))
+        run("lisa", "--model", pruned, "--dataset", text, *more, *words)
+        found = re.findall(r"^(Weights|Moments): ([\d.]+) MB$", capsys.readouterr().out, re.MULTILINE)
+        assert [what for what, _ in found] == ["Weights", "Moments"]
+        return float(found[1][1])
+
+    count = AutoConfig.from_pretrained(pruned).num_hidden_layers
+    assert moments("--blocks", "1") < moments("--blocks", str(count))
+
+
 def test_sample_is_pruned_first(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("--dataset", text, "--steps", "1", "--batch-size", "2", "--sequence-length", "24")
     run("sparse_finetuning", *words, "--output", tmp_path / "out")
@@ -152,7 +189,7 @@ class TestRunClm:
     def words(self, text: Path, held_out: Path) -> list[str]:
         return ["--dataset", str(text), "--eval_dataset", str(held_out), "--tokens_per_language", "96", *QUICK]
 
-    @pytest.mark.parametrize("recipe", ["masks", "distill", "lora"])
+    @pytest.mark.parametrize("recipe", ["masks", "distill", "rigl", "lisa", "lora"])
     @pytest.mark.filterwarnings("ignore::FutureWarning")  # of peft itself
     def test_prunes_trains_evaluates_and_writes_a_card(
         self, recipe: str, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -160,7 +197,20 @@ class TestRunClm:
         if recipe == "lora":
             pytest.importorskip("peft", reason="peft is not installed")
         out = tmp_path / "out"
-        run("run_clm_mwanda", *words, "--recipe", recipe, "--mix", "need", "--max_steps", "2", "--output_dir", out)
+        more = ("--rigl_alpha", "0.3") if recipe == "rigl" else ()
+        run(
+            "run_clm_mwanda",
+            *words,
+            "--recipe",
+            recipe,
+            "--mix",
+            "need",
+            "--max_steps",
+            "2",
+            "--output_dir",
+            out,
+            *more,
+        )
         card = check(out, recipe, 2, sparsity=0.5)
         table = capsys.readouterr().out
         assert re.search(r"^\| vi +\| +no \|", table, re.MULTILINE)
@@ -174,9 +224,71 @@ class TestRunClm:
         first = sparsity_record(out / "_pruned")
         assert first is not None
         assert not first.training
+        kept = all(
+            torch.equal(mask, read_masks(load(out))[name]) for name, mask in read_masks(load(out / "_pruned")).items()
+        )
+        assert kept is (recipe != "rigl")
 
-    def test_resumed_training_gives_the_same_model(self, words: list[str], tmp_path: Path) -> None:
+    def test_dense_model_is_pruned_gradually(
+        self, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        out = tmp_path / "out"
+        steps = ("--max_steps", "4", "--gradual_interval", "1", "--gradual_stop", "0.5")
+        run("run_clm_mwanda", *words, "--recipe", "gradual", *steps, "--save_strategy", "steps", "--save_steps", "1",
+            "--output_dir", out)  # fmt: skip
+        card = check(out, "gradual", 4, sparsity=0.5)
+        assert re.search(r"^\| `vi` ", card, re.MULTILINE)
+        header = next(line for line in capsys.readouterr().out.splitlines() if "dense" in line)
+        assert "recovered" in header
+        assert "pruned" not in header
+        shares = [record.achieved_sparsity for record in map(sparsity_record, checkpoints(out)) if record is not None]
+        assert 0 < shares[0] < shares[1] == pytest.approx(0.5, abs=0.01)
+        assert shares[1:] == shares[1:2] * 3
+        assert [path.name for path in (out / "_dense").iterdir()] == ["evaluation.json"]
+
+    def test_every_language_is_evaluated_during_the_training(self, words: list[str], tmp_path: Path) -> None:
+        out = tmp_path / "out"
+        often = ("--max_steps", "2", "--eval_strategy", "steps", "--eval_steps", "1", "--logging_steps", "1")
+        best = ("--save_strategy", "steps", "--save_steps", "1", "--load_best_model_at_end")
+        run("run_clm_mwanda", *words, *often, *best, "--metric_for_best_model", "eval_vi_loss", "--output_dir", out)
+        log = json.loads((out / "trainer_state.json").read_bytes())["log_history"]
+        for language in ("en", "ta", "vi"):
+            assert [entry["step"] for entry in log if f"eval_{language}_loss" in entry] == [1, 2]
+        assert json.loads((out / "trainer_state.json").read_bytes())["best_metric"] > 0
+
+    def test_best_checkpoint_of_masks_that_moved_is_not_masked_again(self, words: list[str], tmp_path: Path) -> None:
+        steps = ("--max_steps", "4", "--eval_strategy", "steps", "--eval_steps", "1", "--save_steps", "1")
+        best = ("--load_best_model_at_end", "--metric_for_best_model", "eval_ta_loss", "--greater_is_better", "true")
+        moving = ("--recipe", "rigl", "--rigl_alpha", "0.3", "--rigl_interval", "1", "--learning_rate", "1e-3")
+        run("run_clm_mwanda", *words, *steps, *best, *moving, "--output_dir", tmp_path)  # the worst is an early one
+        state = json.loads((tmp_path / "trainer_state.json").read_bytes())
+        chosen = Path(state["best_model_checkpoint"])
+        assert chosen.name == "checkpoint-1"
+        kept, whole = load(chosen).to(load(tmp_path).dtype).state_dict(), load(tmp_path).state_dict()
+        assert all(torch.equal(kept[name], tensor) for name, tensor in whole.items())
+
+    @pytest.mark.parametrize(
+        ("more", "message"),
+        [
+            (["--load_best_model_at_end", "--eval_strategy", "steps", "--save_steps", "500"], "name one"),
+            (["--lora_rank", "4"], "lora_rank belongs to recipe='lora', but recipe='masks' was chosen"),
+            (["--recipe", "rigl", "--gradual_stop", "0.5"], "gradual_stop belongs to recipe='gradual'"),
+            (["--recipe", "gradual", "--mix", "need"], "--recipe gradual has not pruned yet"),
+            (["--recipe", "gradual", "--gradual_stop", "2"], "stop=2.0"),
+            (["--recipe", "rigl", "--rigl_alpha", "2"], "alpha=2.0"),
+        ],
+    )
+    def test_settings_that_do_not_fit_the_recipe_are_refused_at_once(
+        self, more: list[str], message: str, words: list[str], tmp_path: Path
+    ) -> None:
+        with pytest.raises(ValueError, match=message):
+            run("run_clm_mwanda", *words, *more, "--output_dir", tmp_path, "--max_steps", "4")
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("recipe", ["masks", "rigl", "gradual"])
+    def test_resumed_training_gives_the_same_model(self, recipe: str, words: list[str], tmp_path: Path) -> None:
         config = {
+            "recipe": recipe,
             "output_dir": str(tmp_path / "whole"),
             "max_steps": 4,
             "save_strategy": "steps",
@@ -193,7 +305,7 @@ class TestRunClm:
         run("run_clm_mwanda", *words, *half)
         resumed = AutoModelForCausalLM.from_pretrained(tmp_path / "whole").state_dict()
         assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-        check(tmp_path / "whole", "masks", 4, sparsity=0.5)
+        check(tmp_path / "whole", recipe, 4, sparsity=0.5)
 
     def test_earlier_run_is_not_overwritten(self, words: list[str], tmp_path: Path) -> None:
         (tmp_path / "_pruned").mkdir()
@@ -252,5 +364,5 @@ class TestRunClm:
 
 def test_scripts_are_short() -> None:
     lengths: dict[str, int] = {path.name: len(path.read_text().splitlines()) for path in SCRIPTS.glob("*.py")}
-    assert len(lengths) == 6
+    assert lengths.pop("run_clm_mwanda.py") < 220
     assert {name: lines for name, lines in lengths.items() if lines >= 150} == {}

@@ -136,7 +136,7 @@ if __name__ == "__main__":
     wanda = MWandaConfig(sparsity=0.7, criterion="wanda", samples_per_language=2, sequence_length=16)
     found = {
         "ddp": with_trainer(place, MWandaCallback()),
-        "rigl": with_trainer(place, RigLCallback(interval=1)),
+        "rigl": with_trainer(place, RigLCallback(alpha=0.3, interval=1)),
         "lisa": with_trainer(place, LISACallback(interval=1)),
         "gradual": with_trainer(place, GradualPruningCallback(wanda, make_text(rows=2), interval=1, stop=1.0)),
         "refused": refusal(lambda: with_trainer(place, LISACallback(), ddp_find_unused_parameters=False)),

@@ -188,6 +188,11 @@ class TestRefused:
     def test_a_model_without_an_adapter(self) -> None:
         self.expect(prune(make_model()), "is a LlamaForCausalLM: give the PeftModel", TypeError)
 
+    @pytest.mark.parametrize("refuse", [merge_preserving_masks, mask_adapters])
+    def test_what_is_no_model(self, refuse: Any) -> None:
+        with pytest.raises(TypeError, match="peft_model is a str: give the PeftModel"):
+            refuse("adapter")
+
     def test_a_dense_model(self) -> None:
         self.expect(adapt(model=make_model()), "LlamaForCausalLM, has no sparsity record.*merge_and_unload")
 

@@ -12,7 +12,7 @@ from optimum_mwanda import LISACallback, sparsity_record, verify_sparsity
 from optimum_mwanda.modeling.blocks import find_blocks
 from optimum_mwanda.training.lisa import blocks_to_train
 
-from ..conftest import state_of
+from ..conftest import has_hooks, state_of
 from .test_callback import Watcher
 from .tiny import Fail, prune_tiny, stop_and_resume
 
@@ -123,7 +123,7 @@ def test_everything_trains_again_after_an_error(tiny: PreTrainedModel, train_tin
         train_tiny(tiny, LISACallback(interval=1)).train()
     callback.close()
     assert all(parameter.requires_grad for parameter in tiny.parameters())
-    assert not any(parameter._backward_hooks for parameter in tiny.parameters())
+    assert not has_hooks(tiny)
     train_tiny(tiny, callback, max_steps=1).train()
 
 
@@ -145,4 +145,4 @@ def test_more_blocks_than_there_are_are_refused(tiny: PreTrainedModel, train_tin
     with pytest.raises(ValueError, match="count=4 is not allowed: give 0 to 3, as many blocks as the model has"):
         train_tiny(tiny, LISACallback(count=4)).train()
     assert tiny.config.mwanda_config == before
-    assert not any(parameter._backward_hooks for parameter in tiny.parameters())
+    assert not has_hooks(tiny)

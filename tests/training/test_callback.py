@@ -9,9 +9,9 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from optimum_mwanda import MWandaCallback, read_masks, sparsity_record, verify_sparsity
+from optimum_mwanda import MWandaCallback, RigLCallback, read_masks, sparsity_record, verify_sparsity
 
-from ..conftest import make_model, state_of
+from ..conftest import has_hooks, make_model, state_of
 from .conftest import prune_sample
 
 MakeTrainer = Callable[..., Trainer]
@@ -196,6 +196,11 @@ def test_masks_of_another_model_are_refused(pruned: PreTrainedModel, make_traine
         make_trainer(pruned, MWandaCallback({"transformer": torch.zeros(2, 2, dtype=torch.bool)})).train()
 
 
+def test_what_is_no_report_is_refused_before_the_training() -> None:
+    with pytest.raises(TypeError, match="report is a dict: give PerplexityComparison"):
+        MWandaCallback(report={"en": 1.0})  # type: ignore[arg-type]
+
+
 def test_weights_that_the_record_does_not_describe_are_refused(
     pruned: PreTrainedModel, make_trainer: MakeTrainer
 ) -> None:
@@ -214,11 +219,39 @@ def test_training_again_adds_to_the_record(pruned: PreTrainedModel, make_trainer
     assert "Trained afterwards for 2 steps (masks kept)." in str(record)
 
 
+def test_a_training_without_a_step_is_not_in_the_record(pruned: PreTrainedModel, make_trainer: MakeTrainer) -> None:
+    class FailAtOnce(TrainerCallback):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            raise RuntimeError("mine")
+
+    trainer = make_trainer(pruned, MWandaCallback())
+    trainer.add_callback(FailAtOnce())
+    with pytest.raises(RuntimeError, match="mine"):
+        trainer.train()
+    make_trainer(pruned, MWandaCallback(), max_steps=2).train()
+    record = sparsity_record(pruned)
+    assert record is not None
+    assert [entry.steps for entry in record.training] == [2]
+
+
+@pytest.mark.parametrize("other", [MWandaCallback, RigLCallback])
+def test_two_callbacks_that_keep_masks_are_refused(
+    other: type[MWandaCallback], pruned: PreTrainedModel, make_trainer: MakeTrainer
+) -> None:
+    before = pruned.config.mwanda_config
+    trainer = make_trainer(pruned, MWandaCallback())
+    trainer.add_callback(other())
+    with pytest.raises(ValueError, match=f"has both MWandaCallback and {other.__name__}"):
+        trainer.train()
+    assert pruned.config.mwanda_config == before
+    assert not has_hooks(pruned)
+
+
 def test_nothing_is_left_behind(pruned: PreTrainedModel, make_trainer: MakeTrainer) -> None:
     callback = MWandaCallback()
     trainer = make_trainer(pruned, callback)
     trainer.train()
-    assert not any(p._backward_hooks for p in pruned.parameters())
+    assert not has_hooks(pruned)
     optimizer = trainer.optimizer.optimizer
     assert not optimizer._optimizer_step_pre_hooks
     assert not optimizer._optimizer_step_post_hooks

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,9 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from optimum_mwanda import keep_masks, read_masks, sparsity_record, verify_sparsity
+from optimum_mwanda.training.keeper import MaskKeeper
 
+from ..conftest import has_hooks
 from .conftest import prune_sample
 
 NAME = "model.layers.0.mlp.up_proj"
@@ -69,6 +72,28 @@ def test_the_record_counts_the_steps_while_they_are_taken(tmp_path: Path, pruned
         assert [(entry.recipe, entry.steps) for entry in record.training] == [("masks kept", 2), ("masks kept", 3)]
 
 
+def test_two_optimizers_share_one_training(pruned: PreTrainedModel) -> None:
+    wide = matrices(pruned.parameters())
+    others = [parameter for parameter in pruned.parameters() if id(parameter) not in {id(each) for each in wide}]
+    first = torch.optim.Muon(wide[:-4], lr=1e-2)
+    second = torch.optim.SGD([*others, *wide[-4:]], lr=0.1)
+    with keep_masks(pruned, first), keep_masks(pruned, second):
+        for _ in range(3):
+            for optimizer in (first, second):
+                take_steps(pruned, optimizer, steps=1)
+    assert verify_sparsity(pruned).ok
+    record = sparsity_record(pruned)
+    assert record is not None
+    assert [entry.steps for entry in record.training] == [3]
+
+
+@pytest.mark.parametrize("masks", [[torch.ones(2, 2)], "all", {NAME: None}])
+def test_what_is_no_map_of_masks_is_refused(masks: Any, pruned: PreTrainedModel) -> None:
+    with pytest.raises(TypeError, match=r"give one, as read_masks\(model\) does"):
+        MaskKeeper(pruned, torch.optim.SGD(pruned.parameters(), lr=0.1), masks)
+    assert not has_hooks(pruned)
+
+
 def test_a_model_without_a_record_gets_none(sample_model: PreTrainedModel) -> None:
     masks = {NAME: torch.zeros_like(sample_model.get_parameter(f"{NAME}.weight"), dtype=torch.bool)}
     optimizer = torch.optim.SGD(sample_model.parameters(), lr=0.1)
@@ -89,7 +114,7 @@ def test_an_error_inside_the_block_leaves_no_hooks(pruned: PreTrainedModel) -> N
     optimizer = torch.optim.SGD(pruned.parameters(), lr=0.1)
     with pytest.raises(RuntimeError, match="mine"), keep_masks(pruned, optimizer):
         raise RuntimeError("mine")
-    assert not any(parameter._backward_hooks for parameter in pruned.parameters())
+    assert not has_hooks(pruned)
     assert not optimizer._optimizer_step_post_hooks
 
 

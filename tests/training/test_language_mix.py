@@ -258,6 +258,10 @@ def test_mixes_can_be_sent_to_other_processes(sample_model: PreTrainedModel) -> 
     ("dataset", "settings", "message"),
     [
         (ROWS, {"strategy": "fair"}, "strategy='fair' is not allowed: give equal, temperature, need, or a dict"),
+        (ROWS, {"strategy": 3}, "strategy=3 is not allowed: give equal, temperature, need, or a dict"),
+        (ROWS, {"strategy": None}, "strategy=None is not allowed"),
+        (ROWS, {"seed": -1}, "seed=-1 is not allowed: give a whole number of at least 0"),
+        (ROWS, {"seed": 1.5}, "seed=1.5 is not allowed"),
         (ROWS, {"strategy": "need"}, "give report=, dense against pruned"),
         (ROWS, {"size": 0}, "size=0 is not allowed: give a whole number of at least 1"),
         (ROWS, {"size": 1.5}, "size=1.5 is not allowed"),

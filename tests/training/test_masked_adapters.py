@@ -1,4 +1,5 @@
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
-from optimum_mwanda import mask_adapters, merge_preserving_masks, verify_sparsity
+from optimum_mwanda import MWandaCallback, mask_adapters, merge_preserving_masks, verify_sparsity
 from optimum_mwanda.training.adapter_updates import adapter_update
 from tests.conftest import make_model
 from tests.families.matrix import FAMILIES
@@ -319,6 +320,28 @@ def test_a_trainer_trains_saves_and_resumes(tmp_path: Path) -> None:
     assert verify_sparsity(model).ok
     again, _ = merge_preserving_masks(resumed.model)
     assert all(torch.equal(each, again.state_dict()[name]) for name, each in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_masked", "warning"),
+    [
+        ({"target_modules": ["q_proj"]}, True, None),
+        ({"target_modules": ["q_proj"]}, False, r"call mask_adapters\(peft_model\) before the training"),
+        ({"target_modules": ["lm_head"]}, False, None),
+    ],
+)
+def test_training_an_adapter_that_would_lose_zeros_is_warned_of(
+    settings: dict[str, Any], is_masked: bool, warning: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    adapted = adapt(**settings)
+    if is_masked:
+        mask_adapters(adapted)
+    rows = [{"input_ids": ids, "labels": ids} for ids in torch.randint(3, 90, (4, 12)).tolist()]
+    arguments = TrainingArguments(str(tmp_path), max_steps=1, use_cpu=True, report_to="none", disable_tqdm=True)
+    Trainer(adapted, arguments, train_dataset=rows, callbacks=[MWandaCallback()]).train()
+    found = [record.getMessage() for record in caplog.records if record.name.startswith("optimum_mwanda")]
+    assert len(found) == (warning is not None)
+    assert warning is None or re.search(warning, found[0])
 
 
 class TestRefused:

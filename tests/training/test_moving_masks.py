@@ -1,5 +1,6 @@
 """RigL with a `Trainer`: masks move, and what is saved and recorded stays true."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer, Trainer
 from optimum_mwanda import MWandaConfig, MWandaPruner, RigLCallback, read_masks, sparsity_record, verify_sparsity
 from optimum_mwanda.training.rigl import redraw_mask, update_fraction
 
-from ..conftest import make_model, state_of
+from ..conftest import has_hooks, make_model, state_of
 from ..families.matrix import FAMILIES
 from .test_callback import Watcher
 from .tiny import Fail, prune_tiny, stop_and_resume
@@ -41,7 +42,7 @@ def zeros_per_row(model: PreTrainedModel) -> dict[str, Tensor]:
 
 def test_masks_move_every_interval_until_they_stop(tiny: PreTrainedModel, train_tiny: MakeTrainer) -> None:
     before = zeros_per_row(tiny)
-    trainer = train_tiny(tiny, RigLCallback(interval=2, stop=0.8))
+    trainer = train_tiny(tiny, RigLCallback(alpha=0.3, interval=2, stop=0.8))
     look = Look()
     trainer.add_callback(look)
     trainer.train()
@@ -56,7 +57,7 @@ def test_masks_move_every_interval_until_they_stop(tiny: PreTrainedModel, train_
 
 
 def test_what_comes_and_goes_starts_at_zero(tiny: PreTrainedModel, train_tiny: MakeTrainer) -> None:
-    trainer = train_tiny(tiny, RigLCallback(interval=3, stop=0.9), max_steps=4)
+    trainer = train_tiny(tiny, RigLCallback(alpha=0.3, interval=3, stop=0.9), max_steps=4)
     look = Look()
     before = read_masks(tiny)[NAME]
     trainer.add_callback(look)
@@ -95,6 +96,48 @@ def test_the_masks_are_those_of_the_dense_gradient_of_the_step(tiny: PreTrainedM
     assert not torch.equal(look.masks[0], before)
 
 
+def test_only_weights_that_others_can_replace_go_by_default(
+    tiny: PreTrainedModel, train_tiny: MakeTrainer, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = train_tiny(tiny, RigLCallback(interval=3), learning_rate=3e-3, lr_scheduler_type="constant")
+    parameter = tiny.get_parameter(f"{NAME}.weight")
+    weights, look = [], Look()
+
+    class Weights(TrainerCallback):
+        def on_optimizer_step(self, *_: Any, **__: Any) -> None:
+            weights.append(parameter.detach().clone())
+
+    trainer.add_callback(Weights())
+    trainer.add_callback(look)
+    trainer.train()
+    kept, gone = ~look.masks[1], look.masks[2] & ~look.masks[1]
+    reach = 3 * 3e-3
+    assert gone.sum() == (weights[2][kept].abs() <= reach).sum() < int(update_fraction(3, 5) * kept.sum())
+    assert 0 < weights[2][gone].abs().max() <= reach
+    assert verify_sparsity(tiny).ok
+    assert not caplog.records
+
+
+def test_masks_that_nothing_could_replace_stay_and_a_warning_says_so(
+    tiny: PreTrainedModel, train_tiny: MakeTrainer, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = read_masks(tiny)
+    train_tiny(tiny, RigLCallback(interval=1), learning_rate=1e-4).train()
+    assert all(torch.equal(mask, before[name]) for name, mask in read_masks(tiny).items())
+    (record,) = caplog.records
+    assert "No mask has moved" in record.getMessage()
+
+
+def test_exchanging_weights_that_nothing_can_replace_is_warned_of_once(
+    tiny: PreTrainedModel, train_tiny: MakeTrainer, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = read_masks(tiny)
+    train_tiny(tiny, RigLCallback(alpha=0.3, interval=1), learning_rate=1e-4).train()
+    assert not torch.equal(read_masks(tiny)[NAME], before[NAME])
+    (record,) = caplog.records
+    assert re.search(r"larger than \d\.\de-0\d, .* in the 1 steps", record.getMessage())
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -109,7 +152,7 @@ def test_counts_stay_whatever_the_arguments(
     arguments: dict[str, Any], tiny: PreTrainedModel, train_tiny: MakeTrainer
 ) -> None:
     before = read_masks(tiny)
-    train_tiny(tiny, RigLCallback(interval=1), **arguments).train()
+    train_tiny(tiny, RigLCallback(alpha=0.3, interval=1), **arguments).train()
     assert verify_sparsity(tiny).ok
     assert not torch.equal(read_masks(tiny)[NAME], before[NAME])
 
@@ -120,7 +163,7 @@ def test_only_kept_weights_have_gradients_and_moments(tiny: PreTrainedModel, tra
             for parameter in self.pruned:
                 self.pruned[parameter] = parameter.detach() == 0
 
-    trainer = train_tiny(tiny, RigLCallback(interval=1))
+    trainer = train_tiny(tiny, RigLCallback(alpha=0.3, interval=1))
     watcher = Moving(tiny)
     trainer.add_callback(watcher)
     trainer.train()
@@ -130,7 +173,7 @@ def test_only_kept_weights_have_gradients_and_moments(tiny: PreTrainedModel, tra
 @pytest.mark.parametrize("fresh", [False, True], ids=["the checkpoint's model", "the model of the start"])
 def test_a_resumed_training_equals_an_uninterrupted_one(fresh: bool, tmp_path: Path, train_tiny: MakeTrainer) -> None:
     def make(model: PreTrainedModel, folder: str = "parts") -> Trainer:
-        return train_tiny(model, RigLCallback(interval=1), output_dir=tmp_path / folder, logging_steps=1)
+        return train_tiny(model, RigLCallback(alpha=0.3, interval=1), output_dir=tmp_path / folder, logging_steps=1)
 
     def start(checkpoint: Path | None) -> PreTrainedModel:
         return prune_tiny() if fresh or checkpoint is None else AutoModelForCausalLM.from_pretrained(checkpoint)
@@ -158,7 +201,7 @@ def test_a_resumed_training_equals_an_uninterrupted_one(fresh: bool, tmp_path: P
 def test_rows_and_patterns_keep_their_zeros(family: str, settings: dict[str, Any], train_tiny: MakeTrainer) -> None:
     model = prune_tiny(family, **settings)
     before = read_masks(model)
-    train_tiny(model, RigLCallback(interval=1)).train()
+    train_tiny(model, RigLCallback(alpha=0.3, interval=1)).train()
     assert verify_sparsity(model).ok
     for name, mask in read_masks(model).items():
         old, new = (each.T if family == "gpt2" else each for each in (before[name], mask))
@@ -177,7 +220,7 @@ def test_every_fused_expert_keeps_its_zeros(family: str, train_tiny: MakeTrainer
     MWandaPruner(MWandaConfig(criterion="magnitude", allocation="uniform"), progress=False).prune(model)
     name = next(name for name in read_masks(model) if name.endswith("experts.down_proj"))
     before = read_masks(model)[name]
-    train_tiny(model, RigLCallback(interval=1)).train()
+    train_tiny(model, RigLCallback(alpha=0.3, interval=1)).train()
     after = read_masks(model)[name]
     inputs = 1 if family == "gpt_oss" else 2
     assert torch.equal(before.sum(inputs), after.sum(inputs))
@@ -189,7 +232,7 @@ def test_more_zeros_than_recorded_are_kept_and_counted(tiny: PreTrainedModel, tr
     with torch.no_grad():
         tiny.get_parameter(f"{NAME}.weight")[0].zero_()
     assert verify_sparsity(tiny).gained
-    train_tiny(tiny, RigLCallback(interval=1)).train()
+    train_tiny(tiny, RigLCallback(alpha=0.3, interval=1)).train()
     assert verify_sparsity(tiny).ok
 
 
@@ -198,7 +241,7 @@ def test_given_masks_move_in_a_model_without_a_record(train_tiny: MakeTrainer) -
     weight = model.get_parameter(f"{NAME}.weight")
     mask = torch.zeros_like(weight, dtype=torch.bool)
     mask[:, ::2] = True
-    train_tiny(model, RigLCallback(interval=1, masks={NAME: mask})).train()
+    train_tiny(model, RigLCallback(alpha=0.3, interval=1, masks={NAME: mask})).train()
     assert (weight == 0).sum() == mask.sum()
     assert not torch.equal(weight == 0, mask)
 
@@ -206,7 +249,7 @@ def test_given_masks_move_in_a_model_without_a_record(train_tiny: MakeTrainer) -
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"alpha": 0}, "alpha=0 is not allowed"),
+        ({"alpha": 0}, r"alpha=0 is not allowed: give a share in \(0, 1\]"),
         ({"interval": 0}, "interval=0 is not allowed"),
         ({"stop": 1.5}, r"stop=1\.5 is not allowed"),
     ],
@@ -219,30 +262,30 @@ def test_settings_that_are_not_allowed_are_refused(settings: dict[str, Any], mes
 def test_masks_that_would_never_move_are_refused(tiny: PreTrainedModel, train_tiny: MakeTrainer) -> None:
     before = tiny.config.mwanda_config
     with pytest.raises(ValueError, match=r"every 5 steps, and stay from step 5 on .* would never move"):
-        train_tiny(tiny, RigLCallback(interval=5)).train()
+        train_tiny(tiny, RigLCallback(alpha=0.3, interval=5)).train()
     assert tiny.config.mwanda_config == before
-    assert not any(parameter._backward_hooks for parameter in tiny.parameters())
+    assert not has_hooks(tiny)
 
 
 def test_frozen_matrices_are_refused_if_there_are_no_others(tiny: PreTrainedModel, train_tiny: MakeTrainer) -> None:
     for name in read_masks(tiny):
         tiny.get_parameter(f"{name}.weight").requires_grad_(False)
     with pytest.raises(ValueError, match="None of the pruned matrices is trained"):
-        train_tiny(tiny, RigLCallback(interval=1)).train()
+        train_tiny(tiny, RigLCallback(alpha=0.3, interval=1)).train()
 
 
 def test_nothing_is_left_behind(tiny: PreTrainedModel, train_tiny: MakeTrainer) -> None:
-    trainer = train_tiny(tiny, RigLCallback(interval=1))
+    trainer = train_tiny(tiny, RigLCallback(alpha=0.3, interval=1))
     trainer.train()
-    assert not any(parameter._backward_hooks for parameter in tiny.parameters())
+    assert not has_hooks(tiny)
     assert not trainer.optimizer.optimizer._optimizer_step_post_hooks
 
 
 def test_close_lets_go_after_an_error(tiny: PreTrainedModel, train_tiny: MakeTrainer) -> None:
-    callback = RigLCallback(interval=1)
+    callback = RigLCallback(alpha=0.3, interval=1)
     trainer = train_tiny(tiny, callback)
     trainer.add_callback(Fail())
     with pytest.raises(RuntimeError, match="mine"):
         trainer.train()
     callback.close()
-    assert not any(parameter._backward_hooks for parameter in tiny.parameters())
+    assert not has_hooks(tiny)

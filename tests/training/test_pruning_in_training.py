@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer, Trainer
 from optimum_mwanda import GradualPruningCallback, MWandaConfig, sparsity_map, sparsity_record, verify_sparsity
 from optimum_mwanda.training.gradual import cubic_sparsity
 
-from ..conftest import make_model, make_rows, state_of
+from ..conftest import has_hooks, make_model, make_rows, state_of
 from .tiny import prune_tiny, stop_and_resume
 
 MakeTrainer = Callable[..., Trainer]
@@ -117,7 +117,7 @@ def test_moments_of_what_is_pruned_are_zero(train_tiny: MakeTrainer) -> None:
     trainer.add_callback(Moments())
     trainer.train()
     assert 0 < seen[0] < seen[1] < seen[2] == seen[5]
-    assert not any(parameter._backward_hooks for parameter in model.parameters())
+    assert not has_hooks(model)
 
 
 @pytest.mark.parametrize("fresh", [False, True], ids=["the checkpoint's model", "the model of the start"])
@@ -206,4 +206,4 @@ def test_what_cannot_be_done_is_refused_before_the_first_step(
     assert trainer.state.global_step == 0
     assert tiny.config.mwanda_config == before
     assert all(torch.equal(weights[name], tensor) for name, tensor in tiny.state_dict().items())
-    assert not any(parameter._backward_hooks for parameter in tiny.parameters())
+    assert not has_hooks(tiny)

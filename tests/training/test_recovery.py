@@ -1,5 +1,6 @@
 """`recover`: every recipe trains, keeps the zeros, and gives the model back in its own form."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -12,8 +13,9 @@ from optimum_mwanda import MWandaConfig, MWandaPruner, read_masks, recover, spar
 from optimum_mwanda.evaluation.report import LanguageScore, PerplexityComparison, PerplexityReport
 from optimum_mwanda.training.distillation_trainer import LOSS_WEIGHT, DistillationTrainer
 from optimum_mwanda.training.lent_model import lent_to_training
+from optimum_mwanda.training.recovery_settings import RECIPE_OF, RecoverySettings
 
-from ..conftest import assert_untouched, make_model, make_rows, state_of
+from ..conftest import assert_untouched, has_hooks, make_model, make_rows, state_of
 
 SMALL: dict[str, Any] = {"tokens": 96, "sequence_length": 16, "batch_size": 2, "progress": False}
 RECIPES = ("masks", "distill", "lora")
@@ -70,7 +72,7 @@ def test_model_comes_back_in_its_own_form(recipe: str) -> None:
     assert list(model.state_dict()) == names
     assert [name for name, each in model.named_parameters() if not each.requires_grad] == ["model.norm.weight"]
     assert [name for name, module in model.named_modules() if module.training] == ["model.norm"]
-    assert not any(parameter._backward_hooks for parameter in model.parameters())
+    assert not has_hooks(model)
     assert not hasattr(model, "peft_config")
 
 
@@ -147,7 +149,7 @@ def test_error_in_the_training_leaves_types_and_layers_as_they_were(
     assert list(model.state_dict()) == names
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
-    assert not any(parameter._backward_hooks for parameter in model.parameters())
+    assert not has_hooks(model)
     assert not hasattr(model, "peft_config")
     assert all(torch.equal(model.get_submodule(name).weight == 0, pruned) for name, pruned in masks.items())
 
@@ -166,6 +168,9 @@ def test_diverged_training_is_an_error(recipe: str) -> None:
     ("settings", "message"),
     [
         ({"recipe": "sparsely"}, "recipe='sparsely' is not known. Choose one of: 'masks', 'distill', 'lora'"),
+        ({"recipe": "gradual"}, "give GradualPruningCallback to a Trainer"),
+        ({"recipe": "distill", "lora_rank": 4}, "lora_rank belongs to recipe='lora', but recipe='distill'"),
+        ({"rigl_alpha": 0.1}, "rigl_alpha belongs to recipe='rigl', but recipe='masks'"),
         ({"recipe": "distill"}, "recipe='distill' needs a dense model: give teacher="),
         ({"teacher": make_model()}, "recipe='masks' takes no dense model: give teacher="),
         ({"mix": "need"}, "give report="),
@@ -173,11 +178,15 @@ def test_diverged_training_is_an_error(recipe: str) -> None:
         ({"tokens": 0}, "tokens=0"),
         ({"tokens": 1e6}, "tokens=1000000.0"),
         ({"batch_size": 0}, "batch_size=0"),
+        ({"recipe": "lisa", "lisa_blocks": 4}, "lisa_blocks=4 is not allowed: the model has 3 blocks"),
+        ({"recipe": "rigl", "tokens": 1}, "would never move"),
+        ({"mix_temperature": 3}, "has no effect with mix='equal'"),
+        ({"bf16": "no"}, "bf16='no' is not allowed: give True or False"),
         ({"learning_rate": 0}, "learning_rate=0"),
         ({"sequence_length": 0}, "sequence_length=0"),
         ({"sequence_length": 65}, "exceeds the model's 64 positions"),
-        ({"lora_rank": 0}, "lora_rank=0"),
-        ({"distillation_weight": 2}, "distillation_weight=2"),
+        ({"recipe": "lora", "lora_rank": 0}, "lora_rank=0"),
+        ({"recipe": "distill", "distillation_weight": 2}, "distillation_weight=2"),
         ({"languages": ["xx"]}, "'xx' was asked for"),
         ({"language_column": None}, "language_column=None"),
         ({"recipe": "distill", "teacher": make_model(), "report": losses(en=2.1, fr=2.2)}, "no evaluation of 'sw'"),
@@ -192,9 +201,50 @@ def test_wrong_settings_are_refused_and_change_nothing(settings: dict[str, Any],
     assert_untouched(model, before, training=False)
 
 
+def test_every_setting_of_one_recipe_is_known_as_such() -> None:
+    names = [field.name for field in dataclasses.fields(RecoverySettings)]
+    first_words = {"distillation": "distill", "lora": "lora", "rigl": "rigl", "lisa": "lisa"}
+    known = {name: recipe for name, recipe in RECIPE_OF.items() if recipe != "gradual"}
+    assert {name: first_words[word] for name in names if (word := name.split("_")[0]) in first_words} == known
+
+
 def test_unknown_setting_is_refused() -> None:
     with pytest.raises(TypeError, match="epochs"):
         recover(prune(), make_rows(), epochs=3)
+
+
+def test_what_is_no_plain_model_to_train_is_refused_and_not_changed() -> None:
+    model = prune()
+    before = state_of(model)
+    with pytest.raises(TypeError, match="model is a str: give a pruned model"):
+        recover("pruned", make_rows(), **SMALL)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="inside a wrapper, OptimizedModule: give the model itself"):
+        recover(torch.compile(model), make_rows(), **SMALL)  # type: ignore[arg-type]
+    model.requires_grad_(False)
+    with pytest.raises(ValueError, match="No parameter of the model can be trained"):
+        recover(model, make_rows(), **SMALL)
+    assert_untouched(model, before, training=False)
+
+
+@pytest.mark.parametrize("recipe", ["masks", "lora"])
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of peft itself
+def test_model_with_an_adapter_is_refused(recipe: str) -> None:
+    peft = pytest.importorskip("peft", reason="peft is not installed")
+    adapted = peft.get_peft_model(prune(), peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    with pytest.raises(ValueError, match=r"merge it first, with merge_preserving_masks\(peft_model\)"):
+        recover(adapted, make_rows(), recipe=recipe, **SMALL)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mix": "need", "report": {"en": 1}}, "report is a dict: give PerplexityComparison"),
+        ({"recipe": "distill", "teacher": "dense"}, "teacher is a str: give the dense model"),
+    ],
+)
+def test_what_is_no_report_or_no_teacher_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        recover(prune(), make_rows(), **settings, **SMALL)
 
 
 def test_dense_model_is_refused_before_its_text_is_read() -> None:

@@ -13,7 +13,12 @@ from ..conftest import make_rows, state_of
 
 @pytest.mark.parametrize(
     ("settings", "moves"),
-    [({"recipe": "rigl"}, True), ({"recipe": "rigl", "rigl_interval": 3}, True), ({"recipe": "lisa"}, False)],
+    [
+        ({"recipe": "rigl", "rigl_alpha": 0.3}, True),
+        ({"recipe": "rigl", "rigl_interval": 3, "learning_rate": 1e-2}, True),
+        ({"recipe": "rigl"}, False),  # nothing could replace a weight in five steps
+        ({"recipe": "lisa"}, False),
+    ],
 )
 def test_a_recovery_says_what_it_did(settings: dict[str, Any], moves: bool, tiny: PreTrainedModel) -> None:
     masks, weights = read_masks(tiny), state_of(tiny)

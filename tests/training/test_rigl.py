@@ -34,6 +34,12 @@ def test_counts_are_rounded_down() -> None:
     assert torch.equal(redraw_mask(WEIGHT, GRADIENT, PRUNED, 0.24), PRUNED)
 
 
+def test_weights_that_are_too_large_stay() -> None:
+    only_one = torch.tensor([[True, True, False, True], [False, False, False, True]])
+    assert torch.equal(redraw_mask(WEIGHT, GRADIENT, PRUNED, 1.0, largest=1.0), only_one)
+    assert torch.equal(redraw_mask(WEIGHT, GRADIENT, PRUNED, 1.0, largest=0.9), PRUNED)
+
+
 def test_rows_and_patterns_keep_their_zeros() -> None:
     # Both that go lie in different rows, so each row takes its own largest gradient: -5 and 7.
     expected = torch.tensor([[True, True, False, False], [True, False, False, True]])
