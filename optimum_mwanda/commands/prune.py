@@ -2,11 +2,13 @@
 
 import argparse
 import dataclasses
+import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..evaluation.settings import EvaluationSettings
+from ..storage.scratch import PROGRESS
 from ..utils import duration
 from .base import Result, Subcommand, add_common_options
 from .dataset import add_dataset_options, add_held_out_options, check_calibration_text, open_held_out, open_text
@@ -129,7 +131,8 @@ class PruneCommand(Subcommand):
             model = load_model(args.model, args, args.revision, warn=self.warn, offload=offload)
             tokenizer = load_tokenizer(args.model, args)
             check_prunable(model, config)
-            check_model_room(model, folder, args, config.target_sparsity)
+            kept = [0.0] if args.stream and not folder.with_name(PROGRESS).exists() else []  # pruned blocks
+            check_model_room(model, folder, args, config.target_sparsity, *kept)
             dense = None if held_out is None else self._evaluate(model, tokenizer, held_out, config)
             with pruning_errors():
                 from ..pruner import MWandaPruner
@@ -157,6 +160,8 @@ class PruneCommand(Subcommand):
         check_calibration_text(self.args.dataset, config)
         with errors_as(UsageError, ValueError):
             check_activations(self.args.activations)
+        if self.args.stream and not (self.args.device_map is None or _is_device(self.args.device_map)):
+            raise UsageError("--stream runs all blocks on one device: give --device-map cpu, cuda or cuda:N.")
         if self.args.restart and not self.args.stream:
             raise UsageError("--restart belongs to --stream: without it, every run begins anew.")
         if self.args.stream and not is_alone():
@@ -209,3 +214,7 @@ class PruneCommand(Subcommand):
                 f"Push it with `hf upload {args.push_to_hub} {args.output}`."
             ) from error
         return str(info.repo_url)
+
+
+def _is_device(place: Any) -> bool:
+    return isinstance(place, str) and re.fullmatch(r"cpu|cuda(:\d+)?|mps|xpu(:\d+)?", place) is not None
