@@ -4,6 +4,7 @@ import abc
 import math
 import os
 import tempfile
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,7 @@ class OnDisk(HiddenStates):
 
     def __init__(self, folder: Path) -> None:
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+        weakref.finalize(self, self._file.close)
         self._size = 0
         self._slots: list[tuple[Tensor, torch.device]] = []
 
