@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..modeling.counting import count_zeros
+from ..modeling.offloading import offloaded
 from ..modeling.sharding import whole
 from ..modeling.weights import PrunableWeight
 from ..storage.coded import CODE, FORM, decoded_view
@@ -52,11 +53,13 @@ def count_matrices(weights: Iterable[PrunableWeight]) -> list[RecordedMatrix]:
     """Counts the zeros of the parameters of some prunable weights in memory, listed as by `name_matrices`.
 
     Raises:
-        ValueError: If a weight is offloaded.
+        ValueError: If the values of a weight are nowhere.
     """
     weights = list(weights)
     holders = {weight.stored: weight for weight in weights}
-    return name_matrices(weights, {name: _count_loaded(name, weight.holder) for name, weight in holders.items()})
+    return name_matrices(
+        weights, {name: _count_loaded(name, w.module, w.holder, w.parameter) for name, w in holders.items()}
+    )
 
 
 def name_matrices(weights: Iterable[PrunableWeight], zeros: Mapping[str, int]) -> list[RecordedMatrix]:
@@ -117,13 +120,16 @@ def matrix_attributes(model: nn.Module) -> dict[str, tuple[nn.Module, str]]:
 
 def _count_attribute(key: str, module: nn.Module, name: str) -> int:
     """Asks the layer again, so that a weight that it computes on demand is not kept."""
-    return _count_loaded(key, getattr(module, name))
+    return _count_loaded(key, module, getattr(module, name), name)
 
 
-def _count_loaded(name: str, tensor: Tensor) -> int:
+def _count_loaded(name: str, module: nn.Module, tensor: Tensor, parameter: str) -> int:
+    """Counts the zeros of a tensor of a module, which accelerate may keep elsewhere."""
+    if tensor.device.type == "meta":
+        tensor = offloaded(module).get(parameter, tensor)
     if tensor.device.type == "meta":
         raise ValueError(
-            f"{name!r} is offloaded (meta device): load the whole model into memory to count its zeros, or give the "
+            f"{name!r} has no values (meta device): load the whole model into memory to count its zeros, or give the "
             "folder where it is saved."
         )
     return count_zeros(whole(tensor.detach()))

@@ -115,7 +115,7 @@ def sparsity_map(model_or_path: ModelOrPath, **hub_kwargs: Any) -> dict[str, flo
 
     Raises:
         FileNotFoundError: If a local path holds no config or no safetensors.
-        ValueError: If a file or the record is not valid, a weight of a loaded model is offloaded, or a folder or
+        ValueError: If a file or the record is not valid, a weight of a loaded model has no values, or a folder or
             repository has no record.
     """
     if isinstance(model_or_path, nn.Module) and sparsity_record(model_or_path) is None:
@@ -140,7 +140,7 @@ def verify_sparsity(model_or_path: ModelOrPath, **hub_kwargs: Any) -> SparsityVe
 
     Raises:
         FileNotFoundError: If a local path holds no config or no safetensors.
-        ValueError: If a file or the record is not valid, a weight of a loaded model is offloaded, or there is no
+        ValueError: If a file or the record is not valid, a weight of a loaded model has no values, or there is no
             record.
     """
     recorded, matrices = _recorded_and_found(model_or_path, hub_kwargs)

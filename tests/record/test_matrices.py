@@ -10,7 +10,7 @@ from tests.conftest import make_model
 from tests.storage.families import make_family
 
 UP = "model.layers.1.mlp.up_proj"
-OFFLOADED = f"'{UP}' is offloaded .meta device.: load the whole model into memory"
+OFFLOADED = f"'{UP}' has no values .meta device.: load the whole model into memory"
 
 
 def weights_of(model: nn.Module) -> list[PrunableWeight]:
@@ -40,7 +40,7 @@ def test_transposed_matrices_are_counted_as_out_and_in() -> None:
     assert (found.shape, found.zeros) == ((weight.out_features, weight.in_features), weight.in_features)
 
 
-def test_a_weight_that_is_offloaded_is_named_when_it_is_counted() -> None:
+def test_a_weight_without_values_is_named_when_it_is_counted() -> None:
     model = make_model()
     weights, matrices = weights_of(model), loaded_matrices(model)
     model.get_submodule(UP).to("meta")

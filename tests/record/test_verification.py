@@ -179,16 +179,16 @@ def test_a_model_without_record_is_mapped_but_not_verified(folder: Path) -> None
             read(folder)
 
 
-def test_an_offloaded_model_is_refused() -> None:
+def test_a_model_without_values_is_refused() -> None:
     model = pruned()
     record = sparsity_record(model)
     model.get_submodule(UP).to("meta")
     assert sparsity_record(model) == record
     for read in (verify_sparsity, sparsity_map):
-        with pytest.raises(ValueError, match=f"'{UP}' is offloaded.*load the whole model into memory"):
+        with pytest.raises(ValueError, match=f"'{UP}' has no values.*load the whole model into memory"):
             read(model)
     del model.config.mwanda_config
-    with pytest.raises(ValueError, match=f"'{UP}' is offloaded.*load the whole model into memory"):
+    with pytest.raises(ValueError, match=f"'{UP}' has no values.*load the whole model into memory"):
         sparsity_map(model)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from optimum_mwanda import MWandaConfig, MWandaPruner, check_saved
+from optimum_mwanda import MWandaConfig, MWandaPruner, check_saved, verify_sparsity
 from optimum_mwanda.modeling.block_source import BlockSource
 from optimum_mwanda.modeling.blocks import find_blocks, find_stacks
 from optimum_mwanda.modeling.offloading import hooks_of, offloaded_tensor
@@ -118,6 +118,7 @@ def test_pruned_models_on_disk_are_saved_shard_by_shard_and_pruned_again(family:
     model = on_disk(plain, tmp_path)
     for each in (model, plain):
         pruner(sparsity=0.3).prune(each, FAMILIES[family].rows())
+    assert verify_sparsity(model).ok
     model.save_pretrained(tmp_path / "saved", max_shard_size="20KB")
     check_saved(plain, tmp_path / "saved")
     for each in (model, plain):
