@@ -7,20 +7,22 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from filelock import FileLock
-from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, PreTrainedModel
 
 from optimum_mwanda import MWandaConfig, MWandaPruner, check_saved, prune_checkpoint
+from optimum_mwanda.loading.whole import load_whole
 from optimum_mwanda.storage.journal import Journal, OtherRunError
 from optimum_mwanda.walking.replay import BlockCalls
 from tests.conftest import SAMPLE_MODEL, make_model, make_rows
 from tests.families.matrix import FAMILIES
+from tests.storage.quantized import make_fp8, make_mxfp4
 
 ROWS = make_rows("en sw", rows=4, length=16)
 SMALL: dict[str, Any] = {"samples_per_language": 2, "sequence_length": 16, "batch_size": 2}
@@ -75,6 +77,16 @@ def test_the_result_is_that_of_pruning_in_memory(family: str, tmp_path: Path) ->
     assert loaded(tmp_path / "out", model).config.mwanda_config == plain.config.mwanda_config == record.to_dict()
     assert digests(tmp_path / "dense") == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dense", "out"]
+
+
+@pytest.mark.parametrize("make", [make_fp8, make_mxfp4])
+def test_quantized_checkpoints_are_dequantized_block_by_block(make: Callable[..., object], tmp_path: Path) -> None:
+    make(tmp_path / "dense")
+    config = MWandaConfig(**SMALL)
+    prune_checkpoint(tmp_path / "dense", tmp_path / "out", config, ROWS, progress=False)
+    plain, _ = load_whole(str(tmp_path / "dense"), AutoConfig.from_pretrained(tmp_path / "dense"))
+    MWandaPruner(config, progress=False).prune(plain, ROWS)
+    check_saved(plain, tmp_path / "out")
 
 
 def test_compressed_results_and_settings_without_text(dense: Path, tmp_path: Path) -> None:
