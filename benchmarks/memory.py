@@ -1,10 +1,11 @@
 """Measures peak memory and time of pruning a checkpoint in memory and streamed, each in a process of its own.
 
-    python benchmarks/memory.py FOLDER
+    python benchmarks/memory.py FOLDER [--llm-compressor ENVIRONMENT/bin/python]
 
 A random Llama is written into FOLDER once (3.3 GB with the defaults, about three times that while it is pruned). Memory
 is the peak of the resident set, as the operating system counts it, and includes Python and the libraries, which are
-shown apart: it is what a process has that has imported everything and loaded nothing.
+shown apart: it is what a process has that has imported everything and loaded nothing. llm-compressor needs an
+environment of its own; its Wanda per row, with blocks calibrated one after the other, reads the same tokens.
 """
 
 import argparse
@@ -79,6 +80,40 @@ def work(mode: str, args: argparse.Namespace) -> None:
     print(json.dumps({"seconds": seconds, "peak": peak}))
 
 
+LLM_COMPRESSOR = """
+import json, re, sys, time
+from pathlib import Path
+import torch
+from datasets import Dataset
+from llmcompressor import oneshot
+from llmcompressor.modifiers.pruning import WandaPruningModifier
+from transformers import LlamaForCausalLM
+
+source, target, file, length = sys.argv[1:]
+rows = json.loads(Path(file).read_text())
+start = time.perf_counter()
+if target != "libraries":
+    model = LlamaForCausalLM.from_pretrained(source, dtype="auto")
+    data = Dataset.from_list([{"input_ids": row, "attention_mask": [1] * len(row)} for row in rows])
+    recipe = WandaPruningModifier(sparsity=0.5, mask_structure="0:0", targets=["Linear"], ignore=["re:.*lm_head"])
+    oneshot(model=model, dataset=data, recipe=recipe, max_seq_length=int(length),
+            num_calibration_samples=len(rows), pipeline="sequential")
+    model.save_pretrained(target)
+seconds = time.perf_counter() - start
+peak = int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+print(json.dumps({"seconds": seconds, "peak": peak}))
+"""
+
+
+def run(words: list[str]) -> dict[str, float]:
+    """Runs a process; what its last line says."""
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
@@ -93,6 +128,7 @@ def main() -> None:
     parser.add_argument("--refinement", default="none", choices=["none", "swap"])
     parser.add_argument("--activations", default="cpu", help="where hidden states are kept: cpu, or a folder")
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--llm-compressor", metavar="PYTHON", help="interpreter that has llm-compressor")
     parser.add_argument("--mode", choices=MODES, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.mode:
@@ -110,14 +146,19 @@ def main() -> None:
     print(f"{(2 * block + embeddings + activations + 300e6) / 1e6:.0f} MB\n")
     print("| round | mode | peak, MB | without libraries, MB | seconds |\n|---|---|---:|---:|---:|")
     for number in range(args.rounds):
-        libraries = 0
-        for mode in MODES:
-            words = [sys.executable, __file__, *sys.argv[1:], "--mode", mode]
-            done = subprocess.run(words, capture_output=True, text=True, check=True)
-            found = json.loads(done.stdout.splitlines()[-1])
-            libraries = libraries or found["peak"]
-            own = found["peak"] - libraries
-            print(f"| {number + 1} | {mode} | {found['peak'] / 1e6:.0f} | {own / 1e6:.0f} | {found['seconds']:.1f} |")
+        own = [sys.executable, __file__, *sys.argv[1:], "--mode"]
+        measured = {mode: run([*own, mode]) for mode in MODES}
+        if args.llm_compressor:
+            (args.folder / "rows.json").write_text(json.dumps([row["input_ids"] for row in rows(args)]))
+            peer = [args.llm_compressor, "-c", LLM_COMPRESSOR, str(args.folder / "dense")]
+            rest = [str(args.folder / "rows.json"), str(args.sequence_length)]
+            measured["its libraries"] = run([*peer, "libraries", *rest])
+            measured["llm-compressor"] = run([*peer, str(args.folder / "llm-compressor"), *rest])
+        libraries = 0.0
+        for mode, found in measured.items():
+            libraries = found["peak"] if "libraries" in mode else libraries
+            more = found["peak"] - libraries
+            print(f"| {number + 1} | {mode} | {found['peak'] / 1e6:.0f} | {more / 1e6:.0f} | {found['seconds']:.1f} |")
     print(f"\nThe results are {'the same' if same(args.folder / 'memory', args.folder / 'stream') else 'DIFFERENT'}.")
 
 
