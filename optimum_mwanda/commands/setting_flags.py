@@ -29,18 +29,10 @@ _THEMES = {
         *("min_block_sparsity", "max_block_sparsity"),
     ),
     "calibration text": (
-        *("language_column", "text_column", "target_column", "languages", "language_weights"),
-        *(
-            "language_temperature",
-            "samples_per_language",
-            "sequence_length",
-            "bos",
-            "batch_size",
-            "calibration",
-            "reservoir",
-            "seed",
-        ),
+        *("language_column", "text_column", "target_column", "languages", "samples_per_language", "reservoir"),
+        *("sequence_length", "bos", "batch_size", "calibration", "seed"),
     ),
+    "weights of languages": ("language_weights", "language_temperature"),
     "better masks and new values": (
         *("refinement", "refinement_shrinkage", "refinement_ridge", "reconstruction", "damping"),
     ),
