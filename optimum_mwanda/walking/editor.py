@@ -7,7 +7,7 @@ from types import TracebackType
 
 from torch import Tensor
 
-from ..modeling.bits import pack_bits, unpack_bits
+from ..modeling.bits import unpack_bits
 from ..modeling.block_source import BlockSource
 from ..modeling.weights import PrunableWeight
 
@@ -35,15 +35,16 @@ class WeightEditor:
         self._undo: list[tuple[str, Callable[[], None]]] = []
         self._edited: list[PrunableWeight] = []
 
-    def zero(self, weight: PrunableWeight, pruned: Tensor) -> None:
+    def zero(self, weight: PrunableWeight, pruned: Tensor, packed: Tensor) -> None:
         """Sets the marked entries to zero.
 
         Args:
             weight: The weight to change.
             pruned: Boolean, shape `(out, in)`, True where an entry is removed.
+            packed: The same as packed bits, on the CPU.
         """
         if self._must_keep(weight):
-            undo = partial(_put_back, weight, pack_bits(pruned).cpu(), weight.matrix[pruned].cpu())
+            undo = partial(_put_back, weight, packed, weight.matrix[pruned].cpu())
             self._undo.append((weight.block, undo))
         self._edited.append(weight)
         weight.matrix.masked_fill_(pruned, 0)
