@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from types import TracebackType
 
+import torch
 from torch import Tensor
 
 from ..modeling.inputs import watch_inputs
@@ -139,6 +140,12 @@ class StatisticsCollector:
         self._input = None
 
     def _check_finite(self) -> None:
+        distinct = {id(sums): sums.square_sum[self._row] for sums in self._sums.values()}
+        found: dict[object, list[Tensor]] = {}
+        for row in distinct.values():
+            found.setdefault(row.device, []).append(row.isfinite().all())
+        if all(torch.stack(each).all() for each in found.values()):  # one wait per GPU, and not one per weight
+            return
         for position, weight in enumerate(self._weights):
             if not self._sums[weight.name].square_sum[self._row].isfinite().all():
                 for earlier in self._weights[:position]:

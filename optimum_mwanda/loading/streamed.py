@@ -22,6 +22,7 @@ from ..pruner import MWandaPruner
 from ..record.schema import SparsityRecord
 from ..sharing.folder import save_folder
 from ..sharing.model_card import describe
+from ..storage.conversion import check_can_be_saved
 from ..storage.journal import Journal
 from ..storage.outputs import new_folder
 from ..storage.scratch import PROGRESS
@@ -125,6 +126,9 @@ def load_streamed(
         folder: For blocks that are stored in another form than the checkpoint, such as fused experts.
         device: Where blocks run; None for the first GPU if there is one, else the CPU.
         **options: As for `load_whole`.
+
+    Raises:
+        ValueError: As `load_whole`, or if this transformers could not save the model again.
     """
     if device is None:
         device = 0 if torch.cuda.is_available() else "cpu"
@@ -136,9 +140,11 @@ def load_streamed(
     logger = logging.getLogger("accelerate.big_modeling")
     logger.addFilter(_is_news)
     try:
-        return load_whole(name, config, device_map=places, offload_folder=str(folder), **options)
+        model, unused = load_whole(name, config, device_map=places, offload_folder=str(folder), **options)
     finally:
         logger.removeFilter(_is_news)
+    check_can_be_saved(model)  # now, and not when everything is pruned
+    return model, unused
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -140,10 +141,13 @@ def _shapes_explained(name: str) -> Iterator[None]:
 
 
 def _cast(model: PreTrainedModel, found: torch.dtype, wanted: torch.dtype) -> None:
-    """Changes one type of weights; what a class keeps in another type stays so."""
-    for parameter in model.parameters():
+    """Changes one type of weights; what a class keeps in float32 is in float32, as `from_pretrained` would load it."""
+    patterns = (getattr(model, "_keep_in_fp32_modules", None) or ()) if wanted == torch.float16 else ()
+    kept = [re.compile(pattern.replace("*", ".*")) for pattern in patterns]
+    for name, parameter in model.named_parameters():
         if parameter.dtype == found:
-            parameter.data = parameter.data.to(wanted)
+            is_kept = any(pattern.search(name) for pattern in kept)
+            parameter.data = parameter.data.to(torch.float32 if is_kept else wanted)
     model.config.dtype = wanted
 
 

@@ -18,21 +18,16 @@ def prune_lowest(scores: Tensor, count: int) -> Tensor:
     """
     if count == 0:
         return torch.zeros_like(scores, dtype=torch.bool)
-    parts = torch.split(
-        scores, max(1, _ENTRIES // max(1, scores.shape[1]))
-    )  # what is needed besides is three times as large
-    return torch.cat([_prune_lowest(part, count) for part in parts])
-
-
-def _prune_lowest(scores: Tensor, count: int) -> Tensor:
-    threshold = scores.kthvalue(count, dim=1, keepdim=True).values
+    size = max(1, _ENTRIES // max(1, scores.shape[1]))  # what is needed besides is several times as large
+    threshold = torch.cat([part.kthvalue(count, dim=1, keepdim=True).values for part in torch.split(scores, size)])
     pruned = scores <= threshold
-    (tied,) = torch.where(pruned.sum(1) > count)
-    if len(tied):
-        below = scores[tied] < threshold[tied]
-        equal = scores[tied] == threshold[tied]
+    marked = torch.cat([part.sum(1) for part in torch.split(pruned, size)])
+    (tied,) = torch.where(marked > count)  # the only wait for a GPU
+    for rows in torch.split(tied, size) if len(tied) else ():
+        below = scores[rows] < threshold[rows]
+        equal = scores[rows] == threshold[rows]
         missing = count - below.sum(1, keepdim=True)
-        pruned[tied] = below | (equal & (equal.cumsum(1) <= missing))
+        pruned[rows] = below | (equal & (equal.cumsum(1) <= missing))
     return pruned
 
 

@@ -243,5 +243,5 @@ def _inverse_factor(gram: Tensor, damping: float) -> Tensor:
 
 
 def _check_finite(gram: Tensor, other: Tensor) -> None:
-    if not (gram.isfinite().all() and other.isfinite().all()):
+    if not gram.isfinite().all().logical_and_(other.isfinite().all()):
         raise FloatingPointError("The Gram matrix or the weights hold NaN or infinite values.")

@@ -100,7 +100,7 @@ def _refine_rows(
             change, back, out = _best_swap(weight[live], restore, remove, gram, tried)
         else:
             change, back, out = _best_swap_in_run(weight[live], restore, remove, gram, run)
-        better = change < -min_gain[live]
+        (better,) = torch.where(change < -min_gain[live])  # the only wait for a GPU in a round
         live, back, out = live[better], back[better], out[better]
         pruned[live, back], pruned[live, out] = False, True
         slope[live] += weight[live, out, None] * gram[out] - weight[live, back, None] * gram[back]

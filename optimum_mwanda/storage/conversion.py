@@ -3,11 +3,19 @@ with one matrix per expert and loaded with one parameter for all experts.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import transformers
+from packaging.version import Version
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming
+from transformers.core_model_loading import WeightConverter, WeightRenaming, revert_weight_conversion
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_SAVES_OFFLOADED = "5.14"
+"""Older versions of transformers look for offloaded weights under the names that they get in the files."""
 
 
 def parameter_names(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, str]:
@@ -41,6 +49,28 @@ def parameter_names(config: Mapping[str, Any], names: Iterable[str]) -> dict[str
         if not is_split:
             found[name] = parameter
     return found
+
+
+def check_can_be_saved(model: "PreTrainedModel") -> None:
+    """Checks that the installed transformers can save a model as it is now, wherever accelerate keeps its weights.
+
+    Args:
+        model: The model, in memory or offloaded.
+
+    Raises:
+        ValueError: If weights are offloaded and have other names or shapes in the files.
+    """
+    state = model.state_dict()
+    is_new = Version(transformers.__version__) >= Version(_SAVES_OFFLOADED)
+    if is_new or not any(tensor.device.type == "meta" for tensor in state.values()):
+        return
+    stored = revert_weight_conversion(model, {name: tensor.to("meta") for name, tensor in state.items()})
+    if renamed := sorted(stored.keys() - state.keys()):
+        raise ValueError(
+            f"transformers {transformers.__version__} cannot save a {type(model).__name__} of which weights are "
+            f"offloaded, because the files have other names for them, such as {renamed[0]!r}: install transformers "
+            f"{_SAVES_OFFLOADED} or later, or load the whole model into memory."
+        )
 
 
 def _identifiers(config: Mapping[str, Any]) -> list[str]:

@@ -21,6 +21,7 @@ from ..modeling.offloading import offloaded_tensor
 from ..modeling.quantized import forget_dequantization
 from ..utils import abridged
 from .coded import DTYPES, decoded_view
+from .conversion import check_can_be_saved
 from .files import opened, weight_files
 from .pages import page_out
 
@@ -41,10 +42,11 @@ def save_checked(
         max_shard_size: Most bytes per weight file.
 
     Raises:
-        ValueError: As `check_saved`.
+        ValueError: As `check_saved`, or if this transformers cannot save the model because weights are offloaded.
     """
     model = uncompiled(model)
     forget_dequantization(model)
+    check_can_be_saved(model)
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     check_saved(model, folder)
 

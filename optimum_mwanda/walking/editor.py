@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..modeling.bits import pack_bits, unpack_bits
 from ..modeling.block_source import BlockSource
-from ..modeling.sharding import own_part, share_out
+from ..modeling.sharding import is_sharded, own_part, share_out
 from ..modeling.weights import PrunableWeight
 
 logger = logging.getLogger(__name__)
@@ -36,16 +36,18 @@ class WeightEditor:
         self._undo: list[tuple[PrunableWeight, Callable[[Tensor], None]]] = []
         self._edited: list[PrunableWeight] = []
 
-    def zero(self, weight: PrunableWeight, pruned: Tensor) -> None:
+    def zero(self, weight: PrunableWeight, pruned: Tensor, packed: Tensor) -> None:
         """Sets the marked entries to zero.
 
         Args:
             weight: The weight to change.
             pruned: Boolean, shape `(out, in)`, True where an entry is removed.
+            packed: The same as packed bits, on the CPU.
         """
         matrix, pruned = own_part(weight.matrix), share_out(pruned, weight.matrix)
         if self._must_keep(weight):
-            self._undo.append((weight, partial(_put_back, pack_bits(pruned).cpu(), matrix[pruned].cpu())))
+            own = pack_bits(pruned).cpu() if is_sharded(weight.matrix) else packed
+            self._undo.append((weight, partial(_put_back, own, matrix[pruned].cpu())))
         self._edited.append(weight)
         matrix.masked_fill_(pruned, 0)
 

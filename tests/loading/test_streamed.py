@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from filelock import FileLock
+from packaging.version import Version
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, PreTrainedModel
 
 from optimum_mwanda import MWandaConfig, MWandaPruner, check_saved, prune_checkpoint
@@ -27,6 +29,9 @@ from tests.storage.quantized import make_fp8, make_mxfp4
 ROWS = make_rows("en sw", rows=4, length=16)
 SMALL: dict[str, Any] = {"samples_per_language": 2, "sequence_length": 16, "batch_size": 2}
 TEN = ("llama", "qwen3", "gemma3_text", "gpt2", "falcon", "mixtral", "qwen3_moe", "t5", "bert", "gemma3")
+RENAMED = ("mixtral", "qwen3_moe", "bert", "gemma3")
+"""Families whose weights have other names in files than in memory."""
+SAVES_RENAMED = Version(transformers.__version__) >= Version("5.14")
 
 
 @pytest.fixture
@@ -70,8 +75,16 @@ def test_the_result_is_that_of_pruning_in_memory(family: str, tmp_path: Path) ->
     model.save_pretrained(tmp_path / "dense", max_shard_size="50KB")
     config = MWandaConfig(sequence_length=24, batch_size=2, refinement="swap")
     before = digests(tmp_path / "dense")
+    if family in RENAMED and not SAVES_RENAMED:
+        with pytest.raises(ValueError, match=r"install transformers 5\.14 or later"):
+            prune_checkpoint(tmp_path / "dense", tmp_path / "out", config, FAMILIES[family].rows(), progress=False)
+        assert [path.name for path in tmp_path.iterdir()] == ["dense"]
+        return
     record = prune_checkpoint(tmp_path / "dense", tmp_path / "out", config, FAMILIES[family].rows(), progress=False)
+    # transformers 5.0 keeps weights of T5 in float32 that later versions, and blocks on disk, have in bfloat16.
     plain = loaded(tmp_path / "dense", model)
+    for parameter in plain.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16)
     MWandaPruner(config, progress=False).prune(plain, FAMILIES[family].rows())
     check_saved(plain, tmp_path / "out")
     assert loaded(tmp_path / "out", model).config.mwanda_config == plain.config.mwanda_config == record.to_dict()
@@ -87,6 +100,22 @@ def test_quantized_checkpoints_are_dequantized_block_by_block(make: Callable[...
     plain, _ = load_whole(str(tmp_path / "dense"), AutoConfig.from_pretrained(tmp_path / "dense"))
     MWandaPruner(config, progress=False).prune(plain, ROWS)
     check_saved(plain, tmp_path / "out")
+
+
+def test_models_that_this_transformers_could_not_save_are_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transformers, "__version__", "5.13.1")
+    rows, config = FAMILIES["mixtral"].rows(), MWandaConfig(**SMALL)
+    FAMILIES["mixtral"].make().save_pretrained(tmp_path / "dense")
+    with pytest.raises(
+        ValueError, match=r"5\.13\.1 cannot save a MixtralForCausalLM.* 'model\.layers\.0\..*5\.14 or later"
+    ):
+        prune_checkpoint(tmp_path / "dense", tmp_path / "out", config, rows, progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["dense"]
+    FAMILIES["llama"].make().save_pretrained(tmp_path / "llama")
+    prune_checkpoint(tmp_path / "llama", tmp_path / "out", config, rows, progress=False)
+    FAMILIES["mixtral"].make().save_pretrained(tmp_path / "in_memory")
 
 
 def test_compressed_results_and_settings_without_text(dense: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 from packaging.version import Version
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from ..families.family import Family
@@ -41,7 +41,7 @@ def make_fp8(folder: Path, name: str = "qwen3", side: int = BLOCK) -> dict[str, 
     family(name).make().to(torch.bfloat16).save_pretrained(folder)
     stored: dict[str, Tensor] = {}
     meant: dict[str, Tensor] = {}
-    for key, tensor in load_file(folder / "model.safetensors").items():
+    for key, tensor in _read(folder).items():
         stored[key] = meant[key] = tensor
         if not key.endswith(("proj.weight", "_a_proj_with_mqa.weight")):
             continue
@@ -68,7 +68,7 @@ def make_mxfp4(folder: Path) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
     stored: dict[str, Tensor] = {}
     meant: dict[str, Tensor] = {}
-    for key, tensor in load_file(folder / "model.safetensors").items():
+    for key, tensor in _read(folder).items():
         stored[key] = meant[key] = tensor
         if not key.endswith(("experts.gate_up_proj", "experts.down_proj")):
             continue
@@ -82,6 +82,11 @@ def make_mxfp4(folder: Path) -> dict[str, Tensor]:
         meant[key] = values.flatten(-2).transpose(1, 2).contiguous().to(torch.bfloat16)
     _store(folder, stored, {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn", "lm_head"]})
     return meant
+
+
+def _read(folder: Path) -> dict[str, Tensor]:
+    """The weights in memory of their own: old safetensors writes over a file that `load_file` has only mapped."""
+    return load((folder / "model.safetensors").read_bytes())
 
 
 def _store(folder: Path, stored: dict[str, Tensor], method: dict[str, Any]) -> None:

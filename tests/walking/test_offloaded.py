@@ -8,6 +8,8 @@ from typing import Any
 import accelerate
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -15,6 +17,7 @@ from optimum_mwanda import MWandaConfig, MWandaPruner, check_saved, verify_spars
 from optimum_mwanda.modeling.block_source import BlockSource
 from optimum_mwanda.modeling.blocks import find_blocks, find_stacks
 from optimum_mwanda.modeling.offloading import hooks_of, offloaded_tensor
+from optimum_mwanda.storage.read_back import save_checked
 from optimum_mwanda.walking.editor import PartiallyPrunedError, WeightEditor
 from tests.families.matrix import FAMILIES
 
@@ -74,7 +77,7 @@ def pruner(**settings: Any) -> MWandaPruner:
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("family", TEN)
+@pytest.mark.parametrize("family", [name for name in TEN if FAMILIES[name].is_current])
 def test_blocks_on_disk_get_the_masks_and_values_that_they_get_in_memory(
     family: str, method: str, tmp_path: Path
 ) -> None:
@@ -119,8 +122,13 @@ def test_pruned_models_on_disk_are_saved_shard_by_shard_and_pruned_again(family:
     for each in (model, plain):
         pruner(sparsity=0.3).prune(each, FAMILIES[family].rows())
     assert verify_sparsity(model).ok
-    model.save_pretrained(tmp_path / "saved", max_shard_size="20KB")
-    check_saved(plain, tmp_path / "saved")
+    if family == "mixtral" and Version(transformers.__version__) < Version("5.14"):
+        with pytest.raises(ValueError, match=r"install transformers 5\.14 or later"):
+            save_checked(model, tmp_path / "saved")
+        assert not (tmp_path / "saved").exists()
+    else:
+        save_checked(model, tmp_path / "saved", max_shard_size="20KB")
+        check_saved(plain, tmp_path / "saved")
     for each in (model, plain):
         pruner(sparsity=0.6).prune(each, FAMILIES[family].rows())
     assert same(model, plain)

@@ -1,0 +1,127 @@
+"""How often calibration and pruning wait for a GPU: no number of batches, and few times per weight.
+
+Whatever needs the values of a tensor in Python waits for all that the GPU has to do before. The calls are counted, so
+no GPU is needed; some of those below read tensors that are on the CPU anyway, which is said beside them.
+"""
+
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.overrides import TorchFunctionMode
+
+import optimum_mwanda
+from optimum_mwanda import MWandaConfig, MWandaPruner
+from tests.conftest import make_model, make_rows
+
+PACKAGE = Path(optimum_mwanda.__file__).parent
+TORCH = Path(torch.__file__).parent
+LANGUAGES = 2
+READS = {"cpu", "item", "tolist", "numpy", "nonzero", "equal", "masked_select"} | {
+    f"__{kind}__" for kind in ("bool", "int", "float", "index")
+}
+
+
+class Waits(TorchFunctionMode):
+    """Counts by module of the package what reads values, or moves them to another device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Counter[str] = Counter()
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if _waits(function.__name__, args, kwargs or {}):
+            frame = sys._getframe(1)
+            while frame.f_back is not None and TORCH in Path(frame.f_code.co_filename).parents:
+                frame = frame.f_back
+            path = Path(frame.f_code.co_filename)
+            if PACKAGE in path.parents:  # and not what the model itself does
+                self.found[".".join(path.relative_to(PACKAGE).with_suffix("").parts)] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def _waits(name: str, args: Any, kwargs: Any) -> bool:
+    if name == "to":
+        return "device" in kwargs or any(isinstance(each, (str, torch.device)) for each in args[1:])
+    if name == "where":
+        return len(args) == 1
+    if name in ("__getitem__", "__setitem__"):
+        index = args[1] if isinstance(args[1], tuple) else (args[1],)
+        return any(torch.is_tensor(each) and each.dtype in (torch.bool, torch.uint8) for each in index)
+    return name in READS
+
+
+def pruner(**settings: Any) -> MWandaPruner:
+    sizes: dict[str, Any] = {"samples_per_language": 8, "sequence_length": 16, "allocation": "uniform"}
+    return MWandaPruner(MWandaConfig(**{**sizes, **settings}), progress=False)
+
+
+def count(work: Callable[[], object]) -> Counter[str]:
+    with Waits() as waits:
+        work()
+    return waits.found
+
+
+def weights(model: Any) -> int:
+    return sum(1 for name, _ in model.named_parameters() if "_proj." in name)
+
+
+@pytest.fixture
+def rows() -> list[dict[str, Any]]:
+    return make_rows("en sw", rows=8, length=16)
+
+
+def test_calibration_does_not_wait_for_a_batch(rows: list[dict[str, Any]]) -> None:
+    model = make_model()
+    few, many = (count(lambda size=size: pruner(batch_size=size).calibrate(model, rows)) for size in (8, 1))
+    batches = 7 * LANGUAGES  # more of them
+    assert many.pop("modeling.blocks") - few.pop("modeling.blocks") == batches  # tokens go to the device
+    assert many == few
+    # Once per language for all sums; per weight, its sums to the CPU, and its tokens, which are there already.
+    assert few["calibration.collector"] == LANGUAGES + 2 * weights(model)
+
+
+def test_pruning_waits_a_few_times_per_weight(rows: list[dict[str, Any]]) -> None:
+    model = make_model()
+    statistics = pruner().calibrate(model, rows)
+    plan = pruner().allocate(model, statistics)
+    found = count(lambda: pruner().apply(model, statistics, plan))
+    per_weight = {
+        "modeling.weights": 1,  # is it finite?
+        "pruning.scoring": 1,  # which languages reached it, on the CPU
+        "pruning.criteria": 1,  # the norms of its inputs to the device
+        "pruning.masks": 1,  # are there ties?
+        "walking.walk": 2,  # its mask to the CPU until all are known, and back
+        "walking.editor": 2,  # what is removed, and that to the CPU
+        "modeling.counting": 1,  # its zeros
+    }
+    assert {name: found[name] // weights(model) for name in per_weight} == per_weight
+    in_loops = ("calibration", "walking", "pruning", "modeling.weights", "modeling.counting")
+    assert {name for name in found if name.startswith(in_loops)} == set(per_weight)
+
+
+def test_a_round_of_swaps_waits_once() -> None:
+    from optimum_mwanda.pruning.refinement import refine_mask
+
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(64, 32, generator=generator), torch.randn(16, 32, generator=generator)
+    pruned = weight.abs() < weight.abs().median(1, keepdim=True).values
+    one, two = (count(lambda n=n: refine_mask(weight, pruned, x.T @ x, rounds=n)) for n in (1, 2))
+    assert two["pruning.refinement"] - one["pruning.refinement"] == 1
+    assert not torch.equal(*(refine_mask(weight, pruned, x.T @ x, rounds=n) for n in (1, 2)))  # there was a second one
+
+
+def test_a_large_matrix_waits_for_its_ties_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from optimum_mwanda.pruning import masks
+
+    scores = torch.randint(4, (32, 16), generator=torch.Generator().manual_seed(0)).float()  # full of ties
+    whole = masks.prune_lowest(scores, 5)
+    monkeypatch.setattr(masks, "_ENTRIES", 64)  # eight parts
+    found = count(lambda: masks.prune_lowest(scores, 5))
+    assert found == {"pruning.masks": 1}
+    assert torch.equal(masks.prune_lowest(scores, 5), whole)
+    assert (whole.sum(1) == 5).all()
