@@ -6,9 +6,10 @@ from typing import Any
 from torch import distributed
 
 from optimum_mwanda import MWandaConfig, MWandaPruner
+from optimum_mwanda.loading.streamed import blocks_on_disk
 
 from ..families.matrix import FAMILIES
-from ..walking.test_offloaded import places, same
+from ..walking.test_offloaded import same
 from .started import results
 
 SETTINGS: tuple[dict[str, Any], ...] = ({}, {"calibration": "sequential", "refinement": "swap"})
@@ -21,8 +22,9 @@ def prune(rank: int, size: int, folder: Path) -> dict[str, Any]:
         plain = FAMILIES["llama"].make()
         plain.save_pretrained(folder / f"{number}")  # the first process alone writes
         distributed.barrier()
+        places = blocks_on_disk(plain, "cpu")
         offload = str(folder / f"offload-{number}-{rank}")
-        model = type(plain).from_pretrained(folder / f"{number}", device_map=places(plain), offload_folder=offload)
+        model = type(plain).from_pretrained(folder / f"{number}", device_map=places, offload_folder=offload)
         for each in (plain, model):
             config = MWandaConfig(sequence_length=24, batch_size=2, **settings)
             MWandaPruner(config, progress=False).prune(each, FAMILIES["llama"].rows())

@@ -10,12 +10,12 @@ import pytest
 import torch
 import transformers
 from packaging.version import Version
-from torch import nn
 from transformers import PreTrainedModel
 
 from optimum_mwanda import MWandaConfig, MWandaPruner, check_saved, verify_sparsity
+from optimum_mwanda.loading.streamed import blocks_on_disk
 from optimum_mwanda.modeling.block_source import BlockSource
-from optimum_mwanda.modeling.blocks import find_blocks, find_stacks
+from optimum_mwanda.modeling.blocks import find_blocks
 from optimum_mwanda.modeling.offloading import hooks_of, offloaded_tensor
 from optimum_mwanda.storage.read_back import save_checked
 from optimum_mwanda.walking.editor import PartiallyPrunedError, WeightEditor
@@ -31,27 +31,10 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-def places(model: PreTrainedModel) -> dict[str, str]:
-    """A device map with the blocks on disk and everything else in memory."""
-    lists = [next(iter(stack)).rpartition(".")[0] for stack in find_stacks(model)]
-    found = dict.fromkeys(lists, "disk")
-
-    def add(module: nn.Module, path: str) -> None:
-        for name, child in module.named_children():
-            inner = f"{path}{name}"
-            if any(each.startswith(f"{inner}.") for each in lists):
-                add(child, f"{inner}.")
-            elif inner not in lists:
-                found[inner] = "cpu"
-
-    add(model, "")
-    return found
-
-
 def on_disk(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     model.save_pretrained(folder / "dense")
     loaded = type(model).from_pretrained(
-        folder / "dense", device_map=places(model), offload_folder=str(folder / "offload")
+        folder / "dense", device_map=blocks_on_disk(model, "cpu"), offload_folder=str(folder / "offload")
     )
     assert all(weight.is_meta for block in find_blocks(loaded).values() for weight in block.parameters())
     return loaded
@@ -170,7 +153,7 @@ def test_a_failure_leaves_the_dense_model(
 def test_a_model_on_disk_without_a_folder_for_changes_is_refused(tmp_path: Path) -> None:
     plain = FAMILIES["llama"].make()
     plain.save_pretrained(tmp_path)
-    model = type(plain).from_pretrained(tmp_path, device_map=places(plain))
+    model = type(plain).from_pretrained(tmp_path, device_map=blocks_on_disk(plain, "cpu"))
     with pytest.raises(ValueError, match="load the model with offload_folder="):
         pruner().prune(model, FAMILIES["llama"].rows())
 
