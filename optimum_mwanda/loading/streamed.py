@@ -1,7 +1,6 @@
 """Loading a checkpoint with its blocks left on disk, and pruning it there."""
 
 import contextlib
-import copy
 import dataclasses
 import logging
 import os
@@ -24,7 +23,7 @@ from ..sharing.model_card import describe
 from ..storage.journal import Journal
 from ..storage.outputs import new_folder
 from ..storage.scratch import PROGRESS
-from .whole import load_whole, model_class
+from .whole import empty_model, load_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -119,19 +118,18 @@ def load_streamed(
         device: Where blocks run; None for the first GPU if there is one, else the CPU.
         **options: As for `load_whole`.
     """
-    if device is None:
-        device = 0 if torch.cuda.is_available() else "cpu"
-    kind = model_class(config)
-    make = getattr(kind, "from_config", kind)
-    with torch.device("meta"):
-        empty = make(copy.deepcopy(config))
-    places = blocks_on_disk(empty, device)
+    places = blocks_on_disk(empty_model(config), default_device() if device is None else device)
     logger = logging.getLogger("accelerate.big_modeling")
     logger.addFilter(_is_news)
     try:
         return load_whole(name, config, device_map=places, offload_folder=str(folder), **options)
     finally:
         logger.removeFilter(_is_news)
+
+
+def default_device() -> int | str:
+    """Where blocks run unless the user says so: on the first GPU if there is one."""
+    return 0 if torch.cuda.is_available() else "cpu"
 
 
 def _is_news(record: logging.LogRecord) -> bool:
