@@ -57,9 +57,9 @@ MODELS: dict[str, tuple[str, dict[str, Any], str]] = {
 SETTINGS: dict[str, dict[str, Any]] = {"default": {}, "swap": {"refinement": "swap"}, "obs": {"reconstruction": "obs"}}
 
 
-def make_model(name: str, folder: Path) -> None:
+def make_model(name: str, folder: Path, **changes: Any) -> None:
     family, sizes, dtype = MODELS[name]
-    config = getattr(transformers, f"{family}Config")(**{**SIZES, **sizes})
+    config = getattr(transformers, f"{family}Config")(**{**SIZES, **sizes, **changes})
     config.tie_word_embeddings = name != "mixtral"
     torch.manual_seed(0)
     getattr(transformers, f"{family}ForCausalLM")(config).to(getattr(torch, dtype)).save_pretrained(folder)
@@ -71,21 +71,23 @@ def rows() -> list[dict[str, Any]]:
     return [{"language": f"l{number}", "input_ids": row.tolist()} for number, each in enumerate(ids) for row in each]
 
 
+def settings(name: str) -> MWandaConfig:
+    return MWandaConfig(samples_per_language=SAMPLES, sequence_length=LENGTH, batch_size=2, **SETTINGS[name])
+
+
 def work(mode: str, args: argparse.Namespace) -> None:
     """What a process of one mode does; its seconds and its peak are printed as JSON."""
     source, target = args.folder / "dense", args.folder / mode
     shutil.rmtree(target, ignore_errors=True)
-    settings = MWandaConfig(
-        samples_per_language=SAMPLES, sequence_length=LENGTH, batch_size=2, **SETTINGS[args.settings]
-    )
+    config = settings(args.settings)
     seconds: Any = None
     if mode == "plan":
-        print(json.dumps(plan_pruning(source, settings, rows()).to_dict()))
+        print(json.dumps(plan_pruning(source, config, rows()).to_dict()))
         return
     if mode == "memory":
         model: Any = transformers.AutoModelForCausalLM.from_pretrained(source, dtype="auto")
         start = time.perf_counter()
-        MWandaPruner(settings, progress=False, restore_on_failure=False).prune(model, rows())
+        MWandaPruner(config, progress=False, restore_on_failure=False).prune(model, rows())
         seconds = time.perf_counter() - start
         model.save_pretrained(target)
         check_saved(model, target)
@@ -99,11 +101,19 @@ def work(mode: str, args: argparse.Namespace) -> None:
             return result
 
         MWandaPruner.prune = timed  # type: ignore[method-assign]
-        prune_checkpoint(source, target, settings, rows(), progress=False)
+        prune_checkpoint(source, target, config, rows(), progress=False)
         (seconds,) = times
     # Not ru_maxrss, which a new process takes over from the one that started it.
     peak = int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024  # type: ignore[index]
     print(json.dumps({"seconds": seconds, "peak": peak}))
+
+
+def measure(folder: Path, mode: str, settings: str = "default") -> dict[str, Any]:
+    """What a process of its own says."""
+    words = [sys.executable, __file__, str(folder), "--mode", mode, "--settings", settings]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def main() -> None:
@@ -122,9 +132,7 @@ def main() -> None:
         make_model(name, args.folder / "dense")
         found = {}
         for mode in MODES:
-            words = [sys.executable, __file__, *sys.argv[1:], "--mode", mode]
-            done = subprocess.run(words, capture_output=True, text=True, check=True)
-            found[mode] = json.loads(done.stdout.splitlines()[-1])
+            found[mode] = measure(args.folder, mode, args.settings)
         for mode in ("memory", "stream"):
             own, said = found[mode]["peak"] - found["libraries"]["peak"], found["plan"][mode]
             cells = [own / 1e6, said["memory"] / 1e6, said["memory"] / own]

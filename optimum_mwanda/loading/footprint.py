@@ -10,13 +10,10 @@ from ..configuration import MWandaConfig
 from ..modeling.weights import Weights, flat
 from ..registry import ALLOCATIONS
 
-LIBRARIES = 110 * 10**6
-"""What modules take that are imported, and tables that are made, while a model is pruned."""
-SCORES = 4
-"""Copies of a matrix in float32 that scores, masks and their sums take at a time."""
-SMALL = 2**25
-"""Bytes below which the C library takes memory from a heap, where about as much again is lost between tensors that come
-and go. Larger tensors are given back to the system at once."""
+LIBRARIES = 300 * 10**6
+"""What is imported and set up only while a model is pruned, and what the C library does not give back in between."""
+SCORES = 10
+"""Bytes for each weight of a matrix that its scores, its mask and their sums take."""
 SWAPS = 2**24 * 4 * 4
 """The candidates for swaps of some rows, with what they are compared by."""
 FACTORS = {"swap": 7, "obs": 12, "solver": 14}
@@ -54,15 +51,13 @@ class Footprint:
     ) -> None:
         self._config, self._text, self._weights = config, text, weights
         self.blocks = {name: _bytes(block) for name, block in blocks.items()}
-        self._moving = {name: _bytes(block, SMALL) for name, block in blocks.items()}
         self.model = _bytes(model)
         self.outside = self.model - sum(self.blocks.values())
         self._width = next(model.parameters()).element_size()
         text_config: Any = model.config
         self._hidden = text_config.get_text_config().hidden_size
-        self._largest_tensor = max(parameter.nbytes for parameter in model.parameters())
         self._unread = self._not_read(model)
-        self._largest = max(weight.numel for weight in flat(weights)) * 4
+        self._largest = max(weight.numel for weight in flat(weights))
         self._widest = max(weight.in_features for weight in flat(weights))
 
     @property
@@ -72,8 +67,8 @@ class Footprint:
 
     @property
     def pair(self) -> int:
-        """Two blocks that follow each other, one of which is worked on while the other is read, with what is lost."""
-        sizes = [size + self._moving[name] for name, size in self.blocks.items()]
+        """Two blocks that follow each other: one is worked on while the other is read."""
+        sizes = [*self.blocks.values()]
         return max(map(sum, zip(sizes, [*sizes[1:], 0], strict=True)))
 
     @property
@@ -98,13 +93,13 @@ class Footprint:
         """Peak of pruning a model that is in memory, and of writing it."""
         hidden = self.hidden_states if self._config.works_blockwise else 0
         pruning = self.model - self._unread + hidden + self.masks + self.statistics + self.working()
-        return LIBRARIES + max(pruning, self.model + self._largest_tensor)
+        return LIBRARIES + max(pruning, self.model)
 
     def streamed(self, hidden_on_disk: bool) -> int:
         """Peak of pruning a checkpoint whose blocks are on disk, and of writing it."""
         hidden = 0 if hidden_on_disk else self.hidden_states
         pruning = self.outside - self._unread + self.pair + hidden + self.statistics + self.working()
-        return LIBRARIES + max(pruning, self.outside + max(self.blocks.values()) + self._largest_tensor)
+        return LIBRARIES + max(pruning, self.outside + max(self.blocks.values()))
 
     def journal(self) -> int:
         """What is kept on disk of pruned blocks until the output is complete."""
@@ -131,9 +126,9 @@ class Footprint:
     def _deciding(self) -> int:
         if self._config.reconstruction == "obs":
             solver = self._config.criterion in ("alps", "sparsegpt")
-            return FACTORS["solver" if solver else "obs"] * self._largest + 2 * self._widest**2 * 4
+            return FACTORS["solver" if solver else "obs"] * self._largest * 4 + 2 * self._widest**2 * 4
         if self._config.refinement == "swap":
-            return FACTORS["swap"] * self._largest + self._widest**2 * 4 + SWAPS
+            return FACTORS["swap"] * self._largest * 4 + self._widest**2 * 4 + SWAPS
         return SCORES * self._largest
 
     def _grams(self) -> int:
@@ -154,7 +149,6 @@ def _tables(model: Any) -> list[Any]:
     return [part for part in parts if getattr(part, "weight", None) is not None]
 
 
-def _bytes(module: nn.Module, below: int | None = None) -> int:
-    """Parameters and buffers, tied ones once; only those below a size, if one is given."""
-    sizes = (tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
-    return sum(size for size in sizes if below is None or size < below)
+def _bytes(module: nn.Module) -> int:
+    """Parameters and buffers, tied ones once."""
+    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))

@@ -15,7 +15,7 @@ Cli = Callable[..., Run]
 
 def test_plan_says_what_pruning_takes(cli: Cli, model: Path) -> None:
     run = cli("plan", model, "--languages", "en", "sw", *SMALL)
-    assert (run.code, run.err) == (0, "")
+    assert run.code == 0, run.err
     assert "LlamaForCausalLM with" in run.out
     assert "1 for statistics of the dense model, over 96 tokens in 2 languages" in run.out
     assert "| streamed " in run.out
@@ -24,7 +24,7 @@ def test_plan_says_what_pruning_takes(cli: Cli, model: Path) -> None:
 def test_dry_run_takes_the_flags_of_prune_and_writes_nothing(cli: Cli, model: Path, data: Path, tmp_path: Path) -> None:
     words = ("prune", model, tmp_path / "out", "--dataset", data, *SMALL, "--sparsity", "0.6", "--stream")
     run = cli(*words, "--dry-run", "--json")
-    assert (run.code, run.err) == (0, "")
+    assert run.code == 0, run.err
     assert (run.json["sparsity"], run.json["languages"], run.json["tokens"]) == (0.6, 3, 3 * 3 * 16)
     assert run.json["stream"]["memory"] > 0
     assert run.json["memory"]["seconds"] is not None
