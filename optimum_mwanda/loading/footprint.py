@@ -10,7 +10,7 @@ from ..configuration import MWandaConfig
 from ..modeling.weights import Weights, flat
 from ..registry import ALLOCATIONS
 
-LIBRARIES = 300 * 10**6
+LIBRARIES = 280 * 10**6
 """What is imported and set up only while a model is pruned, and what the C library does not give back in between."""
 SCORES = 10
 """Bytes for each weight of a matrix that its scores, its mask and their sums take."""
@@ -44,11 +44,20 @@ class Footprint:
         weights: Module path of a block to its weights.
         config: The settings.
         text: The calibration text.
+        converted: Bytes of tensors that run in another form than the files hold. While they are converted, they are in
+            memory in both forms, and in the files that are read or written.
     """
 
     def __init__(
-        self, model: nn.Module, blocks: Mapping[str, nn.Module], weights: Weights, config: MWandaConfig, text: Text
+        self,
+        model: nn.Module,
+        blocks: Mapping[str, nn.Module],
+        weights: Weights,
+        config: MWandaConfig,
+        text: Text,
+        converted: int = 0,
     ) -> None:
+        self._converting = 2 * converted
         self._config, self._text, self._weights = config, text, weights
         self.blocks = {name: _bytes(block) for name, block in blocks.items()}
         self.model = _bytes(model)
@@ -93,13 +102,13 @@ class Footprint:
         """Peak of pruning a model that is in memory, and of writing it."""
         hidden = self.hidden_states if self._config.works_blockwise else 0
         pruning = self.model - self._unread + hidden + self.masks + self.statistics + self.working()
-        return LIBRARIES + max(pruning, self.model)
+        return LIBRARIES + max(pruning, self.model + self._converting)
 
     def streamed(self, hidden_on_disk: bool) -> int:
         """Peak of pruning a checkpoint whose blocks are on disk, and of writing it."""
         hidden = 0 if hidden_on_disk else self.hidden_states
         pruning = self.outside - self._unread + self.pair + hidden + self.statistics + self.working()
-        return LIBRARIES + max(pruning, self.outside + max(self.blocks.values()))
+        return LIBRARIES + max(pruning, self.outside + max(self._converting, *self.blocks.values()))
 
     def journal(self) -> int:
         """What is kept on disk of pruned blocks until the output is complete."""

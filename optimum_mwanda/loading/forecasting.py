@@ -170,7 +170,7 @@ def foresee(
     place = torch.device(default_device() if device is None else device)
     length = resolve_sequence_length(settings.sequence_length, model)
     text = _text(checkpoint, length, dataset, tokenizer, languages)
-    sizes = Footprint(model, checkpoint.blocks, weights, settings, text)
+    sizes = Footprint(model, checkpoint.blocks, weights, settings, text, _converted(checkpoint))
     seconds: dict[str, float | None] = {"memory": None, "stream": None}
     untimed = ""
     if timed:
