@@ -23,6 +23,7 @@ _HOMES = {
     "PartiallyPrunedError": "walking.editor",
     "PerplexityComparison": "evaluation.report",
     "PerplexityReport": "evaluation.report",
+    "PruningForecast": "loading.forecast",
     "Recovery": "training.recovery",
     "RecoverySettings": "training.recovery_settings",
     "RigLCallback": "training.moving_masks",
@@ -45,6 +46,7 @@ _HOMES = {
     "need_weights": "training.language_weights",
     "mask_adapters": "training.masked_adapters",
     "merge_preserving_masks": "training.adapter_merging",
+    "plan_pruning": "loading.forecasting",
     "prune_checkpoint": "loading.streamed",
     "push_to_hub": "sharing.hub",
     "read_masks": "training.pruned_entries",
@@ -73,6 +75,8 @@ if TYPE_CHECKING:
     from .experiments.search.outcome import SparsitySearch as SparsitySearch
     from .experiments.search.outcome import SparsityTrial as SparsityTrial
     from .experiments.side_by_side import compare as compare
+    from .loading.forecast import PruningForecast as PruningForecast
+    from .loading.forecasting import plan_pruning as plan_pruning
     from .loading.streamed import prune_checkpoint as prune_checkpoint
     from .processes.group import LostProcessError as LostProcessError
     from .processes.group import work_alone as work_alone

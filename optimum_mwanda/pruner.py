@@ -18,15 +18,15 @@ from .modeling.fingerprint import model_fingerprint
 from .modeling.interrupts import check_interrupts
 from .modeling.quantized import check_dense, forget_dequantization
 from .modeling.sharding import check_sharing
-from .modeling.weights import Weights, find_weights, flat, only_experts
+from .modeling.weights import Weights, find_weights, flat
 from .processes.group import current, sharing
 from .pruning.allocation import SparsityPlan
 from .pruning.checks import check_pattern, check_plan, check_statistics
 from .pruning.experts_policy import leave_out_experts
+from .pruning.planning import to_calibrate
 from .pruning.scoring import weigh_languages
 from .record.attachment import attach_record
 from .record.build import build_record, warn_of_more_zeros
-from .registry import ALLOCATIONS
 from .storage.journal import Journal
 from .utils import progress_bar
 from .walking.block_by_block import BlockByBlock
@@ -130,11 +130,7 @@ class MWandaPruner:
         weights, source = self._open(model)
         chunks = self._read(model, dataset, tokenizer)
         begin(self.journal, model_fingerprint(model), self.config, chunks.fingerprints)
-        watched = weights
-        if self.config.works_blockwise and not ALLOCATIONS[str(self.config.allocation)].needs_data:
-            # The walk looks at each block itself; from the dense model, only the experts policy needs statistics.
-            watched = only_experts(weights)
-        statistics = self._calibrate(model, watched, chunks, source)
+        statistics = self._calibrate(model, to_calibrate(weights, self.config), chunks, source)
         weights = self._reached(weights, statistics)
         plan = make_plan(Known(weights, statistics, source), statistics, self.config)
         pruned = PrunedBlocks(self.journal, source)

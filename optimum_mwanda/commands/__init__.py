@@ -22,6 +22,7 @@ def declare(parent: Any) -> None:
     from .compare import CompareCommand
     from .compress import CompressCommand
     from .decompress import DecompressCommand
+    from .dry_run import PlanCommand
     from .evaluate import EvaluateCommand
     from .inspect import InspectCommand
     from .parser import OneLineParser
@@ -32,6 +33,7 @@ def declare(parent: Any) -> None:
     parent.parser.add_argument("--version", action="version", version=f"optimum-mwanda {__version__}")
     parent.subparsers = parent.parser.add_subparsers(metavar="COMMAND", parser_class=OneLineParser)
     for name, command in {
+        "plan": PlanCommand,
         "prune": PruneCommand,
         "calibrate": CalibrateCommand,
         "apply": ApplyCommand,

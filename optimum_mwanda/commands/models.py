@@ -61,7 +61,7 @@ def load_config(name: str, args: argparse.Namespace, revision: str | None = None
     Raises:
         ModelError: If it cannot be loaded.
     """
-    with _loading_errors(name):
+    with model_errors(name):
         from transformers import AutoConfig
 
         from ..storage.files import repository_id
@@ -99,13 +99,13 @@ def load_model(
         ModelError: If the model cannot be loaded, or its files lack some of its weights; with `warn`, also if they hold
             others that would be lost, or are quantized in a way that cannot be undone.
     """
-    with _loading_errors(name):
+    with model_errors(name):
         from ..loading.streamed import load_streamed
         from ..loading.whole import load_whole, stored_method
 
         config = load_config(name, args, revision)
         method = stored_method(config)
-        _check_storage(name, method, is_measured=warn is None)
+        check_storage(name, method, is_measured=warn is None)
         options: dict[str, Any] = {
             "keep_all": warn is not None and not args.drop_unused,
             "dtype": args.dtype,
@@ -141,7 +141,7 @@ def default_device_map() -> str | None:
 
 
 @contextlib.contextmanager
-def _loading_errors(name: str) -> Iterator[None]:
+def model_errors(name: str) -> Iterator[None]:
     """Inside the block, all errors are model errors, in words of the command line."""
     try:
         yield
@@ -193,7 +193,7 @@ def _refuse_adapter(name: str, revision: str | None, error: Exception) -> None:
         ) from error
 
 
-def _check_storage(name: str, method: str, is_measured: bool) -> None:
+def check_storage(name: str, method: str, is_measured: bool) -> None:
     """Refuses checkpoints that are quantized for good, before their weights are read.
 
     Raises:

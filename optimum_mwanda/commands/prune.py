@@ -12,11 +12,12 @@ from ..storage.scratch import PROGRESS
 from ..utils import duration
 from .base import Result, Subcommand, add_common_options
 from .dataset import add_dataset_options, add_held_out_options, check_calibration_text, open_held_out, open_text
+from .dry_run import dry_run
 from .errors import DataError, HubError, UsageError, errors_as, one_line
 from .evaluate import compare, measure, write_report
 from .launched import is_alone, leave_to_first
 from .models import add_model_options, check_prunable, load_model, load_tokenizer, pruning_errors
-from .output import add_overwrite, add_restart, check_file, check_paths, new_folder, open_journal
+from .output import add_overwrite, add_restart, check_file, check_folder, check_paths, new_folder, open_journal
 from .saving import add_storage_options, check_model_room, facts, summary, write_checkpoint
 from .setting_flags import add_settings, read_settings
 
@@ -66,6 +67,12 @@ class PruneCommand(Subcommand):
             "is stopped, the same command goes on (default: load MODEL into memory)",
         )
         add_restart(parser, "forget what a run with --stream that was stopped has finished")
+        parser.add_argument(
+            "--dry-run",
+            action="store_true",
+            help="Prune nothing and write nothing: say what would be pruned and what it would take, as the command "
+            "plan does (default: prune)",
+        )
         add_overwrite(parser)
         add_dataset_options(parser, required=False, purpose="Calibration text, not needed for magnitude pruning")
         group = add_held_out_options(parser, required=False)
@@ -81,6 +88,10 @@ class PruneCommand(Subcommand):
         args, config = self.args, read_settings(self.args)
         page = None if args.report is None else check_file(args.report, args.overwrite)
         check_paths(args, {"OUT": args.output, "--report": args.report})
+        if args.dry_run:
+            check_folder(args.output, args.overwrite)
+            self._check(config)
+            return dry_run(args, config)
         with new_folder(args.output, args.overwrite, resumable=args.stream) as folder:
             self._check(config)
             model, tokenizer, report = self._prune(config, folder)

@@ -1,7 +1,6 @@
 """Loading a checkpoint with its blocks left on disk, and pruning it there."""
 
 import contextlib
-import copy
 import dataclasses
 import logging
 import os
@@ -26,7 +25,7 @@ from ..storage.conversion import check_can_be_saved
 from ..storage.journal import Journal
 from ..storage.outputs import new_folder
 from ..storage.scratch import PROGRESS
-from .whole import load_whole, model_class
+from .whole import empty_model, load_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -130,13 +129,7 @@ def load_streamed(
     Raises:
         ValueError: As `load_whole`, or if this transformers could not save the model again.
     """
-    if device is None:
-        device = 0 if torch.cuda.is_available() else "cpu"
-    kind = model_class(config)
-    make = getattr(kind, "from_config", kind)
-    with torch.device("meta"):
-        empty = make(copy.deepcopy(config))
-    places = blocks_on_disk(empty, device)
+    places = blocks_on_disk(empty_model(config), default_device() if device is None else device)
     logger = logging.getLogger("accelerate.big_modeling")
     logger.addFilter(_is_news)
     try:
@@ -145,6 +138,11 @@ def load_streamed(
         logger.removeFilter(_is_news)
     check_can_be_saved(model)  # now, and not when everything is pruned
     return model, unused
+
+
+def default_device() -> int | str:
+    """Where blocks run unless the user says so: on the first GPU if there is one."""
+    return 0 if torch.cuda.is_available() else "cpu"
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -1,6 +1,7 @@
 """Loading a checkpoint whole: with its own class, as plain weights, and with nothing left out unnoticed."""
 
 import contextlib
+import copy
 import logging
 import re
 from collections.abc import Iterator
@@ -37,6 +38,21 @@ def model_class(config: "PreTrainedConfig") -> Any:
         if isinstance(kind, type) and isinstance(config, kind):
             return found
     return getattr(transformers, auto_class(architecture, config.is_encoder_decoder))
+
+
+def empty_model(config: "PreTrainedConfig", dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """A model as its config describes it, with the class that the config names and without values (meta device).
+
+    Args:
+        config: Config of a checkpoint; not changed.
+        dtype: Type of the weights. None: any.
+    """
+    kind = model_class(config)
+    make = getattr(kind, "from_config", kind)
+    with torch.device("meta"):
+        model: Any = make(copy.deepcopy(config))
+    found: PreTrainedModel = model if dtype is None else model.to(dtype)
+    return found
 
 
 def stored_method(config: "PreTrainedConfig") -> str:

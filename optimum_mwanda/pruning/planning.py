@@ -4,10 +4,25 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ..calibration.statistics import CalibrationStatistics
 from ..configuration import MWandaConfig
-from ..modeling.weights import PrunableWeight
+from ..modeling.weights import PrunableWeight, Weights, only_experts
 from ..registry import ALLOCATIONS
 from .allocation import BlockPlan, SparsityPlan
 from .scoring import weigh_languages
+
+
+def to_calibrate(weights: Weights, config: MWandaConfig) -> Weights:
+    """The weights of which statistics of the dense model are needed before anything is pruned.
+
+    Args:
+        weights: Module path of a block to its weights.
+        config: The settings.
+    """
+    if not config.needs_statistics:
+        return {}
+    if config.works_blockwise and not ALLOCATIONS[str(config.allocation)].needs_data:
+        # The walk looks at each block itself; from the dense model, only the experts policy needs statistics.
+        return only_experts(weights)
+    return weights
 
 
 def block_importance(

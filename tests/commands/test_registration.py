@@ -15,6 +15,7 @@ from .conftest import ROOT, Run, environment, run_here, run_process
 
 REGISTER = ROOT / "optimum" / "commands" / "register" / "register_mwanda.py"
 SUBCOMMANDS = (
+    "plan",
     "prune",
     "calibrate",
     "apply",
@@ -52,7 +53,7 @@ def test_registration_imports_nothing() -> None:
     assert modules == []
 
 
-@pytest.mark.parametrize("name", ["prune", "calibrate", "apply", "search"])
+@pytest.mark.parametrize("name", ["plan", "prune", "calibrate", "apply", "search"])
 def test_commands_with_settings_take_presets(name: str) -> None:
     assert "--preset {magnitude,wanda,ria,sparsegpt," in run_here(name, "--help").out
 

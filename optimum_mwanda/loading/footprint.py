@@ -1,0 +1,163 @@
+"""How much memory and disk pruning takes, from shapes alone. All numbers are bytes."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from ..configuration import MWandaConfig
+from ..modeling.weights import Weights, flat
+from ..registry import ALLOCATIONS
+
+LIBRARIES = 280 * 10**6
+"""What is imported and set up only while a model is pruned, and what the C library does not give back in between."""
+SCORES = 10
+"""Bytes for each weight of a matrix that its scores, its mask and their sums take."""
+SWAPS = 2**24 * 4 * 4
+"""The candidates for swaps of some rows, with what they are compared by."""
+FACTORS = {"swap": 7, "obs": 12, "solver": 14}
+"""Copies of a matrix in float32 that refinement, reconstruction and solvers take at a time."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """The calibration text.
+
+    Attributes:
+        tokens: All tokens.
+        per_batch: Tokens in a batch.
+        languages: Number of languages.
+    """
+
+    tokens: int
+    per_batch: int
+    languages: int
+
+
+class Footprint:
+    """Sizes of the parts of a model, and of what pruning makes of them.
+
+    Args:
+        model: The model, perhaps without values (meta device), in the type in which it is pruned.
+        blocks: Module path to block.
+        weights: Module path of a block to its weights.
+        config: The settings.
+        text: The calibration text.
+        converted: Bytes of tensors that run in another form than the files hold. While they are converted, they are in
+            memory in both forms, and in the files that are read or written.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        blocks: Mapping[str, nn.Module],
+        weights: Weights,
+        config: MWandaConfig,
+        text: Text,
+        converted: int = 0,
+    ) -> None:
+        self._converting = 2 * converted
+        self._config, self._text, self._weights = config, text, weights
+        self.blocks = {name: _bytes(block) for name, block in blocks.items()}
+        self.model = _bytes(model)
+        self.outside = self.model - sum(self.blocks.values())
+        self._width = next(model.parameters()).element_size()
+        text_config: Any = model.config
+        self._hidden = text_config.get_text_config().hidden_size
+        self._unread = self._not_read(model)
+        self._largest = max(weight.numel for weight in flat(weights))
+        self._widest = max(weight.in_features for weight in flat(weights))
+
+    @property
+    def hidden_states(self) -> int:
+        """The hidden states of the whole text between two blocks."""
+        return self._text.tokens * self._hidden * self._width if self._config.needs_statistics else 0
+
+    @property
+    def pair(self) -> int:
+        """Two blocks that follow each other: one is worked on while the other is read."""
+        sizes = [*self.blocks.values()]
+        return max(map(sum, zip(sizes, [*sizes[1:], 0], strict=True)))
+
+    @property
+    def statistics(self) -> int:
+        """Sums per matrix and language."""
+        if not self._config.needs_statistics:
+            return 0
+        kinds = 2 if self._config.activity is not None else 1
+        return sum(weight.in_features for weight in flat(self._weights)) * self._text.languages * 8 * kinds
+
+    def working(self) -> int:
+        """The most that running a block or deciding on its weights takes beside its weights."""
+        grams = self._grams()
+        return max(self._running() + grams, self._deciding() + grams, self._allocating())
+
+    @property
+    def masks(self) -> int:
+        """Bits of all masks, which are kept together unless blocks are taken one after the other."""
+        return 0 if self._config.works_blockwise else sum(weight.numel for weight in flat(self._weights)) // 8
+
+    def in_memory(self) -> int:
+        """Peak of pruning a model that is in memory, and of writing it."""
+        hidden = self.hidden_states if self._config.works_blockwise else 0
+        pruning = self.model - self._unread + hidden + self.masks + self.statistics + self.working()
+        return LIBRARIES + max(pruning, self.model + self._converting)
+
+    def streamed(self, hidden_on_disk: bool) -> int:
+        """Peak of pruning a checkpoint whose blocks are on disk, and of writing it."""
+        hidden = 0 if hidden_on_disk else self.hidden_states
+        pruning = self.outside - self._unread + self.pair + hidden + self.statistics + self.working()
+        return LIBRARIES + max(pruning, self.outside + max(self._converting, *self.blocks.values()))
+
+    def journal(self) -> int:
+        """What is kept on disk of pruned blocks until the output is complete."""
+        holders = {weight.stored: weight.holder.nbytes for weight in flat(self._weights)}
+        return sum(holders.values()) + self.statistics
+
+    def _not_read(self, model: Any) -> int:
+        """What stays in the mapped files until the model is written: rows of unused tokens, and the head."""
+        tables = {id(part.weight): part.weight for part in _tables(model)}
+        inputs = model.get_input_embeddings().weight
+        rows = min(self._text.tokens, len(inputs)) if self._config.needs_statistics else 0
+        total: int = sum(table.nbytes for table in tables.values())
+        return total - int(rows * inputs.nbytes // len(inputs))
+
+    def _running(self) -> int:
+        """Activations of one batch in the widest place of a block, and their squares."""
+        if not self._config.needs_statistics:
+            return 0
+        return self._text.per_batch * self._widest * (3 * self._width + 8)
+
+    def _allocating(self) -> int:
+        return 0 if ALLOCATIONS[str(self._config.allocation)].importance is None else SCORES * self._largest
+
+    def _deciding(self) -> int:
+        if self._config.reconstruction == "obs":
+            solver = self._config.criterion in ("alps", "sparsegpt")
+            return FACTORS["solver" if solver else "obs"] * self._largest * 4 + 2 * self._widest**2 * 4
+        if self._config.refinement == "swap":
+            return FACTORS["swap"] * self._largest * 4 + self._widest**2 * 4 + SWAPS
+        return SCORES * self._largest
+
+    def _grams(self) -> int:
+        """Gram matrices that are held together, pooled and of one language; matrices of one module share an input."""
+        if not self._config.needs_grams:
+            return 0
+        held: list[int] = []
+        for found in self._weights.values():
+            inputs = {(weight.name.rpartition(".")[0], weight.in_features) for weight in found}
+            sizes = [4 * width**2 for _, width in inputs]
+            held.append(sum(sizes) if self._config.calibration == "dense" else max(sizes))
+        return 2 * max(held)
+
+
+def _tables(model: Any) -> list[Any]:
+    """Input embeddings and head."""
+    parts = (model.get_input_embeddings(), model.get_output_embeddings())
+    return [part for part in parts if getattr(part, "weight", None) is not None]
+
+
+def _bytes(module: nn.Module) -> int:
+    """Parameters and buffers, tied ones once."""
+    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))

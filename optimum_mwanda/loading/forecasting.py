@@ -1,0 +1,300 @@
+"""Finding out what pruning a checkpoint will take, before its weights are read."""
+
+import contextlib
+import dataclasses
+import os
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig
+
+from ..configuration import MWandaConfig
+from ..data.chunks import build_chunks
+from ..modeling.blocks import find_blocks
+from ..modeling.positions import resolve_sequence_length
+from ..modeling.quantized import DEQUANTIZABLE, plain_dtype
+from ..modeling.weights import Weights, find_weights, flat
+from ..pruning.checks import check_pattern
+from ..pruning.planning import to_calibrate
+from ..storage.coded import COMPRESSED
+from ..utils import portable_name
+from ..walking.store import check_activations
+from .footprint import LIBRARIES, Footprint, Text
+from .forecast import ModeForecast, PruningForecast
+from .headers import StoredTensor, dtype_of, read_headers
+from .probe import Clock, time_block
+from .streamed import MIN_SHARD_BYTES, default_device
+from .whole import empty_model, stored_method
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclasses.dataclass(frozen=True)
+class EmptyCheckpoint:
+    """A checkpoint of which nothing but the config and the headers were read, and settings that fit it.
+
+    Attributes:
+        name: Folder or repository.
+        config: Its config.
+        settings: The settings.
+        headers: What is stored in its files; empty if they have no headers.
+        model: The model without values (meta device), in the type in which it is pruned.
+        blocks: Its blocks.
+        weights: What would be pruned in them.
+    """
+
+    name: str
+    config: "PreTrainedConfig"
+    settings: MWandaConfig
+    headers: Mapping[str, StoredTensor]
+    model: "PreTrainedModel"
+    blocks: dict[str, nn.Module]
+    weights: Weights
+
+
+def plan_pruning(
+    model: str | os.PathLike[str],
+    config: MWandaConfig | None = None,
+    dataset: Any = None,
+    tokenizer: "PreTrainedTokenizerBase | str | None" = None,
+    *,
+    languages: int | None = None,
+    dtype: Any = "auto",
+    device: str | int | torch.device | None = None,
+    activations: str | os.PathLike[str] = "cpu",
+    compressed: bool = False,
+    timed: bool = True,
+    clock: Clock = time.perf_counter,
+    **load_options: Any,
+) -> PruningForecast:
+    """Says what pruning a checkpoint would take, from its config and the headers of its files.
+
+    No weights are read, and none are downloaded. To estimate the time, one block with random weights is pruned.
+
+    Args:
+        model: Folder or repository of a dense checkpoint.
+        config: Settings; None for the defaults.
+        dataset: As for `MWandaPruner.prune`; read as then, so that its tokens are known. None: full samples of every
+            language are assumed.
+        tokenizer: As for `MWandaPruner.prune`.
+        languages: Number of languages where there is no dataset. None: those in the settings, or one.
+        dtype: Type to load the weights in; `"auto"` for that of the checkpoint.
+        device: Where blocks run; None for the first GPU if there is one, else the CPU.
+        activations: Where hidden states would be kept, as for `prune_checkpoint`.
+        compressed: Whether only the non-zeros would be stored.
+        timed: Whether to estimate the time.
+        clock: Gives seconds.
+        **load_options: As for `from_pretrained`: `revision`, `trust_remote_code`, `token`, `use_safetensors`.
+
+    Returns:
+        The forecast.
+
+    Raises:
+        FileNotFoundError: If there is no such folder, or it holds no safetensors files.
+        OSError: If the config or the headers cannot be read.
+        ValueError: If the settings do not fit the model, or the model is quantized in a way that cannot be undone.
+    """
+    checkpoint = open_empty(model, config, dtype, **load_options)
+    return foresee(
+        checkpoint,
+        dataset,
+        tokenizer,
+        languages=languages,
+        device=device,
+        activations=activations,
+        compressed=compressed,
+        timed=timed,
+        clock=clock,
+    )
+
+
+def open_empty(
+    model: str | os.PathLike[str],
+    config: MWandaConfig | None = None,
+    dtype: Any = "auto",
+    *,
+    use_safetensors: bool | None = True,
+    **load_options: Any,
+) -> EmptyCheckpoint:
+    """Reads the config and the headers of a checkpoint, and checks that settings fit it.
+
+    Args:
+        model: As for `plan_pruning`.
+        config: As for `plan_pruning`.
+        dtype: As for `plan_pruning`.
+        use_safetensors: None: a checkpoint may have files without headers.
+        **load_options: As for `plan_pruning`.
+
+    Raises:
+        FileNotFoundError: As `plan_pruning`.
+        OSError: As `plan_pruning`.
+        ValueError: As `plan_pruning`.
+    """
+    settings, name = config or MWandaConfig(), os.fspath(model)
+    found = AutoConfig.from_pretrained(name, **load_options)
+    method = stored_method(found)
+    if method not in ("", COMPRESSED, *DEQUANTIZABLE):
+        raise ValueError(f"{name!r} is quantized by {method}: prune the dense model that it was made from.")
+    headers: Mapping[str, StoredTensor] = {}
+    try:
+        headers = read_headers(name, **{key: load_options[key] for key in load_options if key != "trust_remote_code"})
+    except FileNotFoundError:
+        if use_safetensors is not None:
+            raise
+    empty = empty_model(found, _dtype(found, headers, dtype))
+    blocks = find_blocks(empty, settings.blocks)
+    weights = find_weights(blocks, settings.include, settings.exclude)
+    check_pattern(weights, settings)
+    return EmptyCheckpoint(name, found, settings, headers, empty, blocks, weights)
+
+
+def foresee(
+    checkpoint: EmptyCheckpoint,
+    dataset: Any = None,
+    tokenizer: "PreTrainedTokenizerBase | str | None" = None,
+    *,
+    languages: int | None = None,
+    device: str | int | torch.device | None = None,
+    activations: str | os.PathLike[str] = "cpu",
+    compressed: bool = False,
+    timed: bool = True,
+    clock: Clock = time.perf_counter,
+) -> PruningForecast:
+    """Reads the text, if there is any, times one block, and adds up what pruning takes; as `plan_pruning`."""
+    check_activations(activations)
+    model, settings, weights = checkpoint.model, checkpoint.settings, checkpoint.weights
+    place = torch.device(default_device() if device is None else device)
+    length = resolve_sequence_length(settings.sequence_length, model)
+    text = _text(checkpoint, length, dataset, tokenizer, languages)
+    sizes = Footprint(model, checkpoint.blocks, weights, settings, text, _converted(checkpoint))
+    seconds: dict[str, float | None] = {"memory": None, "stream": None}
+    untimed = ""
+    if timed:
+        try:
+            spent = time_block(checkpoint.config, settings, place, model.dtype, length, clock)
+        except Exception as error:  # a model may need more than one block to run
+            untimed = f"one block of {type(model).__name__} does not run by itself ({type(error).__name__}: {error})."
+        else:
+            pruning = spent.seconds(text.tokens / text.per_batch)
+            seconds = {"memory": pruning, "stream": pruning + spent.keeping * sizes.journal()}
+    return PruningForecast(
+        model=portable_name(checkpoint.name),
+        architecture=type(model).__name__,
+        dtype=str(model.dtype).removeprefix("torch."),
+        stored_bytes=sum(tensor.nbytes for tensor in checkpoint.headers.values()) or None,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        blocks={block: (len(group), sum(weight.numel for weight in group)) for block, group in weights.items()},
+        left_dense=_left_dense(checkpoint),
+        sparsity=settings.target_sparsity,
+        languages=text.languages if text.tokens else 0,
+        tokens=text.tokens,
+        passes=_passes(weights, settings),
+        device=str(place),
+        untimed=untimed,
+        **_modes(checkpoint, sizes, place, activations, compressed, seconds),
+    )
+
+
+def _modes(
+    checkpoint: EmptyCheckpoint,
+    sizes: Footprint,
+    place: torch.device,
+    activations: str | os.PathLike[str],
+    compressed: bool,
+    seconds: Mapping[str, float | None],
+) -> dict[str, ModeForecast]:
+    settings, in_file = checkpoint.settings, activations not in ("device", "cpu")
+    hidden = sizes.hidden_states if in_file else 0
+    # A compressed checkpoint is made of a dense one, which goes when it is complete.
+    output = int(sizes.model * (2 - settings.target_sparsity)) if compressed else sizes.model
+    disk = {
+        "memory": output + hidden * settings.works_blockwise,
+        "stream": output + hidden + sizes.journal() + _converted(checkpoint),
+    }
+    peaks = {"memory": sizes.in_memory(), "stream": sizes.streamed(in_file)}
+    if place.type == "cpu":
+        return {mode: ModeForecast(peaks[mode], None, disk[mode], seconds[mode]) for mode in ("memory", "stream")}
+    # The machine holds masks, or what is on the way between the disk and the GPU.
+    shard = max(MIN_SHARD_BYTES, *sizes.blocks.values())
+    machine = {"memory": shard + sizes.masks, "stream": shard + sizes.pair + sizes.hidden_states - hidden}
+    return {
+        mode: ModeForecast(LIBRARIES + machine[mode], peaks[mode], disk[mode], seconds[mode])
+        for mode in ("memory", "stream")
+    }
+
+
+def _dtype(config: Any, headers: Mapping[str, StoredTensor], wanted: Any) -> torch.dtype:
+    """The type that the weights will have in memory."""
+    if stored_method(config) in DEQUANTIZABLE:
+        found: torch.dtype = plain_dtype(config.dtype if wanted == "auto" else wanted)
+        return found
+    if wanted == "auto":
+        wanted = getattr(config, "dtype", None) or dtype_of(headers) or torch.float32
+    result: torch.dtype = getattr(torch, wanted) if isinstance(wanted, str) else wanted
+    return result
+
+
+def _text(checkpoint: EmptyCheckpoint, length: int, dataset: Any, tokenizer: Any, languages: int | None) -> Text:
+    """How much text there is, or would be if every language filled its samples."""
+    settings, model = checkpoint.settings, checkpoint.model
+    sides = 2 if model.config.is_encoder_decoder else 1
+    per_batch = settings.batch_size * length * sides
+    if not settings.needs_statistics:
+        return Text(0, per_batch, 0)
+    if dataset is not None:
+        tokens = build_chunks(dataset, settings, model, tokenizer).tokens
+        return Text(sum(tokens.values()), per_batch, len(tokens))
+    count = languages or len(settings.languages or ("one",))
+    return Text(count * settings.samples_per_language * length * sides, per_batch, count)
+
+
+def _passes(weights: Weights, settings: MWandaConfig) -> dict[str, int]:
+    """What the whole text runs through the blocks for."""
+    passes = {}
+    if to_calibrate(weights, settings):
+        passes["statistics of the dense model"] = 1
+    if settings.works_blockwise:
+        by_group = settings.calibration == "sequential" and settings.needs_grams
+        passes["inputs of each " + ("group of matrices that read the same" if by_group else "block")] = 1
+        if settings.calibration == "sequential":
+            passes["outputs of each pruned block"] = 1
+    return passes
+
+
+def _left_dense(checkpoint: EmptyCheckpoint) -> dict[str, int]:
+    """Why parameters are not pruned."""
+    inside = {id(each): each.numel() for block in checkpoint.blocks.values() for each in block.parameters()}
+    outside = sum(each.numel() for each in checkpoint.model.parameters() if id(each) not in inside)
+    pruned = sum(weight.numel for weight in flat(checkpoint.weights))
+    prunable = pruned
+    if checkpoint.settings.include is not None or checkpoint.settings.exclude:
+        with contextlib.suppress(ValueError):  # what is excluded cannot be pruned at all
+            prunable = sum(weight.numel for weight in flat(find_weights(checkpoint.blocks)))
+    reasons = {
+        "outside the blocks: embeddings, head, final norm": outside,
+        "left out by include or exclude": prunable - pruned,
+        "in the blocks, but never pruned: norms, biases, routers": sum(inside.values()) - prunable,
+    }
+    return {reason: count for reason, count in reasons.items() if count}
+
+
+def _converted(checkpoint: EmptyCheckpoint) -> int:
+    """Bytes of the tensors of blocks that run in another form than the files hold, such as fused experts."""
+    if not checkpoint.headers:
+        return 0
+    # Files of a model with and without a head differ in the beginnings of names.
+    stored = {name[place:] for name in checkpoint.headers for place in _starts(name)}
+    return sum(
+        parameter.nbytes
+        for block in checkpoint.blocks.values()
+        for name, parameter in block.named_parameters()
+        if name not in stored
+    )
+
+
+def _starts(name: str) -> list[int]:
+    return [0, *(place + 1 for place, sign in enumerate(name) if sign == ".")]

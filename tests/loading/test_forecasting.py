@@ -1,0 +1,226 @@
+"""What pruning will take is said before any weights are read."""
+
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+import optimum_mwanda.loading.headers as headers
+from optimum_mwanda import MWandaConfig, MWandaPruner, plan_pruning
+from optimum_mwanda.loading.footprint import Footprint, Text
+from optimum_mwanda.loading.forecasting import open_empty
+from optimum_mwanda.loading.headers import read_headers
+from optimum_mwanda.walking import together
+from tests.conftest import make_model, make_rows
+from tests.families.matrix import FAMILIES
+
+LENGTH = 16
+SMALL: dict[str, Any] = {"samples_per_language": 4, "sequence_length": LENGTH, "batch_size": 2}
+
+
+@pytest.fixture
+def dense(tmp_path: Path) -> Path:
+    make_model().save_pretrained(tmp_path / "dense", max_shard_size="40KB")
+    return tmp_path / "dense"
+
+
+@pytest.fixture
+def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("weights are read")
+
+    monkeypatch.setattr(PreTrainedModel, "from_pretrained", refuse)
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_what_would_be_pruned_and_what_not(dense: Path) -> None:
+    forecast = plan_pruning(dense, MWandaConfig(**SMALL, exclude=("*.o_proj",)), languages=3)
+    assert set(forecast.blocks) == {"model.layers.0", "model.layers.1", "model.layers.2"}
+    assert set(forecast.blocks.values()) == {(6, 32 * 32 + 2 * 16 * 32 + 3 * 32 * 48)}
+    assert forecast.parameters == sum(parameter.numel() for parameter in make_model().parameters())
+    assert sum(forecast.left_dense.values()) == forecast.parameters - forecast.prunable
+    assert forecast.left_dense["left out by include or exclude"] == 3 * 32 * 32
+    assert forecast.left_dense["in the blocks, but never pruned: norms, biases, routers"] == 3 * 2 * 32
+    assert forecast.stored_bytes == 4 * forecast.parameters
+    assert (forecast.languages, forecast.tokens) == (3, 3 * 4 * LENGTH)
+    assert forecast.memory.seconds is not None
+    assert forecast.stream.seconds > forecast.memory.seconds  # type: ignore[operator]
+    assert forecast.memory.disk < forecast.stream.disk < 2.2 * forecast.memory.disk
+    assert json.loads(json.dumps(forecast.to_dict()))["blocks"][0]["matrices"] == 6
+    text = str(forecast)
+    assert "50.00% of 20,992 weights would be pruned" not in text
+    assert "| model.layers.0 to model.layers.2 |" in text
+    assert "| streamed " in text
+
+
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize(
+    ("settings", "passes"),
+    [
+        ({"criterion": "magnitude", "allocation": "uniform"}, 0),
+        ({}, 1),
+        ({"refinement": "swap"}, 2),
+        ({"refinement": "swap", "allocation": "uniform"}, 1),
+        ({"calibration": "sequential", "allocation": "uniform"}, 2),
+        ({"reconstruction": "obs"}, 3),
+    ],
+    ids=str,
+)
+def test_passes_follow_from_the_settings(settings: dict[str, Any], passes: int, dense: Path) -> None:
+    forecast = plan_pruning(dense, MWandaConfig(**SMALL, **settings), timed=False)
+    assert sum(forecast.passes.values()) == passes
+    assert bool(forecast.tokens) is bool(passes)
+
+
+def test_text_is_counted_as_it_is_cut(dense: Path) -> None:
+    forecast = plan_pruning(dense, MWandaConfig(**SMALL), make_rows("en sw", rows=3, length=LENGTH), timed=False)
+    assert (forecast.languages, forecast.tokens) == (2, 2 * 3 * LENGTH)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"pattern": "3:7"}, "does not divide the 32 inputs"),
+        ({"include": ["*.nothing"]}, "matches none"),
+        ({"blocks": ["model.nothing"]}, "is not a list of modules"),
+        ({"sequence_length": 65}, "exceeds the model's 64 positions"),
+    ],
+    ids=str,
+)
+def test_settings_that_do_not_fit_are_refused(settings: dict[str, Any], message: str, dense: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        plan_pruning(dense, MWandaConfig(**settings))
+
+
+def test_quantized_checkpoints_are_refused(dense: Path) -> None:
+    config = json.loads((dense / "config.json").read_text())
+    (dense / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "gptq"}}))
+    with pytest.raises(ValueError, match="is quantized by gptq"):
+        plan_pruning(dense)
+
+
+def test_repositories_need_only_their_headers(dense: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+    from huggingface_hub.utils import SafetensorsFileMetadata, SafetensorsRepoMetadata, TensorInfo
+
+    info = TensorInfo(dtype="BF16", shape=[2, 3], data_offsets=(0, 12))
+    file = SafetensorsFileMetadata(metadata={}, tensors={"weight": info})
+    found = SafetensorsRepoMetadata(None, False, {"weight": "model.safetensors"}, {"model.safetensors": file})
+    asked = []
+
+    def metadata(repository: str, **source: Any) -> SafetensorsRepoMetadata:
+        asked.append((repository, source))
+        return found
+
+    monkeypatch.setattr(huggingface_hub, "get_safetensors_metadata", metadata)
+    tensors = read_headers("nobody/not-in-the-cache", revision="main")
+    assert asked == [("nobody/not-in-the-cache", {"revision": "main"})]
+    assert tensors == {"weight": headers.StoredTensor("BF16", (2, 3), 12)}
+    assert headers.dtype_of(tensors) == "bfloat16"
+    assert len(read_headers(dense)) == len(make_model().state_dict())
+
+
+class Work:
+    """A clock that counts what blocks and decisions work on instead of seconds."""
+
+    def __init__(self) -> None:
+        self.done = 0.0
+
+    def __call__(self) -> float:
+        return self.done
+
+    def count(self, module: nn.Module, args: Any, *_: Any) -> None:
+        if isinstance(module, GradientCheckpointingLayer):
+            self.done += args[0].numel()
+
+
+@pytest.fixture
+def work(monkeypatch: pytest.MonkeyPatch) -> Iterator[Work]:
+    counter, decide = Work(), together.mask_and_values
+
+    def counted(weight: Any, *args: Any) -> Any:
+        counter.done += weight.numel
+        return decide(weight, *args)
+
+    monkeypatch.setattr(together, "mask_and_values", counted)
+    handle = nn.modules.module.register_module_forward_hook(counter.count)
+    yield counter
+    handle.remove()
+
+
+@pytest.mark.parametrize("settings", [{}, {"refinement": "swap"}, {"calibration": "sequential"}], ids=str)
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral"])
+def test_time_is_right_to_within_a_factor(family: str, settings: dict[str, Any], work: Work, tmp_path: Path) -> None:
+    model = FAMILIES[family].make()
+    model.save_pretrained(tmp_path / "dense")
+    config = MWandaConfig(**{**SMALL, "samples_per_language": 12}, **settings)
+    rows = make_rows("en sw fr", rows=12, length=LENGTH)
+    forecast = plan_pruning(tmp_path / "dense", config, rows, clock=work)
+    work.done = 0
+    MWandaPruner(config, progress=False).prune(model, rows)
+    assert forecast.untimed == ""
+    assert work.done / 1.5 < forecast.memory.seconds < work.done * 1.5  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("family", ["t5", "bert", "gemma3", "qwen3_moe", "falcon"])
+def test_blocks_of_all_kinds_are_timed(family: str, tmp_path: Path) -> None:
+    FAMILIES[family].make().save_pretrained(tmp_path / "dense")
+    config = MWandaConfig(**SMALL, calibration="sequential")
+    forecast = plan_pruning(tmp_path / "dense", config)
+    assert forecast.untimed == ""
+    assert forecast.stream.seconds > 0  # type: ignore[operator]
+
+
+def test_excluded_blocks_are_not_the_one_that_is_timed(dense: Path) -> None:
+    config = MWandaConfig(**SMALL, exclude=("model.layers.0.*", "*.down_proj"))
+    forecast = plan_pruning(dense, config)
+    assert forecast.untimed == ""
+    assert forecast.blocks.keys() == {"model.layers.1", "model.layers.2"}
+
+
+def test_a_model_that_cannot_be_timed_is_planned_all_the_same(dense: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise IndexError("list index out of range")
+
+    monkeypatch.setattr("optimum_mwanda.loading.forecasting.time_block", fail)
+    forecast = plan_pruning(dense)
+    assert forecast.memory.seconds is None
+    assert "one block of LlamaForCausalLM does not run by itself (IndexError: list index" in str(forecast)
+
+
+def test_random_numbers_of_the_caller_stay_the_same(dense: Path) -> None:
+    torch.manual_seed(3)
+    wanted = torch.rand(3)
+    torch.manual_seed(3)
+    plan_pruning(dense, MWandaConfig(**SMALL))
+    assert torch.equal(torch.rand(3), wanted)
+
+
+def test_streaming_needs_less_memory_the_more_blocks_there_are(tmp_path: Path) -> None:
+    found = []
+    for layers in (4, 40):
+        config = make_model().config
+        config.num_hidden_layers = layers
+        type(make_model())(config).save_pretrained(tmp_path / str(layers))
+        checkpoint = open_empty(tmp_path / str(layers))
+        sizes = Footprint(checkpoint.model, checkpoint.blocks, checkpoint.weights, checkpoint.settings, Text(64, 64, 1))
+        found.append((sizes.in_memory() - sizes.model, sizes.streamed(False), sizes.statistics))
+    assert all(one < other for one, other in itertools.pairwise(found[0:1] + found[1:2]))
+    assert found[1][1] - found[0][1] == found[1][2] - found[0][2]  # only statistics grow
+
+
+def test_fused_experts_are_kept_on_disk_in_the_form_in_which_they_run(tmp_path: Path) -> None:
+    for family in ("mixtral", "llama"):
+        FAMILIES[family].make().save_pretrained(tmp_path / family)
+    settings = MWandaConfig(**SMALL)
+    mixture = plan_pruning(tmp_path / "mixtral", settings, timed=False)
+    plain = plan_pruning(tmp_path / "llama", settings, timed=False)
+    assert mixture.stream.disk > 2.5 * mixture.memory.disk
+    assert plain.stream.disk < 2.2 * plain.memory.disk
