@@ -1,27 +1,30 @@
-"""Pages of files that were read and are not needed any more."""
+"""Memory that holds what was read and is not needed any more."""
 
 import ctypes
-import mmap
 import sys
-
-from torch import Tensor
+from contextlib import suppress
+from pathlib import Path
 
 _MADV_PAGEOUT = 21
 
 
-def page_out(tensor: Tensor) -> None:
-    """Lets the system take back the memory of a tensor that is a part of a mapped file; what it holds stays valid.
+def release_pages(folder: Path) -> None:
+    """Lets the system take back the memory of mapped files, and what the allocator has kept; values stay valid.
 
     The pages of a file stay in memory for as long as the file is mapped, so that to read a checkpoint from end to end
-    would need as much memory as to load it. Where the system does not know the call, this does nothing.
+    would need as much memory as to load it. Where the system does not know the calls, this does nothing.
 
     Args:
-        tensor: On the CPU.
+        folder: Where the files are.
     """
-    if sys.platform != "linux" or tensor.device.type != "cpu":
+    if sys.platform != "linux":
         return
-    start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-    length = tensor.data_ptr() + tensor.nbytes - start
-    if length >= mmap.PAGESIZE:
-        length -= length % mmap.PAGESIZE
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), _MADV_PAGEOUT)
+    system = ctypes.CDLL(None)
+    prefix = f"{folder.resolve()}/"
+    for line in Path("/proc/self/maps").read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+        addresses, *_, path = line.split(maxsplit=5)
+        if path.startswith(prefix):
+            start, end = (int(address, 16) for address in addresses.split("-"))
+            system.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_PAGEOUT)
+    with suppress(AttributeError):  # not every C library has it
+        system.malloc_trim(0)

@@ -23,12 +23,14 @@ from ..utils import abridged
 from .coded import DTYPES, decoded_view
 from .conversion import check_can_be_saved
 from .files import opened, weight_files
-from .pages import page_out
+from .pages import release_pages
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _METHOD = "mwanda-read-back"
+_RELEASED_AFTER = 2**26
+"""Bytes after which the memory of what was read is given back."""
 
 
 def save_checked(
@@ -78,7 +80,7 @@ def check_saved(model: "PreTrainedModel", folder: str | os.PathLike[str]) -> Non
         _, info = kind.from_pretrained(
             folder,
             dtype="auto",
-            quantization_config=_Comparison(compare),
+            quantization_config=_Comparison(compare, Path(folder)),
             output_loading_info=True,
             **load_arguments(model),
         )
@@ -143,11 +145,14 @@ class _Comparison(QuantizationConfigMixin):
 
     Args:
         compare: Called with the name of each weight and the weight, as it would be loaded.
+        folder: Where the files are.
     """
 
-    def __init__(self, compare: Callable[[str, Tensor], None]) -> None:
+    def __init__(self, compare: Callable[[str, Tensor], None], folder: Path) -> None:
         self.quant_method = _METHOD  # type: ignore[assignment]
         self.compare = compare
+        self.folder = folder
+        self.unreleased = 0  # bytes
 
     def __deepcopy__(self, _: Any) -> "_Comparison":
         return self
@@ -189,7 +194,7 @@ class _Reader(HfQuantizer):
 
     def get_quantize_ops(self) -> "_Operation":
         """What is done with a weight."""
-        return _Operation(self.quantization_config.compare)
+        return _Operation(self.quantization_config)
 
     def is_serializable(self) -> bool:
         """Nothing of it is ever saved."""
@@ -202,17 +207,20 @@ class _Reader(HfQuantizer):
 
 
 class _Operation:
-    def __init__(self, compare: Callable[[str, Tensor], None]) -> None:
-        self._compare = compare
+    def __init__(self, comparison: _Comparison) -> None:
+        self._comparison = comparison  # there is an operation for every weight
 
     def convert(self, tensors: dict[str, Any], **_: Any) -> dict[str, Tensor]:
         """Compares the weights, and gives back empty ones of their shapes."""
         empty = {}
         for name, found in tensors.items():
             tensor = found[0] if isinstance(found, list) else found
-            self._compare(name, tensor)
-            page_out(tensor)
+            self._comparison.compare(name, tensor)
+            self._comparison.unreleased += tensor.nbytes
             empty[name] = torch.empty_like(tensor, device="meta")
+        if self._comparison.unreleased > _RELEASED_AFTER:
+            release_pages(self._comparison.folder)
+            self._comparison.unreleased = 0
         return empty
 
 
