@@ -1,6 +1,7 @@
 """Commands that several processes run together."""
 
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,14 +16,20 @@ from .conftest import ROOT, SMALL, Run, environment, run_here
 
 CONFIG = ROOT / "integrations" / "accelerate" / "cpu.yaml"
 LAUNCHERS = {
-    "accelerate": ("accelerate.commands.launch", "--config_file", str(CONFIG), "--module"),
-    "torchrun": ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"),
+    "accelerate": ("accelerate.commands.launch", "--config_file", str(CONFIG), "--main_process_port", "{port}"),
+    "torchrun": ("torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
 }
 
 
 def launch(launcher: str, *words: str | Path, **variables: str) -> Run:
-    command = [sys.executable, "-m", *LAUNCHERS[launcher], "optimum.commands.optimum_cli", "mwanda", *map(str, words)]
-    done = subprocess.run(command, env=environment(**variables), capture_output=True, text=True, check=False)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    start = [word.format(port=port) for word in LAUNCHERS[launcher]]
+    module = "--module" if launcher == "accelerate" else "-m"
+    command = [sys.executable, "-m", *start, module, "optimum.commands.optimum_cli", "mwanda", *map(str, words)]
+    done = subprocess.run(
+        command, env=environment(**variables), capture_output=True, text=True, check=False, timeout=300
+    )
     return Run(done.returncode, done.stdout, done.stderr)
 
 

@@ -30,7 +30,12 @@ def test_a_model_under_fsdp2_is_pruned_and_saved(tmp_path: Path) -> None:
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     words = ["--model", model, "--dataset", data, "--output", target, "--sequence-length", "16", "--cpu"]
     done = subprocess.run(
-        [*start, str(FOLDER / "prune_fsdp2.py"), *map(str, words)], env=environment(), capture_output=True, text=True
+        [*start, str(FOLDER / "prune_fsdp2.py"), *map(str, words)],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     verification = verify_sparsity(target)
