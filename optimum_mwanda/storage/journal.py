@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -19,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 _RUN = "run.json"
 _FACTS = "facts"
+_NOTHING = "nothing"
 
 
 class OtherRunError(ValueError):
@@ -84,7 +86,8 @@ class Journal:
         """
         partial = self._folder / f"{kind}-{name}.partial"
         cpu = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-        save_file(cpu, partial, {_FACTS: json.dumps(facts)})
+        # Old versions of safetensors cannot read a file without tensors.
+        save_file(cpu or {_NOTHING: torch.zeros(1)}, partial, {_FACTS: json.dumps(facts)})
         path = self._folder / f"{kind}-{name}-{_digest(partial)}.safetensors"
         self._settle(partial, path)
         self._known[kind, name] = path
@@ -102,7 +105,7 @@ class Journal:
     def tensors(self, kind: str, name: str) -> dict[str, Tensor]:
         """The tensors of a part that is there."""
         with opened(self._known[kind, name]) as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            return {key: file.get_tensor(key) for key in file.keys() if key != _NOTHING}  # noqa: SIM118
 
     def _intact(self) -> Iterator[tuple[tuple[str, str], Path]]:
         """The parts whose content fits their names; others are deleted."""

@@ -24,7 +24,7 @@ from optimum_mwanda.storage.journal import Journal, OtherRunError
 from optimum_mwanda.walking.replay import BlockCalls
 from tests.conftest import SAMPLE_MODEL, make_model, make_rows
 from tests.families.matrix import FAMILIES
-from tests.storage.quantized import make_fp8, make_mxfp4
+from tests.storage.quantized import make_fp8, make_mxfp4, needs_fp8
 
 ROWS = make_rows("en sw", rows=4, length=16)
 SMALL: dict[str, Any] = {"samples_per_language": 2, "sequence_length": 16, "batch_size": 2}
@@ -92,7 +92,7 @@ def test_the_result_is_that_of_pruning_in_memory(family: str, tmp_path: Path) ->
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dense", "out"]
 
 
-@pytest.mark.parametrize("make", [make_fp8, make_mxfp4])
+@pytest.mark.parametrize("make", [pytest.param(make_fp8, marks=needs_fp8), make_mxfp4])
 def test_quantized_checkpoints_are_dequantized_block_by_block(make: Callable[..., object], tmp_path: Path) -> None:
     make(tmp_path / "dense")
     config = MWandaConfig(**SMALL)

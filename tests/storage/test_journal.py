@@ -28,6 +28,10 @@ def test_parts_are_there_the_next_time(tmp_path: Path, caplog: pytest.LogCapture
     assert caplog.messages == ["Going on with an interrupted run, of which 1 parts are finished."]
     assert again.facts("pruned", "model.layers.0") == {"a": 3}
     assert torch.equal(again.tensors("pruned", "model.layers.0")["a.weight"], values.T)
+    again.put("measured", "dense", {}, {"loss": 2.5})
+    facts_alone = opened(folder)
+    assert facts_alone.facts("measured", "dense") == {"loss": 2.5}
+    assert facts_alone.tensors("measured", "dense") == {}
     again.clear()
     assert opened(folder).find("pruned", "model.layers.0") is None
 

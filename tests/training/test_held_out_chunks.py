@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from datasets import Dataset
+from packaging.version import Version
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from optimum_mwanda import MWandaCallback, held_out_chunks, mix_languages
@@ -43,6 +45,8 @@ def test_a_trainer_logs_the_loss_of_every_language(tiny: PreTrainedModel, tmp_pa
         ids = torch.tensor(chunks[language]["input_ids"])
         with torch.no_grad():
             loss = tiny.eval()(input_ids=ids, labels=ids).loss.item()
+        if Version(transformers.__version__) < Version("5.1"):  # its evaluation also divides by the first token
+            loss *= 15 / 16
         assert found[1][f"eval_{language}_loss"] == pytest.approx(loss, rel=1e-4)
         assert not any("sparsity" in entry for entry in found)
 
