@@ -87,16 +87,17 @@ import torch
 from datasets import Dataset
 from llmcompressor import oneshot
 from llmcompressor.modifiers.pruning import WandaPruningModifier
-from transformers import LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaForCausalLM
 
-source, target, file, length = sys.argv[1:]
+source, target, file, length, tokenizer = sys.argv[1:]
 rows = json.loads(Path(file).read_text())
 start = time.perf_counter()
 if target != "libraries":
     model = LlamaForCausalLM.from_pretrained(source, dtype="auto")
     data = Dataset.from_list([{"input_ids": row, "attention_mask": [1] * len(row)} for row in rows])
     recipe = WandaPruningModifier(sparsity=0.5, mask_structure="0:0", targets=["Linear"], ignore=["re:.*lm_head"])
-    oneshot(model=model, dataset=data, recipe=recipe, max_seq_length=int(length),
+    processor = AutoTokenizer.from_pretrained(tokenizer)  # it is asked for, but has nothing to do
+    oneshot(model=model, processor=processor, dataset=data, recipe=recipe, max_seq_length=int(length),
             num_calibration_samples=len(rows), pipeline="sequential")
     model.save_pretrained(target)
 seconds = time.perf_counter() - start
@@ -151,7 +152,8 @@ def main() -> None:
         if args.llm_compressor:
             (args.folder / "rows.json").write_text(json.dumps([row["input_ids"] for row in rows(args)]))
             peer = [args.llm_compressor, "-c", LLM_COMPRESSOR, str(args.folder / "dense")]
-            rest = [str(args.folder / "rows.json"), str(args.sequence_length)]
+            tokenizer = Path(__file__).parents[1] / "examples" / "sample_model"
+            rest = [str(args.folder / "rows.json"), str(args.sequence_length), str(tokenizer)]
             measured["its libraries"] = run([*peer, "libraries", *rest])
             measured["llm-compressor"] = run([*peer, str(args.folder / "llm-compressor"), *rest])
         libraries = 0.0
