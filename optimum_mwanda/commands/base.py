@@ -80,7 +80,9 @@ class Subcommand(BaseOptimumCLICommand):  # type: ignore[misc]
                 result = self.execute()
                 leave_to_first()
         except Done:
-            return
+            # Threads of a backend that outlive the interpreter abort it, and launchers then end the first process too.
+            sys.stderr.flush()
+            os._exit(0)
         except KeyboardInterrupt:
             self._fail("interrupted", INTERRUPTED)
         except Terminated as end:
