@@ -18,7 +18,8 @@ from ..modeling.weights import PrunableWeight, find_weights, flat
 from ..record.trainings import recount_zeros
 from ..record.verification import sparsity_record
 from .callback import MWandaCallback
-from .keeper import MaskedMatrix, MaskKeeper
+from .keeper import MaskKeeper
+from .masked_matrix import MaskedMatrix
 from .pruned_entries import Masks, bare_model
 from .rigl import redraw_mask, update_fraction
 
