@@ -129,7 +129,7 @@ class MWandaPruner:
             )
         weights, source = self._open(model)
         chunks = self._read(model, dataset, tokenizer)
-        begin(self.journal, model_fingerprint(model), self.config, chunks.fingerprints)
+        begin(self.journal, model, self.config, chunks.fingerprints)
         statistics = self._calibrate(model, to_calibrate(weights, self.config), chunks, source)
         weights = self._reached(weights, statistics)
         plan = make_plan(Known(weights, statistics, source), statistics, self.config)
@@ -220,7 +220,7 @@ class MWandaPruner:
             plan = make_plan(Known(weights, statistics, source), statistics, self.config)
         plan = check_plan(plan, weights, self.config)
         data = {} if statistics is None else statistics.fingerprints
-        begin(self.journal, fingerprint, self.config, data, [block.sparsity for block in plan.blocks])
+        begin(self.journal, model, self.config, data, [block.sparsity for block in plan.blocks])
         walk = Known(weights, statistics, source, PrunedBlocks(self.journal, source))
         return self._run(model, walk, plan, statistics, fingerprint)
 

@@ -3,12 +3,20 @@
 import argparse
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .base import Result, Subcommand, add_common_options
 from .dataset import add_dataset_options, open_text
 from .errors import UsageError, errors_as
-from .models import add_model_options, check_storage, load_config, load_tokenizer, model_errors, pruning_errors
+from .models import (
+    add_model_options,
+    check_storage,
+    load_config,
+    load_tokenizer,
+    model_errors,
+    one_device,
+    pruning_errors,
+)
 from .setting_flags import add_settings, read_settings
 
 if TYPE_CHECKING:
@@ -108,17 +116,11 @@ def foresee(args: argparse.Namespace, config: "MWandaConfig", timed: bool = True
                 checkpoint,
                 dataset,
                 tokenizer,
-                device=_device(args.device_map),
+                device=one_device(args.device_map),
                 activations=args.activations,
                 compressed=args.compressed,
                 timed=timed,
             )
-
-
-def _device(device_map: Any) -> str | None:
-    """Where blocks run; a map with several devices says nothing about one block."""
-    is_device = isinstance(device_map, str) and device_map.partition(":")[0] in ("cpu", "cuda", "mps", "xpu")
-    return device_map if is_device else None
 
 
 def _lack_of_memory(forecast: "PruningForecast", args: argparse.Namespace, is_streamed: bool) -> str | None:

@@ -277,6 +277,12 @@ def pruning_errors() -> Iterator[None]:
         yield
 
 
+def one_device(device_map: Any) -> str | None:
+    """The device that `--device-map` names, if it names one."""
+    is_one = isinstance(device_map, str) and re.fullmatch(r"(cpu|cuda|mps|xpu)(:\d+)?", device_map)
+    return device_map if is_one else None
+
+
 def _device_map(text: str) -> Any:
     if not text.lstrip().startswith("{"):
         return text

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ from .dry_run import dry_run
 from .errors import DataError, HubError, UsageError, errors_as, one_line
 from .evaluate import compare, measure, write_report
 from .launched import is_alone, leave_to_first
-from .models import add_model_options, check_prunable, load_model, load_tokenizer, pruning_errors
+from .models import add_model_options, check_prunable, load_model, load_tokenizer, one_device, pruning_errors
 from .output import add_overwrite, add_restart, check_file, check_folder, check_paths, new_folder, open_journal
 from .saving import add_storage_options, check_model_room, facts, summary, write_checkpoint
 from .setting_flags import add_settings, read_settings
@@ -96,13 +95,7 @@ class PruneCommand(Subcommand):
             self._check(config)
             model, tokenizer, report = self._prune(config, folder)
             leave_to_first()
-            if args.stream:
-                from ..loading.streamed import saving_offloaded, shard_size
-
-                with saving_offloaded():
-                    record = write_checkpoint(model, tokenizer, folder, args, None, shard_size(model, config))
-            else:
-                record = write_checkpoint(model, tokenizer, folder, args, report)
+            record = write_checkpoint(model, tokenizer, folder, args, report)
         parts = [*self._calibrated(), summary(record), *([report.to_markdown()] if report else [])]
         parts.append(f"Wrote {args.output}.")
         if page is not None and report is not None:
@@ -171,7 +164,7 @@ class PruneCommand(Subcommand):
         check_calibration_text(self.args.dataset, config)
         with errors_as(UsageError, ValueError):
             check_activations(self.args.activations)
-        if self.args.stream and not (self.args.device_map is None or _is_device(self.args.device_map)):
+        if self.args.stream and self.args.device_map is not None and one_device(self.args.device_map) is None:
             raise UsageError("--stream runs all blocks on one device: give --device-map cpu, cuda or cuda:N.")
         if self.args.restart and not self.args.stream:
             raise UsageError("--restart belongs to --stream: without it, every run begins anew.")
@@ -225,7 +218,3 @@ class PruneCommand(Subcommand):
                 f"Push it with `hf upload {args.push_to_hub} {args.output}`."
             ) from error
         return str(info.repo_url)
-
-
-def _is_device(place: Any) -> bool:
-    return isinstance(place, str) and re.fullmatch(r"cpu|cuda(:\d+)?|mps|xpu(:\d+)?", place) is not None

@@ -61,7 +61,6 @@ def write_checkpoint(
     folder: Path,
     args: argparse.Namespace,
     report: "PerplexityComparison | None" = None,
-    max_shard_size: int | str = "50GB",
 ) -> "SparsityRecord":
     """Writes weights, tokenizer, settings, evaluation and card into an empty folder.
 
@@ -80,8 +79,7 @@ def write_checkpoint(
     with errors_as(ModelError, ValueError, TypeError, OSError, SafetensorError):
         record = SparsityRecord.parse(model.config.mwanda_config)
         card = dataclasses.replace(describe(model, report, args.base_model), compressed=args.compressed)
-        files: dict[str, Any] = {"compressed": args.compressed, "max_shard_size": max_shard_size}
-        save_folder(model, folder, tokenizer, report=report, card=card, **files)
+        save_folder(model, folder, tokenizer, report=report, card=card, compressed=args.compressed)
     return record
 
 

@@ -20,13 +20,14 @@ from ..modeling.weights import Weights, find_weights, flat
 from ..pruning.checks import check_pattern
 from ..pruning.planning import to_calibrate
 from ..storage.coded import COMPRESSED
+from ..storage.read_back import LEAST_SHARD
 from ..utils import portable_name
 from ..walking.store import check_activations
 from .footprint import LIBRARIES, Footprint, Text
 from .forecast import ModeForecast, PruningForecast
 from .headers import StoredTensor, dtype_of, read_headers
 from .probe import Clock, time_block
-from .streamed import MIN_SHARD_BYTES, default_device
+from .streamed import default_device
 from .whole import empty_model, stored_method
 
 if TYPE_CHECKING:
@@ -219,7 +220,7 @@ def _modes(
     if place.type == "cpu":
         return {mode: ModeForecast(peaks[mode], None, disk[mode], seconds[mode]) for mode in ("memory", "stream")}
     # The machine holds masks, or what is on the way between the disk and the GPU.
-    shard = max(MIN_SHARD_BYTES, *sizes.blocks.values())
+    shard = max(LEAST_SHARD, *sizes.blocks.values())
     machine = {"memory": shard + sizes.masks, "stream": shard + sizes.pair + sizes.hidden_states - hidden}
     return {
         mode: ModeForecast(LIBRARIES + machine[mode], peaks[mode], disk[mode], seconds[mode])

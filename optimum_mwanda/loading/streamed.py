@@ -1,11 +1,9 @@
 """Loading a checkpoint with its blocks left on disk, and pruning it there."""
 
-import contextlib
 import dataclasses
 import logging
 import os
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +13,7 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..configuration import MWandaConfig
 from ..data.tokenizer_loading import read_tokenizer
-from ..modeling.blocks import find_blocks, find_stacks
+from ..modeling.blocks import find_stacks
 from ..processes.group import sharing
 from ..pruner import MWandaPruner
 from ..record.schema import SparsityRecord
@@ -32,7 +30,6 @@ if TYPE_CHECKING:
 
 OFFLOAD = "offload"
 """Folder beside the output for tensors that transformers stores in another form than the checkpoint."""
-MIN_SHARD_BYTES = 2**26
 
 
 def prune_checkpoint(
@@ -103,9 +100,7 @@ def prune_checkpoint(
         pruner.prune(loaded, dataset, reader)
         record: SparsityRecord = SparsityRecord.parse(loaded.config.mwanda_config)
         card = dataclasses.replace(describe(loaded, None, None), compressed=compressed)
-        with saving_offloaded():
-            size = shard_size(loaded, pruner.config)
-            save_folder(loaded, folder, reader, card=card, compressed=compressed, max_shard_size=size)
+        save_folder(loaded, folder, reader, card=card, compressed=compressed)
     return record
 
 
@@ -148,20 +143,6 @@ def default_device() -> int | str:
 def _is_news(record: logging.LogRecord) -> bool:
     """Whether accelerate logs something else than that weights are where they are meant to be."""
     return "on the meta device because they were offloaded" not in record.getMessage()
-
-
-@contextlib.contextmanager
-def saving_offloaded() -> Iterator[None]:
-    """Inside the block, transformers does not warn that shards must fit into memory, as `shard_size` sees to it."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Attempting to save a model with offloaded modules")
-        yield
-
-
-def shard_size(model: PreTrainedModel, config: MWandaConfig) -> int:
-    """Bytes of the largest block: a weight file of this size can be in memory while no block is."""
-    blocks = find_blocks(model, config.blocks).values()
-    return max(MIN_SHARD_BYTES, *(sum(weight.nbytes for weight in block.parameters()) for block in blocks))
 
 
 def _tokenizer(

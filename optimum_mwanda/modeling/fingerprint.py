@@ -40,4 +40,5 @@ def _parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
                 continue
             if id(parameter) not in seen:
                 seen.add(id(parameter))
-                yield name, elsewhere.get(name.rpartition(".")[2], parameter)
+                found = elsewhere.get(name.rpartition(".")[2])
+                yield name, parameter if found is None else found.value

@@ -30,50 +30,33 @@ class OffloadedTensor(NamedTuple):
     @property
     def place(self) -> tuple[dict[str, Any], str] | None:
         """For values on disk: the index of files and the key in it; None for values in memory."""
-        kept, key = self.hook.weights_map, self.path
-        while hasattr(kept, "prefix"):  # accelerate's view of the tensors below a module
-            kept, key = kept.dataset, f"{kept.prefix}{key}"
-        return (kept.index, key) if hasattr(kept, "index") and key not in kept.state_dict else None
+        store, key = self._store
+        return (store.index, key) if hasattr(store, "index") and key not in store.state_dict else None
 
     @property
     def folder(self) -> str | None:
         """For values on disk: the folder that the model was given for them."""
-        kept = self.hook.weights_map
-        while hasattr(kept, "prefix"):
-            kept = kept.dataset
-        folder: str | None = getattr(kept, "save_folder", None)
+        folder: str | None = getattr(self._store[0], "save_folder", None)
         return folder
+
+    @property
+    def _store(self) -> tuple[Any, str]:
+        """What holds the values of all modules, and the name of this tensor there."""
+        store, key = self.hook.weights_map, self.path
+        while hasattr(store, "prefix"):  # accelerate's view of the tensors below a module
+            store, key = store.dataset, f"{store.prefix}{key}"
+        return store, key
 
 
 def offloaded_tensors(module: nn.Module) -> Iterator[OffloadedTensor]:
     """What accelerate keeps elsewhere of a module and everything in it, a tied tensor once per place."""
     for part in module.modules():
-        for hook in hooks_of(part):
-            if not getattr(hook, "offload", False) or hook.weights_map is None:
-                continue
-            for path, tensor in _own(part, hook):
-                if tensor.device.type == "meta":
-                    owner, _, name = path.rpartition(".")
-                    yield OffloadedTensor(part.get_submodule(owner), name, hook, path)
+        yield from _brought_by(part)
 
 
-def _own(module: nn.Module, hook: Any) -> Iterator[tuple[str, Tensor]]:
-    yield from module.named_parameters(recurse=hook.place_submodules)
-    if hook.offload_buffers:
-        yield from module.named_buffers(recurse=hook.place_submodules)
-
-
-def offloaded(module: nn.Module) -> dict[str, Tensor]:
-    """The values of a module's own parameters that accelerate keeps elsewhere."""
-    maps = [kept for hook in hooks_of(module) if (kept := getattr(hook, "weights_map", None)) is not None]
-    names = [name for name, parameter in module.named_parameters(recurse=False) if parameter.device.type == "meta"]
-    return {name: kept[name] for kept in maps for name in names}
-
-
-def hooks_of(module: nn.Module) -> list[Any]:
-    """What accelerate does around the calls of a module; it keeps one hook, which may stand for several."""
-    hook: Any = getattr(module, "_hf_hook", None)
-    return [] if hook is None else list(getattr(hook, "hooks", (hook,)))
+def offloaded(module: nn.Module) -> dict[str, OffloadedTensor]:
+    """What accelerate keeps elsewhere of a module's own parameters, by their names; nothing is read."""
+    return {tensor.name: tensor for tensor in _brought_by(module) if tensor.module is module}
 
 
 def offloaded_tensor(model: nn.Module, name: str) -> Tensor | None:
@@ -84,4 +67,28 @@ def offloaded_tensor(model: nn.Module, name: str) -> Tensor | None:
         name: Name of the parameter, as in its state dict.
     """
     path, _, leaf = name.rpartition(".")
-    return offloaded(model.get_submodule(path)).get(leaf)
+    found = offloaded(model.get_submodule(path)).get(leaf)
+    return None if found is None else found.value
+
+
+def hooks_of(module: nn.Module) -> list[Any]:
+    """What accelerate does around the calls of a module; it keeps one hook, which may stand for several."""
+    hook: Any = getattr(module, "_hf_hook", None)
+    return [] if hook is None else list(getattr(hook, "hooks", (hook,)))
+
+
+def _brought_by(module: nn.Module) -> Iterator[OffloadedTensor]:
+    """What the hooks of one module bring."""
+    for hook in hooks_of(module):
+        if not getattr(hook, "offload", False) or hook.weights_map is None:
+            continue
+        for path, tensor in _tensors(module, hook):
+            if tensor.device.type == "meta":
+                owner, _, name = path.rpartition(".")
+                yield OffloadedTensor(module.get_submodule(owner), name, hook, path)
+
+
+def _tensors(module: nn.Module, hook: Any) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters(recurse=hook.place_submodules)
+    if hook.offload_buffers:
+        yield from module.named_buffers(recurse=hook.place_submodules)

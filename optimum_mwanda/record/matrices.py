@@ -125,8 +125,8 @@ def _count_attribute(key: str, module: nn.Module, name: str) -> int:
 
 def _count_loaded(name: str, module: nn.Module, tensor: Tensor, parameter: str) -> int:
     """Counts the zeros of a tensor of a module, which accelerate may keep elsewhere."""
-    if tensor.device.type == "meta":
-        tensor = offloaded(module).get(parameter, tensor)
+    if (found := offloaded(module).get(parameter)) is not None:
+        tensor = found.value
     if tensor.device.type == "meta":
         raise ValueError(
             f"{name!r} has no values (meta device): load the whole model into memory to count its zeros, or give the "

@@ -26,7 +26,7 @@ def save_folder(
     harness: HarnessComparison | None = None,
     card: PrunedModelCard | None = None,
     compressed: bool = False,
-    max_shard_size: int | str = "50GB",
+    max_shard_size: int | str | None = None,
 ) -> None:
     """Writes weights, tokenizer, settings, evaluations and card into an empty folder.
 
@@ -38,7 +38,7 @@ def save_folder(
         harness: Becomes `harness.json`.
         card: Content of the card. None: write no card yet.
         compressed: Whether to store the zeros compressed.
-        max_shard_size: Most bytes per weight file.
+        max_shard_size: Most bytes per weight file. None: as for `save_checked`.
 
     Raises:
         ValueError: If what was written is not the model in memory.

@@ -38,7 +38,7 @@ def push_to_hub(
     harness: HarnessComparison | None = None,
     base_model: str | None = None,
     compressed: bool = False,
-    max_shard_size: int | str = "50GB",
+    max_shard_size: int | str | None = None,
     private: bool | None = None,
     token: bool | str | None = None,
     revision: str | None = None,
@@ -60,7 +60,7 @@ def push_to_hub(
         harness: The same two models in lm-evaluation-harness; goes into the card and `harness.json`.
         base_model: Repository of the dense model, for the card. None: what the record says.
         compressed: Whether to store the zeros compressed; loading then needs optimum-mwanda.
-        max_shard_size: Most bytes per weight file.
+        max_shard_size: Most bytes per weight file. None: as for `save_checked`.
         private: Whether a new repository is private. None: the namespace's default.
         token: Token with write access. None or True: the one of `hf auth login` or `HF_TOKEN`.
         revision: Branch to commit to; created if it does not exist.

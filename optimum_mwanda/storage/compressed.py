@@ -66,7 +66,7 @@ def save_pretrained_compressed(
     save_directory: str | os.PathLike[str],
     *,
     tokenizer: "PreTrainedTokenizerBase | None" = None,
-    max_shard_size: int | str = "50GB",
+    max_shard_size: int | str | None = None,
 ) -> None:
     """Saves a pruned model by its non-zeros; `from_pretrained` reads it once this package has been imported.
 
@@ -76,7 +76,7 @@ def save_pretrained_compressed(
         model: The model; it is not changed.
         save_directory: Folder to create; it must not exist or must be empty. It appears when it is complete.
         tokenizer: Saved with the model if given.
-        max_shard_size: Largest dense size of one file, as for `save_pretrained`.
+        max_shard_size: Largest dense size of one file. None: as for `save_checked`.
 
     Raises:
         FileExistsError: If `save_directory` holds something.

@@ -5,12 +5,13 @@ in memory as soon as it is read. So one weight at a time is in memory a second t
 """
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -29,19 +30,22 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _METHOD = "mwanda-read-back"
+LEAST_SHARD = 2**26
+"""Bytes of a weight file of an offloaded model, if its blocks are smaller."""
 _RELEASED_AFTER = 2**26
 """Bytes after which the memory of what was read is given back."""
 
 
 def save_checked(
-    model: "PreTrainedModel", folder: str | os.PathLike[str], *, max_shard_size: int | str = "50GB"
+    model: "PreTrainedModel", folder: str | os.PathLike[str], *, max_shard_size: int | str | None = None
 ) -> None:
     """Saves a model as `save_pretrained` does, and reads the files back.
 
     Args:
         model: The model, compiled or not. If it was dequantized while it was loaded, it is saved as what it is now.
         folder: Folder to write to; created if it does not exist.
-        max_shard_size: Most bytes per weight file.
+        max_shard_size: Most bytes per weight file. None: 50 GB, or for a model with offloaded weights, of which a file
+            at a time is in memory, what its largest block takes.
 
     Raises:
         ValueError: As `check_saved`, or if this transformers cannot save the model because weights are offloaded.
@@ -49,8 +53,20 @@ def save_checked(
     model = uncompiled(model)
     forget_dequantization(model)
     check_can_be_saved(model)
-    model.save_pretrained(folder, max_shard_size=max_shard_size)
+    with warnings.catch_warnings():
+        if max_shard_size is None:
+            warnings.filterwarnings("ignore", "Attempting to save a model with offloaded modules")
+        model.save_pretrained(folder, max_shard_size=max_shard_size or _shard_size(model))
     check_saved(model, folder)
+
+
+def _shard_size(model: "PreTrainedModel") -> int | str:
+    """The size of weight files for which there is room in memory."""
+    if not any(parameter.is_meta for parameter in model.parameters()):
+        return "50GB"
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    sizes = [sum(weight.nbytes for weight in member.parameters()) for members in lists for member in members]
+    return max([LEAST_SHARD, *sizes])
 
 
 def check_saved(model: "PreTrainedModel", folder: str | os.PathLike[str]) -> None:

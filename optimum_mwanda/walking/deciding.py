@@ -12,12 +12,13 @@ from ..modeling.weights import PrunableWeight
 from ..pruning.allocation import SparsityPlan
 from ..pruning.experts_policy import settle
 from ..pruning.planning import block_importance, share_out
+from ..registry import ALLOCATIONS
 from .together import Decisions
 from .walk import Step, Walk
 
 
 def make_plan(walk: Walk, statistics: CalibrationStatistics | None, config: MWandaConfig) -> SparsityPlan:
-    """Visits every block to find its importance, then shares the target out.
+    """Visits every block to find its importance, if it matters, then shares the target out.
 
     Args:
         walk: Goes through the weights; nothing is changed.
@@ -25,13 +26,14 @@ def make_plan(walk: Walk, statistics: CalibrationStatistics | None, config: MWan
         config: The settings.
     """
     importance: dict[str, float | None] = dict.fromkeys(walk.weights)
-    with closing(walk.steps()) as steps:
-        for step in steps:
-            entries, _ = settle(step.weights, *step.look(), config)
-            seen = None if statistics is None else dataclasses.replace(statistics, weights=entries)
-            for block in dict.fromkeys(weight.block for weight in step.weights):
-                with gathered(weight.module for weight in walk.weights[block]):
-                    importance[block] = block_importance(walk.weights[block], seen, config)
+    if ALLOCATIONS[str(config.allocation)].importance is not None:
+        with closing(walk.steps()) as steps:
+            for step in steps:
+                entries, _ = settle(step.weights, *step.look(), config)
+                seen = None if statistics is None else dataclasses.replace(statistics, weights=entries)
+                for block in dict.fromkeys(weight.block for weight in step.weights):
+                    with gathered(weight.module for weight in walk.weights[block]):
+                        importance[block] = block_importance(walk.weights[block], seen, config)
     sizes = {block: sum(weight.numel for weight in found) for block, found in walk.weights.items()}
     return share_out(sizes, list(importance.values()), config)
 

@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..calibration.statistics import WeightStatistics, as_tensors, from_tensors
 from ..configuration import MWandaConfig
 from ..modeling.block_source import BlockSource
+from ..modeling.fingerprint import model_fingerprint
 from ..modeling.weights import PrunableWeight
 from ..processes.group import current
 from ..storage.journal import Journal
@@ -20,12 +21,14 @@ STATISTICS = "statistics"
 PRUNED = "pruned"
 
 
-def begin(journal: Journal | None, model: str, config: MWandaConfig, data: Mapping[str, Any], plan: Any = None) -> None:
+def begin(
+    journal: Journal | None, model: nn.Module, config: MWandaConfig, data: Mapping[str, Any], plan: Any = None
+) -> None:
     """Says in a journal what finished blocks depend on.
 
     Args:
         journal: The journal, if there is one.
-        model: `model_fingerprint` of the dense model.
+        model: The dense model.
         config: The settings.
         data: Fingerprints of the calibration data.
         plan: What else matters: sparsity per block, if somebody else chose it; held-out text.
@@ -42,7 +45,13 @@ def begin(journal: Journal | None, model: str, config: MWandaConfig, data: Mappi
             "torch": str(torch.__version__),
             "transformers": str(transformers.__version__),
         }
-        run = {"model": model, "settings": config.to_dict(), "data": data, "plan": plan, "versions": versions}
+        run = {
+            "model": model_fingerprint(model),
+            "settings": config.to_dict(),
+            "data": data,
+            "plan": plan,
+            "versions": versions,
+        }
         journal.open(run)
 
 

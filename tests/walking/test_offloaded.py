@@ -168,3 +168,33 @@ def test_no_more_than_two_blocks_are_in_memory(tmp_path: Path) -> None:
 
 def digests(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+def test_blocks_are_read_no_oftener_than_settings_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, names = BlockSource._read, []
+    monkeypatch.setattr(BlockSource, "_read", lambda self, name: names.append(name) or read(self, name))
+    model = on_disk(FAMILIES["llama"].make(), tmp_path)
+    for settings, times in (
+        ({"criterion": "magnitude", "allocation": "uniform"}, 1),
+        ({"criterion": "wanda", "allocation": "uniform"}, 3),  # to record the calls, for statistics, and for masks
+        ({"criterion": "wanda", "allocation": "owl"}, 4),  # and for importance
+    ):
+        names.clear()
+        pruner(**settings).prune(model, FAMILIES["llama"].rows())
+        assert {name: names.count(name) for name in names} == dict.fromkeys(find_blocks(model), times)
+
+
+def test_files_of_an_offloaded_model_are_no_larger_than_its_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    plain = FAMILIES["llama"].make()
+    model = on_disk(plain, tmp_path)
+    save_checked(plain, tmp_path / "plain")
+    assert len(list((tmp_path / "plain").glob("*.safetensors"))) == 1
+    monkeypatch.setattr("optimum_mwanda.storage.read_back.LEAST_SHARD", 0)
+    save_checked(model, tmp_path / "saved")
+    block = max(sum(weight.nbytes for weight in each.parameters()) for each in find_blocks(model).values())
+    files = list((tmp_path / "saved").glob("*.safetensors"))
+    assert len(files) > 2
+    assert all(path.stat().st_size < block + 4096 for path in files)  # a header comes on top
+    assert not [each for each in recwarn if "offloaded modules" in str(each.message)]

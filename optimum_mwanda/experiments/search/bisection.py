@@ -13,7 +13,6 @@ from ...evaluation.reading import read_held_out
 from ...evaluation.report import PerplexityComparison
 from ...evaluation.settings import EvaluationSettings
 from ...modeling.blocks import find_blocks
-from ...modeling.fingerprint import model_fingerprint
 from ...modeling.interrupts import deferred_interrupts
 from ...modeling.weights import find_weights, flat
 from ...pruner import MWandaPruner
@@ -98,7 +97,7 @@ def find_sparsity(
     measure = partial(measure_languages, model, tokenizer, evaluation_dataset, evaluation, progress=progress)
     if journal is not None:
         text = read_held_out(model, tokenizer, evaluation_dataset, evaluation).digests
-        begin(journal, model_fingerprint(model), config.replace(sparsity=space.bounds[0]), prune.fingerprints, text)
+        begin(journal, model, config.replace(sparsity=space.bounds[0]), prune.fingerprints, text)
     remembered = Remembered(journal)
     dense = remembered(None, lambda: Measured(measure())).report
     weights = find_weights(find_blocks(model, config.blocks), config.include, config.exclude)
