@@ -9,13 +9,12 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from ..evaluation.report import PerplexityComparison
 from ..legal import Number
-from ..modeling.blocks import find_blocks
 from ..modeling.sharding import is_sharded
 from .callback import MWandaCallback
 from .caller import calling_trainer
 from .keeper import MaskKeeper, bare_optimizer
 from .lisa import blocks_to_train
-from .pruned_entries import Masks, bare_model
+from .pruned_entries import Masks, bare_model, recorded_blocks
 
 
 class LISACallback(MWandaCallback):
@@ -100,7 +99,7 @@ def find_trained(model: nn.Module, optimizer: Optimizer) -> dict[str, list[nn.Pa
     Raises:
         ValueError: If a block has none, or the optimizer does not train them.
     """
-    blocks = [*find_blocks(model)]
+    blocks = [*recorded_blocks(model)]
     trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     names = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     found: dict[str, list[nn.Parameter]] = {}

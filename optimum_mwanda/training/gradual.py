@@ -1,6 +1,11 @@
 """Gradual pruning: how the sparsity rises during training (Zhu & Gupta 2017, arXiv 1710.01878)."""
 
 
+def default_interval(steps: int) -> int:
+    """Steps between two changes of the masks where none are given: ten changes in a training, or more in a long one."""
+    return min(100, max(steps // 10, 1))
+
+
 def cubic_sparsity(step: int, first_step: int, last_step: int, final: float, initial: float = 0.0) -> float:
     """The sparsity at a step: s_f + (s_i - s_f) * (1 - (t - t_0) / (t_f - t_0)) ** 3 (equation 1).
 

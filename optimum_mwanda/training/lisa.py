@@ -27,15 +27,3 @@ def blocks_to_train(blocks: Sequence[str], count: int, step: int, interval: int,
         raise ValueError(f"count={count} is not allowed: give 0 to {len(blocks)}, as many blocks as the model has.")
     chosen = np.random.default_rng([seed, step // interval]).choice(len(blocks), count, replace=False)
     return tuple(blocks[index] for index in sorted(chosen))
-
-
-def is_trained(parameter: str, blocks: Sequence[str], chosen: Sequence[str]) -> bool:
-    """Whether a parameter trains: those of chosen blocks, and those outside of blocks, as embeddings and the head.
-
-    Args:
-        parameter: Name of the parameter in the model.
-        blocks: Module paths of all blocks.
-        chosen: Those that train.
-    """
-    block = next((block for block in blocks if parameter.startswith(f"{block}.")), None)
-    return block is None or block in chosen

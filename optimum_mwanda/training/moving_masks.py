@@ -12,21 +12,18 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from ..evaluation.report import PerplexityComparison
 from ..legal import Number, read_pattern
-from ..modeling.blocks import find_blocks
 from ..modeling.sharding import is_sharded
 from ..modeling.weights import PrunableWeight, find_weights, flat
 from ..record.trainings import recount_zeros
 from ..record.verification import sparsity_record
 from .callback import MWandaCallback
+from .gradual import default_interval
 from .keeper import MaskKeeper
 from .masked_matrix import MaskedMatrix
-from .pruned_entries import Masks, bare_model
+from .pruned_entries import Masks, bare_model, recorded_blocks
 from .rigl import redraw_mask, update_fraction
 
 logger = logging.getLogger(__name__)
-
-MOST_STEPS = 100
-"""Longest interval between two changes that is chosen where none is given."""
 
 STOP = 0.75
 """Share of the training after which masks stay, if none is given."""
@@ -200,7 +197,7 @@ def moving_schedule(steps: int, interval: int | None = None, stop: float = STOP)
     Raises:
         ValueError: If they would never move.
     """
-    interval = interval or min(MOST_STEPS, max(steps // 10, 1))
+    interval = interval or default_interval(steps)
     last_step = math.ceil(stop * steps)
     if interval >= last_step:
         raise ValueError(
@@ -233,8 +230,7 @@ def find_layout(model: Any, matrices: dict[str, MaskedMatrix]) -> dict[str, list
     settings = {} if record is None else record.settings
     pattern = None if record is None else read_pattern(record.pattern)
     if record is not None:
-        blocks = find_blocks(model, settings.get("blocks"))
-        for weight in flat(find_weights(blocks, settings.get("include"), settings.get("exclude", ()))):
+        for weight in flat(find_weights(recorded_blocks(model), settings.get("include"), settings.get("exclude", ()))):
             found.setdefault(weight.stored.removesuffix(".weight"), []).append(weight)
     layout: dict[str, list[tuple[View, int | None]]] = {}
     for name, matrix in matrices.items():

@@ -8,6 +8,7 @@ import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 
+from ..modeling.blocks import find_blocks
 from ..modeling.sharding import own_part
 from ..record.matrices import matrix_attributes
 from ..record.verification import match_names, sparsity_record, verify_sparsity
@@ -91,3 +92,9 @@ def find_matrices(model: nn.Module, masks: Masks) -> dict[str, tuple[nn.Module, 
                 f"{tuple(matrix.shape)}, True where an entry is pruned."
             )
     return {name: places[name] for name in masks}
+
+
+def recorded_blocks(model: nn.Module) -> dict[str, nn.Module]:
+    """The blocks of a model by their module paths: where the record says that they are, if it has one that says so."""
+    record = sparsity_record(model)
+    return find_blocks(model, None if record is None else record.settings.get("blocks"))

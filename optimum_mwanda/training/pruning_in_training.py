@@ -3,7 +3,6 @@
 import math
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 from transformers import TrainerControl, TrainerState, TrainingArguments
@@ -24,15 +23,12 @@ from ..record.trainings import begin_training, recount_zeros
 from ..record.verification import sparsity_record
 from .callback import MWandaCallback
 from .caller import resumed_checkpoint
-from .gradual import cubic_sparsity, pruning_steps
+from .gradual import cubic_sparsity, default_interval, pruning_steps
 from .keeper import MASKS_KEPT, MaskKeeper
 from .pruned_entries import bare_model, read_masks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-MOST_STEPS_BETWEEN = 100
-"""Longest interval between two prunings that is chosen where none is given."""
 
 
 class GradualPruningCallback(MWandaCallback):
@@ -93,7 +89,6 @@ class GradualPruningCallback(MWandaCallback):
         self._interval, self._start, self._stop = interval, start, stop
         self._schedule: dict[int, MWandaConfig] = {}
         self._has_pruned = False
-        self._processes = 1
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -109,7 +104,6 @@ class GradualPruningCallback(MWandaCallback):
                 "load_best_model_at_end may go back to a checkpoint with another sparsity: leave it out, and choose "
                 "among the checkpoints after the last pruning."
             )
-        self._processes = args.world_size
         model = bare_model(kwargs["model"])
         self._resume_record(model, state.global_step)
         record = sparsity_record(model)
@@ -145,7 +139,7 @@ class GradualPruningCallback(MWandaCallback):
                 f"The model has a sparsity of {initial:.3f}, and sparsity={final} is not above it: give a higher one, "
                 "or train with MWandaCallback."
             )
-        interval = self._interval or min(MOST_STEPS_BETWEEN, max(max_steps // 10, 1))
+        interval = self._interval or default_interval(max_steps)
         first, last = math.floor(self._start * max_steps), max(math.ceil(self._stop * max_steps), 1)
         plan = {}
         for step in pruning_steps(first, last, interval):
@@ -177,10 +171,6 @@ class GradualPruningCallback(MWandaCallback):
         """Prunes to what the schedule says; earlier prunings of this training leave no trace in the record."""
         earlier = sparsity_record(model) if self._has_pruned else None
         MWandaPruner(self._schedule[step], progress=False).prune(model, self._dataset, self._tokenizer)
-        with torch.no_grad():
-            for matrix in keeper.matrices.values():
-                if self._processes > 1:  # one wrong bit in sums, and masks would differ
-                    torch.distributed.broadcast(matrix.parameter.detach(), 0)
         masks = {n: matrix.pruned() | (matrix.parameter.detach() == 0) for n, matrix in keeper.matrices.items()}
         keeper.replace_masks(masks)
         if earlier is not None:

@@ -10,7 +10,6 @@ from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from ..evaluation.report import PerplexityComparison
-from ..modeling.blocks import find_blocks
 from ..modeling.positions import resolve_sequence_length
 from .blocks_in_turn import LISACallback
 from .callback import MWandaCallback
@@ -18,7 +17,7 @@ from .distillation_trainer import DistillationTrainer, check_teacher, weigh_by_n
 from .language_mix import LanguageMix, mix_languages
 from .lent_model import lent_to_training
 from .moving_masks import RigLCallback, moving_schedule
-from .pruned_entries import bare_model, read_masks
+from .pruned_entries import bare_model, read_masks, recorded_blocks
 from .recovery_settings import LEARNING_RATES, RecoverySettings
 from .training_bar import TrainingBar, mapping_bars
 
@@ -150,7 +149,7 @@ def check_settings(settings: RecoverySettings, model: Any) -> None:
     steps, _ = _steps(settings, model)
     if settings.recipe == "rigl":
         moving_schedule(steps, settings.rigl_interval)
-    if settings.recipe == "lisa" and settings.lisa_blocks > (count := len(find_blocks(model))):
+    if settings.recipe == "lisa" and settings.lisa_blocks > (count := len(recorded_blocks(model))):
         raise ValueError(f"lisa_blocks={settings.lisa_blocks} is not allowed: the model has {count} blocks.")
 
 

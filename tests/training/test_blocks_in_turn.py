@@ -10,9 +10,11 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer, Trainer
 
 from optimum_mwanda import LISACallback, sparsity_record, verify_sparsity
 from optimum_mwanda.modeling.blocks import find_blocks
+from optimum_mwanda.training import pruned_entries
 from optimum_mwanda.training.lisa import blocks_to_train
+from optimum_mwanda.training.pruned_entries import recorded_blocks
 
-from ..conftest import has_hooks, state_of
+from ..conftest import has_hooks, make_model, state_of
 from .test_callback import Watcher
 from .tiny import Fail, prune_tiny, stop_and_resume
 
@@ -146,3 +148,11 @@ def test_more_blocks_than_there_are_are_refused(tiny: PreTrainedModel, train_tin
         train_tiny(tiny, LISACallback(count=4)).train()
     assert tiny.config.mwanda_config == before
     assert not has_hooks(tiny)
+
+
+def test_blocks_are_where_the_record_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    find, asked = pruned_entries.find_blocks, []
+    monkeypatch.setattr(pruned_entries, "find_blocks", lambda model, path: asked.append(path) or find(model, path))
+    assert [*recorded_blocks(make_model())] == [f"model.layers.{number}" for number in range(3)]
+    assert [*recorded_blocks(prune_tiny(blocks="model.layers"))] == [f"model.layers.{number}" for number in range(3)]
+    assert [*map(list, filter(None, asked))] == [["model.layers"]]

@@ -4,10 +4,7 @@ from collections import Counter
 
 import pytest
 
-from optimum_mwanda.modeling.blocks import find_blocks
-from optimum_mwanda.training.lisa import blocks_to_train, is_trained
-
-from ..conftest import make_model
+from optimum_mwanda.training.lisa import blocks_to_train
 
 BLOCKS = [f"model.layers.{index}" for index in range(12)]
 
@@ -37,13 +34,3 @@ def test_blocks_are_distinct_in_order_and_equally_frequent() -> None:
 def test_more_blocks_than_there_are_cannot_train(count: int) -> None:
     with pytest.raises(ValueError, match=f"count={count} is not allowed: give 0 to 12, as many blocks"):
         blocks_to_train(BLOCKS, count, 0, 5)
-
-
-def test_parameters_outside_of_blocks_always_train() -> None:
-    model = make_model()
-    blocks = [*find_blocks(model)]
-    trained = {name for name, _ in model.named_parameters() if is_trained(name, blocks, [blocks[1]])}
-    outside = {name for name, _ in model.named_parameters() if not name.startswith("model.layers.")}
-    assert outside == {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"}
-    assert trained == outside | {name for name, _ in model.named_parameters() if name.startswith("model.layers.1.")}
-    assert not is_trained("model.layers.11.mlp.weight", BLOCKS, ["model.layers.1"])

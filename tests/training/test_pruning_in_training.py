@@ -150,6 +150,14 @@ def test_a_resumed_training_equals_an_uninterrupted_one(
     assert len(records[0].history) == len(records[1].history) == bool(initial)
 
 
+def test_a_training_after_the_last_pruning_is_resumed_from_a_path(tmp_path: Path, train_tiny: MakeTrainer) -> None:
+    def make(model: PreTrainedModel) -> Trainer:
+        return train_tiny(model, GradualPruningCallback(MAGNITUDE, interval=1, stop=0.3), output_dir=tmp_path)
+
+    resumed = stop_and_resume(make, 3, lambda _: make_model(), tmp_path, Path)
+    assert trainings(resumed.model) == [("gradual", 6)]
+
+
 @pytest.mark.parametrize(
     ("config", "arguments", "message"),
     [

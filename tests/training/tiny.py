@@ -46,7 +46,11 @@ def prune_tiny(family: str = "llama", **settings: Any) -> PreTrainedModel:
 
 
 def stop_and_resume(
-    make: Callable[[PreTrainedModel], Trainer], step: int, start: Callable[[Path | None], PreTrainedModel], folder: Path
+    make: Callable[[PreTrainedModel], Trainer],
+    step: int,
+    start: Callable[[Path | None], PreTrainedModel],
+    folder: Path,
+    path: Callable[[str], Any] = str,
 ) -> Trainer:
     """Trains up to a step, and then from its checkpoint on in another `Trainer`.
 
@@ -55,6 +59,7 @@ def stop_and_resume(
         step: Where to stop.
         start: Makes the model, of the checkpoint if one is given.
         folder: The same folder.
+        path: Makes what the `Trainer` is told of the name of the checkpoint.
     """
     first = make(start(None))
     first.add_callback(Stop(step))
@@ -62,5 +67,5 @@ def stop_and_resume(
     checkpoint = get_last_checkpoint(folder)
     assert checkpoint is not None
     second = make(start(Path(checkpoint)))
-    second.train(resume_from_checkpoint=checkpoint)
+    second.train(resume_from_checkpoint=path(checkpoint))
     return second
