@@ -89,6 +89,7 @@ def test_parts_without_time_are_skipped_and_one_that_takes_too_long_is_ended(
     benchmark: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def take_too_long(bench: Any) -> None:
+        assert 0 < signal.getitimer(signal.ITIMER_REAL)[0] <= bench.args.budget
         bench.args.budget = 0
         signal.raise_signal(signal.SIGALRM)
 
@@ -96,3 +97,4 @@ def test_parts_without_time_are_skipped_and_one_that_takes_too_long_is_ended(
     found = run(benchmark, tmp_path / "gpu.json")
     assert found["parts"]["bare forward"] == {"error": "TimeoutError: the time budget was used up"}
     assert {tuple(part) for part in [*found["parts"].values()][2:]} == {("skipped",)}
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)

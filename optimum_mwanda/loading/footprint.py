@@ -98,17 +98,27 @@ class Footprint:
         """Bits of all masks, which are kept together unless blocks are taken one after the other."""
         return 0 if self._config.works_blockwise else sum(weight.numel for weight in flat(self._weights)) // 8
 
-    def in_memory(self) -> int:
-        """Peak of pruning a model that is in memory, and of writing it."""
-        hidden = self.hidden_states if self._config.works_blockwise else 0
-        pruning = self.model - self._unread + hidden + self.masks + self.statistics + self.working()
-        return LIBRARIES + max(pruning, self.model + self._converting)
+    def in_memory(self, hidden: int, is_mapped: bool) -> int:
+        """Peak of pruning a model that is in memory, and of writing it, where the model is.
 
-    def streamed(self, hidden_on_disk: bool) -> int:
-        """Peak of pruning a checkpoint whose blocks are on disk, and of writing it."""
-        hidden = 0 if hidden_on_disk else self.hidden_states
-        pruning = self.outside - self._unread + self.pair + hidden + self.statistics + self.working()
-        return LIBRARIES + max(pruning, self.outside + max(self._converting, *self.blocks.values()))
+        Args:
+            hidden: Bytes of hidden states that are kept there.
+            is_mapped: Whether tables that are not read stay in their files, as in the memory of a machine.
+        """
+        unread = self._unread if is_mapped else 0
+        pruning = self.model - unread + hidden + self.masks + self.statistics + self.working()
+        return max(pruning, self.model + self._converting)
+
+    def streamed(self, hidden: int, is_mapped: bool) -> int:
+        """Peak of pruning a checkpoint whose blocks are on disk, and of writing it, where blocks run.
+
+        Args:
+            hidden: As for `in_memory`.
+            is_mapped: As for `in_memory`.
+        """
+        unread = self._unread if is_mapped else 0
+        pruning = self.outside - unread + self.pair + hidden + self.statistics + self.working()
+        return max(pruning, self.outside + max(self._converting, *self.blocks.values()))
 
     def journal(self) -> int:
         """What is kept on disk of pruned blocks until the output is complete."""

@@ -208,24 +208,29 @@ def _modes(
     compressed: bool,
     seconds: Mapping[str, float | None],
 ) -> dict[str, ModeForecast]:
-    settings, in_file = checkpoint.settings, activations not in ("device", "cpu")
-    hidden = sizes.hidden_states if in_file else 0
+    settings, on_cpu = checkpoint.settings, place.type == "cpu"
+    in_file = activations not in ("device", "cpu")
+    is_beside = not in_file and (on_cpu or activations == "device")  # hidden states are where blocks run
+    hidden = {"memory": sizes.hidden_states * settings.works_blockwise, "stream": sizes.hidden_states}
     # A compressed checkpoint is made of a dense one, which goes when it is complete.
     output = int(sizes.model * (2 - settings.target_sparsity)) if compressed else sizes.model
     disk = {
-        "memory": output + hidden * settings.works_blockwise,
-        "stream": output + hidden + sizes.journal() + _converted(checkpoint),
+        "memory": output + hidden["memory"] * in_file,
+        "stream": output + hidden["stream"] * in_file + sizes.journal() + _converted(checkpoint),
     }
-    peaks = {"memory": sizes.in_memory(), "stream": sizes.streamed(in_file)}
-    if place.type == "cpu":
-        return {mode: ModeForecast(peaks[mode], None, disk[mode], seconds[mode]) for mode in ("memory", "stream")}
-    # The machine holds masks, or what is on the way between the disk and the GPU.
+    peaks = {
+        "memory": sizes.in_memory(hidden["memory"] * is_beside, is_mapped=on_cpu),
+        "stream": sizes.streamed(hidden["stream"] * is_beside, is_mapped=on_cpu),
+    }
+    # Beside a GPU, the machine holds masks, or what is on the way between the disk and the GPU.
     shard = max(LEAST_SHARD, *sizes.blocks.values())
-    machine = {"memory": shard + sizes.masks, "stream": shard + sizes.pair + sizes.hidden_states - hidden}
-    return {
-        mode: ModeForecast(LIBRARIES + machine[mode], peaks[mode], disk[mode], seconds[mode])
-        for mode in ("memory", "stream")
-    }
+    machine = {"memory": shard + sizes.masks, "stream": shard + sizes.pair}
+    found = {}
+    for mode, peak in peaks.items():
+        elsewhere = machine[mode] + hidden[mode] * (not in_file and not is_beside)
+        memory, device = (peak, None) if on_cpu else (elsewhere, peak)
+        found[mode] = ModeForecast(LIBRARIES + memory, device, disk[mode], seconds[mode])
+    return found
 
 
 def _dtype(config: Any, headers: Mapping[str, StoredTensor], wanted: Any) -> torch.dtype:

@@ -1,6 +1,5 @@
 """What pruning will take is said before any weights are read."""
 
-import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,7 +54,7 @@ def test_what_would_be_pruned_and_what_not(dense: Path) -> None:
     assert forecast.memory.disk < forecast.stream.disk < 2.2 * forecast.memory.disk
     assert json.loads(json.dumps(forecast.to_dict()))["blocks"][0]["matrices"] == 6
     text = str(forecast)
-    assert "50.00% of 20,992 weights would be pruned" not in text
+    assert f"50.00% of {3 * (32 * 32 + 2 * 16 * 32 + 3 * 32 * 48):,} weights would be pruned" in text
     assert "| model.layers.0 to model.layers.2 |" in text
     assert "| streamed " in text
 
@@ -211,9 +210,33 @@ def test_streaming_needs_less_memory_the_more_blocks_there_are(tmp_path: Path) -
         type(make_model())(config).save_pretrained(tmp_path / str(layers))
         checkpoint = open_empty(tmp_path / str(layers))
         sizes = Footprint(checkpoint.model, checkpoint.blocks, checkpoint.weights, checkpoint.settings, Text(64, 64, 1))
-        found.append((sizes.in_memory() - sizes.model, sizes.streamed(False), sizes.statistics))
-    assert all(one < other for one, other in itertools.pairwise(found[0:1] + found[1:2]))
-    assert found[1][1] - found[0][1] == found[1][2] - found[0][2]  # only statistics grow
+        found.append((sizes.in_memory(0, True), sizes.streamed(0, True), sizes.statistics))
+    (_, few, sums), (whole, many, more_sums) = found
+    assert many < whole
+    assert many - few == more_sums - sums  # only statistics grow
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("activations", ["device", "cpu", "file"])
+def test_hidden_states_are_counted_once_where_they_are(
+    device: str, activations: str, dense: Path, tmp_path: Path
+) -> None:
+    place = tmp_path if activations == "file" else activations
+
+    def counted(languages: int) -> list[tuple[int, int, int]]:
+        config = MWandaConfig(**SMALL, calibration="sequential", allocation="uniform")
+        options = {"languages": languages, "device": device, "activations": place, "timed": False}
+        forecast = plan_pruning(dense, config, **options)
+        modes = (forecast.memory, forecast.stream)
+        return [(mode.memory, mode.device_memory or 0, mode.disk) for mode in modes]
+
+    for before, after in zip(counted(1), counted(2001), strict=True):
+        grown = [after[number] - before[number] for number in range(3)]
+        hidden = 2000 * 4 * LENGTH * 32 * 4
+        where = 2 if activations == "file" else 1 if device == "cuda" and activations == "device" else 0
+        sums = 2000 * 8 * 3 * (6 * 32 + 48)  # these are where blocks run
+        for number, bytes_more in enumerate(grown):
+            assert bytes_more >= hidden if number == where else bytes_more <= 2 * sums + 2000
 
 
 def test_fused_experts_are_kept_on_disk_in_the_form_in_which_they_run(tmp_path: Path) -> None:
@@ -224,3 +247,16 @@ def test_fused_experts_are_kept_on_disk_in_the_form_in_which_they_run(tmp_path: 
     plain = plan_pruning(tmp_path / "llama", settings, timed=False)
     assert mixture.stream.disk > 2.5 * mixture.memory.disk
     assert plain.stream.disk < 2.2 * plain.memory.disk
+
+
+def test_every_timed_run_begins_with_a_dense_model(dense: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prune, zeros = MWandaPruner.prune, []
+
+    def noted(self: MWandaPruner, model: Any, *args: Any) -> Any:
+        zeros.append(sum(int((weight == 0).sum()) for weight in model.model.layers.parameters()))
+        return prune(self, model, *args)
+
+    monkeypatch.setattr(MWandaPruner, "prune", noted)
+    plan_pruning(dense, MWandaConfig(**SMALL, refinement="swap"))
+    assert len(zeros) > 1
+    assert set(zeros) == {0}
