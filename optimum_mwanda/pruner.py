@@ -5,23 +5,19 @@ from collections.abc import Iterable
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
 from .calibration.reduction import check_same, deal
 from .calibration.statistics import CalibrationStatistics
 from .configuration import MWandaConfig
 from .data.chunks import CalibrationChunks, LanguageCoverage, build_chunks
 from .modeling.block_source import BlockSource
 from .modeling.blocks import find_blocks, inference_mode
-from .modeling.compiled import check_not_compiled
 from .modeling.fingerprint import model_fingerprint
 from .modeling.interrupts import check_interrupts
-from .modeling.quantized import check_dense, forget_dequantization
-from .modeling.sharding import check_sharing
+from .modeling.quantized import forget_dequantization
 from .modeling.weights import Weights, find_weights, flat
 from .processes.group import current, sharing
 from .pruning.allocation import SparsityPlan
-from .pruning.checks import check_pattern, check_plan, check_statistics
+from .pruning.checks import check_model, check_pattern, check_plan, check_statistics
 from .pruning.experts_policy import leave_out_experts
 from .pruning.planning import to_calibrate
 from .pruning.scoring import weigh_languages
@@ -35,7 +31,7 @@ from .walking.deciding import decide, make_plan
 from .walking.editor import WeightEditor
 from .walking.finished import PrunedBlocks, begin
 from .walking.store import HiddenStates, check_activations, make_store
-from .walking.together import Decisions
+from .walking.together import Decisions, shared_by_holders
 from .walking.walk import Known, Walk
 
 if TYPE_CHECKING:
@@ -128,12 +124,12 @@ class MWandaPruner:
                 "data: pass a dataset."
             )
         weights, source = self._open(model)
+        pruned = PrunedBlocks(self.journal, source)
         chunks = self._read(model, dataset, tokenizer)
         begin(self.journal, model, self.config, chunks.fingerprints)
-        statistics = self._calibrate(model, to_calibrate(weights, self.config), chunks, source)
+        statistics = self._calibrate(model, to_calibrate(weights, self.config), chunks, source, journal=self.journal)
         weights = self._reached(weights, statistics)
-        plan = make_plan(Known(weights, statistics, source), statistics, self.config)
-        pruned = PrunedBlocks(self.journal, source)
+        plan = self._plan(model, weights, statistics, source)
         walk: Walk = Known(weights, statistics, source, pruned)
         if self.config.works_blockwise:
             walk = self._block_by_block(model, weights, chunks, source, pruned)
@@ -167,6 +163,7 @@ class MWandaPruner:
         chunks = self._read(model, dataset, tokenizer)
         return self._calibrate(model, weights, chunks, source, also_for)
 
+    @shared_by_holders
     def allocate(self, model: "PreTrainedModel", statistics: CalibrationStatistics | None = None) -> SparsityPlan:
         """Decides the sparsity of every block; changes nothing.
 
@@ -182,8 +179,9 @@ class MWandaPruner:
         """
         weights, source = self._open(model)
         statistics = check_statistics(statistics, model_fingerprint(model), weights, self.config)
-        return make_plan(Known(self._reached(weights, statistics), statistics, source), statistics, self.config)
+        return self._plan(model, self._reached(weights, statistics), statistics, source)
 
+    @shared_by_holders
     def apply(
         self,
         model: "PreTrainedModel",
@@ -213,16 +211,16 @@ class MWandaPruner:
                 "prune(model, dataset), or set calibration='dense', refinement='none' and reconstruction='none'."
             )
         weights, source = self._open(model)
+        pruned = PrunedBlocks(self.journal, source)
         fingerprint = model_fingerprint(model)
         statistics = check_statistics(statistics, fingerprint, weights, self.config)
         weights = self._reached(weights, statistics)
         if plan is None:
-            plan = make_plan(Known(weights, statistics, source), statistics, self.config)
+            plan = self._plan(model, weights, statistics, source)
         plan = check_plan(plan, weights, self.config)
         data = {} if statistics is None else statistics.fingerprints
         begin(self.journal, model, self.config, data, [block.sparsity for block in plan.blocks])
-        walk = Known(weights, statistics, source, PrunedBlocks(self.journal, source))
-        return self._run(model, walk, plan, statistics, fingerprint)
+        return self._run(model, Known(weights, statistics, source, pruned), plan, statistics, fingerprint)
 
     def push_to_hub(
         self,
@@ -254,16 +252,7 @@ class MWandaPruner:
 
     def _open(self, model: "PreTrainedModel") -> tuple[Weights, BlockSource]:
         """The weights to prune, and what brings them into memory."""
-        if not isinstance(model, nn.Module) or not hasattr(model, "config"):
-            raise TypeError(f"model is a {type(model).__name__}: pass a loaded transformers model.")
-        if hasattr(model, "peft_config"):
-            raise ValueError(
-                "The model carries an adapter, and its matrices must not be pruned: merge it (merge_and_unload, or "
-                "merge_preserving_masks if the model is pruned already), or unload it first."
-            )
-        check_not_compiled(model)
-        check_dense(model)
-        check_sharing(model, self.config.works_blockwise)
+        check_model(model, self.config)
         blocks = find_blocks(model, self.config.blocks)
         weights = find_weights(blocks, self.config.include, self.config.exclude)
         check_pattern(weights, self.config)
@@ -282,6 +271,7 @@ class MWandaPruner:
         chunks: CalibrationChunks,
         source: BlockSource,
         also_for: Iterable[MWandaConfig] = (),
+        journal: Journal | None = None,
     ) -> CalibrationStatistics:
         activities = {config.activity for config in (self.config, *also_for) if config.activity is not None}
         with inference_mode(model):
@@ -294,8 +284,18 @@ class MWandaPruner:
                 sorted(activities),
                 self.progress,
                 self._store,
-                self.journal,
+                journal,
             )
+
+    def _plan(
+        self,
+        model: "PreTrainedModel",
+        weights: Weights,
+        statistics: CalibrationStatistics | None,
+        source: BlockSource,
+    ) -> SparsityPlan:
+        with inference_mode(model):
+            return make_plan(Known(weights, statistics, source), statistics, self.config)
 
     def _reached(self, weights: Weights, statistics: CalibrationStatistics | None) -> Weights:
         """The weights to prune: all, unless the policy leaves out experts that calibration barely reached."""

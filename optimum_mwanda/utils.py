@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -41,6 +41,16 @@ def progress_bar(items: Iterable[T], *, total: int, description: str, show: bool
 
     with tqdm(items, total=total, desc=description, disable=not show) as bar:
         yield from bar
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and what led to it, the first cause last."""
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        yield link
+        link = link.__cause__ or link.__context__
 
 
 def sum_dtype(device: "torch.device") -> "torch.dtype":

@@ -42,7 +42,7 @@ class StatisticsCollector:
         self._sums: dict[str, WeightStatistics] = {}
         made: dict[object, WeightStatistics] = {}
         for w in weights:
-            # A reduction is called for each weight, and may write into what it gets.
+            # Which weights read one tensor may depend on the text, and processes must add up equally many sums.
             kind = (w.in_features, w.matrix.device) if reduce is None else w.name
             if kind not in made:
                 made[kind] = new_sums(len(languages), w.in_features, activities, w.matrix.device)

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator
 from typing import ClassVar
 
+from ..utils import causes
+
 INTERNAL_ERROR = 1
 INTERRUPTED = 130
 
@@ -44,14 +46,8 @@ class HubError(CommandError):
 
 def exhausted(error: BaseException) -> str | None:
     """What was used up, if that is the reason for an error: disk, file size or memory; the first cause says it best."""
-    found: str | None = None
-    seen: set[int] = set()
-    link: BaseException | None = error
-    while link is not None and id(link) not in seen:
-        seen.add(id(link))
-        found = _used_up(link) or found
-        link = link.__cause__ or link.__context__
-    return found
+    found = [reason for link in causes(error) if (reason := _used_up(link)) is not None]
+    return found[-1] if found else None
 
 
 def _used_up(error: BaseException) -> str | None:

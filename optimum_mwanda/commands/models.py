@@ -5,7 +5,7 @@ import contextlib
 import functools
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,6 +84,7 @@ def load_model(
     *,
     warn: Callable[[str], None] | None = None,
     offload: Path | None = None,
+    blocks: "Sequence[str] | str | None" = None,
 ) -> "PreTrainedModel":
     """Loads a model with the class that its config names, and weights stored in 8 or 4 bits as bfloat16.
 
@@ -94,6 +95,7 @@ def load_model(
         warn: Told what `--drop-unused` leaves out. None: the model is only measured, so that it may be quantized in any
             way, and may leave weights out.
         offload: If given, blocks stay on disk; a folder for those that the checkpoint holds in another form.
+        blocks: As in the settings; only where blocks stay on disk.
 
     Raises:
         ModelError: If the model cannot be loaded, or its files lack some of its weights; with `warn`, also if they hold
@@ -114,7 +116,7 @@ def load_model(
         }
         try:
             if offload is not None:
-                model, unused = load_streamed(name, config, offload, device=args.device_map, **options)
+                model, unused = load_streamed(name, config, offload, blocks=blocks, device=args.device_map, **options)
             else:
                 model, unused = load_whole(name, config, device_map=args.device_map or default_device_map(), **options)
         except OSError as error:

@@ -44,6 +44,13 @@ def open_journal(args: argparse.Namespace, folder: Path | None) -> "Journal | No
     return journal
 
 
+def progress_bytes(output: str) -> int:
+    """What a run that was stopped has finished beside an output."""
+    target = Path(output).resolve()
+    parts = target.with_name(f".{target.name}.mwanda").joinpath(PROGRESS).glob("*.safetensors")
+    return sum(path.stat().st_size for path in parts)
+
+
 @contextlib.contextmanager
 def new_folder(path: str, overwrite: bool, resumable: bool = False) -> Iterator[Path]:
     """Gives a folder to fill, as `storage.outputs.new_folder` does, or says how to get one.

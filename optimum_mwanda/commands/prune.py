@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..evaluation.settings import EvaluationSettings
-from ..storage.scratch import PROGRESS
 from ..utils import duration
 from .base import Result, Subcommand, add_common_options
 from .dataset import add_dataset_options, add_held_out_options, check_calibration_text, open_held_out, open_text
@@ -16,7 +15,16 @@ from .errors import DataError, HubError, UsageError, errors_as, one_line
 from .evaluate import compare, measure, write_report
 from .launched import is_alone, leave_to_first
 from .models import add_model_options, check_prunable, load_model, load_tokenizer, one_device, pruning_errors
-from .output import add_overwrite, add_restart, check_file, check_folder, check_paths, new_folder, open_journal
+from .output import (
+    add_overwrite,
+    add_restart,
+    check_file,
+    check_folder,
+    check_paths,
+    new_folder,
+    open_journal,
+    progress_bytes,
+)
 from .saving import add_storage_options, check_model_room, facts, summary, write_checkpoint
 from .setting_flags import add_settings, read_settings
 
@@ -132,11 +140,12 @@ class PruneCommand(Subcommand):
             open_held_out(args, config) as held_out,
         ):
             offload = folder.with_name("offload") if args.stream else None
-            model = load_model(args.model, args, args.revision, warn=self.warn, offload=offload)
+            model = load_model(args.model, args, args.revision, warn=self.warn, offload=offload, blocks=config.blocks)
             tokenizer = load_tokenizer(args.model, args)
             check_prunable(model, config)
-            kept = [0.0] if args.stream and not folder.with_name(PROGRESS).exists() else []  # pruned blocks
-            check_model_room(model, folder, args, config.target_sparsity, *kept)
+            pruned = sum(parameter.nbytes for parameter in model.parameters()) if args.stream else 0
+            kept = max(0, pruned - progress_bytes(args.output))
+            check_model_room(model, folder, args, config.target_sparsity, kept=kept)
             dense = None if held_out is None else self._evaluate(model, tokenizer, held_out, config)
             with pruning_errors():
                 from ..pruner import MWandaPruner

@@ -37,7 +37,9 @@ def add_storage_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def check_model_room(model: "PreTrainedModel", folder: Path, args: argparse.Namespace, *sparsities: float) -> None:
+def check_model_room(
+    model: "PreTrainedModel", folder: Path, args: argparse.Namespace, *sparsities: float, kept: int = 0
+) -> None:
     """Checks before a model is pruned that there is room for what `write_checkpoint` will write.
 
     Args:
@@ -45,6 +47,7 @@ def check_model_room(model: "PreTrainedModel", folder: Path, args: argparse.Name
         folder: As for `write_checkpoint`.
         args: All arguments.
         *sparsities: One for every result.
+        kept: Bytes that will be written besides.
 
     Raises:
         ModelError: If there is not.
@@ -52,7 +55,7 @@ def check_model_room(model: "PreTrainedModel", folder: Path, args: argparse.Name
     dense = sum(parameter.nbytes for parameter in model.parameters())
     # A compressed checkpoint is made of a dense one, which goes when it is complete.
     stored = [dense * (1 - sparsity) if args.compressed else dense for sparsity in sparsities]
-    check_room(folder, int(sum(stored)) + dense * args.compressed)
+    check_room(folder, int(sum(stored)) + dense * args.compressed + kept)
 
 
 def write_checkpoint(

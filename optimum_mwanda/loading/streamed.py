@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,18 +85,19 @@ def prune_checkpoint(
             )
     with new_folder(output, overwrite, resumable=True) as folder:
         journal = Journal(folder.with_name(PROGRESS))
-        if restart:
-            journal.clear()
+        pruner = MWandaPruner(
+            config, progress=progress, restore_on_failure=False, activations=activations, journal=journal
+        )
         name = os.fspath(model)
         source: dict[str, Any] = {
             key: load_options[key] for key in ("revision", "trust_remote_code", "token") if key in load_options
         }
         found = AutoConfig.from_pretrained(name, **source)
-        loaded, _ = load_streamed(name, found, folder.with_name(OFFLOAD), device=device, dtype=dtype, **load_options)
-        pruner = MWandaPruner(
-            config, progress=progress, restore_on_failure=False, activations=activations, journal=journal
-        )
+        places: dict[str, Any] = {"blocks": pruner.config.blocks, "device": device}
+        loaded, _ = load_streamed(name, found, folder.with_name(OFFLOAD), **places, dtype=dtype, **load_options)
         reader = _tokenizer(name, tokenizer, source)
+        if restart:
+            journal.clear()
         pruner.prune(loaded, dataset, reader)
         record: SparsityRecord = SparsityRecord.parse(loaded.config.mwanda_config)
         card = dataclasses.replace(describe(loaded, None, None), compressed=compressed)
@@ -109,6 +110,7 @@ def load_streamed(
     config: "PreTrainedConfig",
     folder: Path,
     *,
+    blocks: str | Sequence[str] | None = None,
     device: str | int | torch.device | None = None,
     **options: Any,
 ) -> tuple[PreTrainedModel, list[str]]:
@@ -118,13 +120,14 @@ def load_streamed(
         name: Folder or repository.
         config: Its config.
         folder: For blocks that are stored in another form than the checkpoint, such as fused experts.
+        blocks: Module paths of the lists of blocks, if they are not found.
         device: Where blocks run; None for the first GPU if there is one, else the CPU.
         **options: As for `load_whole`.
 
     Raises:
         ValueError: As `load_whole`, or if this transformers could not save the model again.
     """
-    places = blocks_on_disk(empty_model(config), default_device() if device is None else device)
+    places = blocks_on_disk(empty_model(config), default_device() if device is None else device, blocks)
     logger = logging.getLogger("accelerate.big_modeling")
     logger.addFilter(_is_news)
     try:
@@ -157,9 +160,9 @@ def _tokenizer(
     return read_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
 
 
-def blocks_on_disk(model: nn.Module, device: Any) -> dict[str, Any]:
+def blocks_on_disk(model: nn.Module, device: Any, path: str | Sequence[str] | None = None) -> dict[str, Any]:
     """A device map that leaves the blocks of a model on disk and has everything else on one device."""
-    lists = {next(iter(stack)).rpartition(".")[0] for stack in find_stacks(model)}
+    lists = {next(iter(stack)).rpartition(".")[0] for stack in find_stacks(model, path)}
     places: dict[str, Any] = dict.fromkeys(sorted(lists), "disk")
 
     def add(module: nn.Module, prefix: str) -> None:

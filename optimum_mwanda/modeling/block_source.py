@@ -48,13 +48,19 @@ class BlockSource:
             _check(name, block, found)
             if found:
                 self._elsewhere.add(name)
-                if all(tensor.place is not None for tensor in found):
-                    self._on_disk.add(name)
+            is_whole = all(parameter.is_meta for parameter in block.parameters())
+            if found and is_whole and all(tensor.place is not None for tensor in found):
+                self._on_disk.add(name)
 
     @property
     def is_resident(self) -> bool:
         """Whether all blocks are in memory all the time."""
         return not self._elsewhere
+
+    @property
+    def is_on_disk(self) -> bool:
+        """Whether all of all blocks is on disk."""
+        return len(self._on_disk) == len(self._blocks)
 
     def keeps(self, name: str) -> bool:
         """Whether the values that a block had in the beginning stay where they are, whatever is changed in it."""
@@ -100,7 +106,7 @@ class BlockSource:
             names = set(file.keys())
         for tensor in offloaded_tensors(self._blocks[name]):
             if (place := tensor.place) is not None and place[1] in names:
-                _redirect(*place, path)
+                self._redirect(*place, path)
 
     def restore(self) -> None:
         """Lets accelerate read the values on disk again that were there in the beginning."""
@@ -127,8 +133,10 @@ class BlockSource:
             for hook in hooks:
                 hook.offload = False
             for tensor, value in found:
-                empty, full = _put(tensor, value)
+                empty = _slots(tensor)[tensor.name]
+                full = nn.Parameter(value, empty.requires_grad) if isinstance(empty, nn.Parameter) else value
                 held.append((tensor, empty, full, full._version))
+                _slots(tensor)[tensor.name] = full
             found.clear()
             yield
             self._write_back(name, [(tensor, full) for tensor, _, full, version in held if full._version != version])
@@ -156,9 +164,12 @@ class BlockSource:
             self._made.append(path)
         for tensor, _ in new.values():
             if (place := tensor.place) is not None:
-                index, key = place
-                self._replaced.append((index, key, index[key]))
-                _redirect(index, key, path)
+                self._redirect(*place, path)
+
+    def _redirect(self, index: dict[str, Any], key: str, path: Path) -> None:
+        """Lets accelerate read a tensor from another file, where it has the name that it has in the model."""
+        self._replaced.append((index, key, index[key]))
+        index[key] = {**index[key], "safetensors_file": str(path), "weight_name": key}
 
 
 def _enter(holds: ExitStack, source: BlockSource, name: str, *_: Any) -> None:
@@ -172,23 +183,6 @@ def _leave(holds: ExitStack, *_: Any) -> None:
 def _slots(tensor: OffloadedTensor) -> dict[str, Any]:
     parameters = tensor.module._parameters
     return parameters if tensor.name in parameters else tensor.module._buffers
-
-
-def _put(tensor: OffloadedTensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Puts values into a module, and gives the empty tensor that was there and the full one that is there now."""
-    slots = _slots(tensor)
-    empty = slots[tensor.name]
-    if isinstance(empty, nn.Parameter):
-        full: Tensor = nn.Parameter(value, requires_grad=empty.requires_grad)
-    else:
-        full = value
-    slots[tensor.name] = full
-    return empty, full
-
-
-def _redirect(index: dict[str, Any], key: str, path: Path) -> None:
-    """Lets accelerate read a tensor from another file, where it has the name that it has in the model."""
-    index[key] = {**index[key], "safetensors_file": str(path), "weight_name": key}
 
 
 def _save(name: str, values: Mapping[str, Tensor], folder: str | None) -> Path:

@@ -11,6 +11,8 @@ from typing import Any, NoReturn, TypeVar
 import torch
 from torch import Tensor, distributed
 
+from ..utils import causes
+
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
@@ -59,18 +61,19 @@ class Processes:
         """
         if self.size == 1:
             return list(tensors)
-        self.check()
         totals = list(tensors)
         for numbers in _buckets(tensors):
             place = self._place(tensors[numbers[0]])
             if len(numbers) == 1:
                 (number,) = numbers
                 there = tensors[number].to(place).contiguous()
+                self.check()  # here, as there may have been no memory for it
                 with self._answered():
                     distributed.all_reduce(there)
                 totals[number] = there.to(tensors[number].device)
                 continue
             flat = torch.cat([tensors[number].flatten() for number in numbers]).to(place)
+            self.check()
             with self._answered():
                 distributed.all_reduce(flat)
             flat = flat.to(tensors[numbers[0]].device)
@@ -119,7 +122,7 @@ class Processes:
 
     def is_known(self, error: BaseException) -> bool:
         """Whether an error was raised in all processes."""
-        return any(each is self._known for each in _chain(error))
+        return any(each is self._known for each in causes(error))
 
     def meet(self) -> None:
         """Waits for the others after an error that all know, so that none ends before another has reported it."""
@@ -128,7 +131,7 @@ class Processes:
 
     def fail(self, error: BaseException) -> NoReturn:
         """Tells the others of an error, unless they know, and raises it, or that of an earlier process."""
-        is_told = self.is_known(error) or any(isinstance(each, LostProcessError) for each in _chain(error))
+        is_told = self.is_known(error) or any(isinstance(each, LostProcessError) for each in causes(error))
         if self.size > 1 and not is_told:
             try:
                 self._exchange(error)
@@ -168,6 +171,8 @@ class Processes:
         """Inside the block, errors of the backend say what they mean."""
         try:
             yield
+        except torch.cuda.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             which = "The other process" if self.size == 2 else f"One of the other {self.size - 1} processes"
             raise LostProcessError(
@@ -254,13 +259,3 @@ def _portable(error: BaseException) -> BaseException:
     if type(copy) is type(error) and str(copy) == str(error):
         return error
     return RuntimeError(f"{type(error).__name__}: {error}")
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error and what led to it."""
-    seen: set[int] = set()
-    link: BaseException | None = error
-    while link is not None and id(link) not in seen:
-        seen.add(id(link))
-        yield link
-        link = link.__cause__ or link.__context__

@@ -1,13 +1,39 @@
 """Checks that statistics, plans and settings fit a model, before they are used."""
 
 import logging
+from typing import Any
+
+from torch import nn
 
 from ..calibration.statistics import CalibrationStatistics
 from ..configuration import MWandaConfig
+from ..modeling.compiled import check_not_compiled
+from ..modeling.quantized import check_dense
+from ..modeling.sharding import check_sharing
 from ..modeling.weights import Weights, flat
 from .allocation import SparsityPlan
 
 logger = logging.getLogger(__name__)
+
+
+def check_model(model: Any, config: MWandaConfig) -> None:
+    """Checks that something is a model whose matrices can be pruned.
+
+    Raises:
+        TypeError: If it is no loaded model.
+        ValueError: If it carries an adapter, is compiled, quantized, or shared out among processes in a way that the
+            settings do not allow.
+    """
+    if not isinstance(model, nn.Module) or not hasattr(model, "config"):
+        raise TypeError(f"model is a {type(model).__name__}: pass a loaded transformers model.")
+    if hasattr(model, "peft_config"):
+        raise ValueError(
+            "The model carries an adapter, and its matrices must not be pruned: merge it (merge_and_unload, or "
+            "merge_preserving_masks if the model is pruned already), or unload it first."
+        )
+    check_not_compiled(model)
+    check_dense(model)
+    check_sharing(model, config.works_blockwise)
 
 
 def check_pattern(weights: Weights, config: MWandaConfig) -> None:

@@ -34,17 +34,18 @@ class Journal:
     part is there as a whole or not at all, and a part that was damaged later is seen, deleted and made again.
 
     Args:
-        folder: Where the parts are; created when there is something to keep.
+        folder: Where the parts are; created when a run is opened.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._is_open = False
         self._known: dict[tuple[str, str], Path] = {}
 
     def clear(self) -> None:
         """Forgets all parts, of whatever run they are."""
         shutil.rmtree(self._folder, ignore_errors=True)
-        self._known = {}
+        self._known, self._is_open = {}, False
 
     def open(self, run: Mapping[str, Any]) -> None:
         """Begins a run, or goes on with the one that is here.
@@ -64,11 +65,12 @@ class Journal:
                     f"{abridged(changes)}. Go on with what that run had, or begin anew (restart=True, --restart)."
                 )
         else:
+            self.clear()  # nobody knows of which run they are
             self._folder.mkdir(parents=True, exist_ok=True)
             partial = path.with_suffix(".partial")
             partial.write_text(json.dumps(described, indent=2), encoding="utf-8")
             self._settle(partial, path)
-        self._known = dict(self._intact())
+        self._known, self._is_open = dict(self._intact()), True
         if self._known:
             logger.warning("Going on with an interrupted run, of which %s parts are finished.", len(self._known))
 
@@ -83,7 +85,14 @@ class Journal:
 
         Returns:
             Its file.
+
+        Raises:
+            ValueError: If no run was opened.
         """
+        if not self._is_open:
+            raise ValueError(
+                f"The journal in {self._folder} keeps parts of a run: open() it with what the run is first."
+            )
         partial = self._folder / f"{kind}-{name}.partial"
         cpu = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
         # Old versions of safetensors cannot read a file without tensors.

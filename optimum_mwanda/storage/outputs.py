@@ -8,11 +8,12 @@ in the place, or everything is in the hidden folder, where the next run finds it
 import contextlib
 import errno
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ..modeling.interrupts import deferred_interrupts
-from .scratch import COMPLETE, OLD, is_free, put, scratch_folder
+from .scratch import COMPLETE, OLD, PROGRESS, is_free, put, scratch_folder
 
 
 class CommitError(OSError):
@@ -118,6 +119,7 @@ def _content(folder: Path) -> Mapping[Path, tuple[int, int, int]]:
 
 def _commit(folder: Path, target: Path, before: Mapping[Path, tuple[int, int, int]]) -> None:
     complete = folder.rename(folder.with_name(COMPLETE))
+    shutil.rmtree(folder.with_name(PROGRESS), ignore_errors=True)  # nobody needs it any more
     old = folder.with_name(OLD)
     try:
         if _content(target) != before:

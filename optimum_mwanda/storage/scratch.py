@@ -45,7 +45,6 @@ def scratch_folder(target: Path, resumable: bool = False) -> Iterator[Path]:
                 _take(scratch, lock)
             _look_after(scratch, target, resumable)
             yield scratch
-            _delete(scratch / PROGRESS)
         finally:
             with deferred_interrupts():
                 if lock.is_locked:
@@ -87,8 +86,8 @@ def _look_after(scratch: Path, target: Path, resumable: bool) -> None:
     complete, old, progress = scratch / COMPLETE, scratch / OLD, scratch / PROGRESS
     if progress.exists() and not resumable:
         raise OSError(
-            f"an interrupted run left its progress in {progress}: go on with it (prune_checkpoint, prune --stream), or "
-            f"delete {scratch} first."
+            f"an interrupted run left its progress in {progress}: repeat the command that was stopped, which goes on "
+            f"with it, or delete {scratch} first."
         )
     if complete.exists():
         if not is_free(target):
@@ -98,6 +97,7 @@ def _look_after(scratch: Path, target: Path, resumable: bool) -> None:
                 f"its place: move or delete {scratch} first."
             )
         put(complete, target)
+        _delete(progress)
         logger.warning("%s holds the result of an earlier run now, which was stopped in its last step.", target)
     elif size := sum(p.lstat().st_size for p in scratch.rglob("*") if p.is_file() and progress not in p.parents):
         logger.warning("%s is left of a run that was stopped: %s bytes are deleted.", scratch, f"{size:,}")

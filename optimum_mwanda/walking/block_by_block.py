@@ -83,15 +83,17 @@ class BlockByBlock(Walk):
             self._record(stack) for stack in self._stacks if self._is_dense and unfinished.keys() & stack.keys()
         ]
         for stack in self._stacks:
+            finished = [name for name in stack if name in self._finished]
             if unfinished.keys() & stack.keys():
                 calls = recorded.pop(0) if self._is_dense else self._record(stack)
                 if not self._is_dense:
-                    self._adopt(stack)
+                    self._adopt(finished)
+                    finished = []
                 last = max(position for position, name in enumerate(stack) if name in unfinished)
                 with closing(self.source.one_by_one([*stack][: last + 1])) as names:
                     for name in names:
                         yield from self._steps_in(calls, name, stack[name], unfinished.get(name, ()))
-            self._adopt(stack)
+            self._adopt(finished)
 
     def _steps_in(
         self, calls: BlockCalls, name: str, block: nn.Module, weights: Sequence[PrunableWeight]

@@ -34,6 +34,7 @@ def make_plan(walk: Walk, statistics: CalibrationStatistics | None, config: MWan
                 for block in dict.fromkeys(weight.block for weight in step.weights):
                     with gathered(weight.module for weight in walk.weights[block]):
                         importance[block] = block_importance(walk.weights[block], seen, config)
+                check_interrupts()
     sizes = {block: sum(weight.numel for weight in found) for block, found in walk.weights.items()}
     return share_out(sizes, list(importance.values()), config)
 

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from functools import partial
+from itertools import groupby
 from types import TracebackType
 
 from torch import Tensor
@@ -73,7 +74,7 @@ class WeightEditor:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None or not self._edited:
+        if error is None:
             return
         if not self._reversible and not all(self._source.keeps(weight.block) for weight in self._edited):
             raise PartiallyPrunedError(
@@ -81,11 +82,15 @@ class WeightEditor:
                 f"{len(self._edited)} weights are already pruned, the last one, {self._edited[-1].name!r}, perhaps "
                 "only in part; the rest is dense. Load the model again."
             ) from error
-        for weight, undo in reversed(self._undo):
-            with self._source.held(weight.block):
-                undo(own_part(weight.matrix))
-        self._source.restore()
-        logger.warning("Pruning stopped; the model's weights are as they were before.")
+        try:
+            for block, edits in groupby(reversed(self._undo), key=lambda edit: edit[0].block):
+                with self._source.held(block):
+                    for weight, undo in edits:
+                        undo(own_part(weight.matrix))
+        finally:
+            self._source.restore()
+        if self._edited:
+            logger.warning("Pruning stopped; the model's weights are as they were before.")
 
 
 def _put_back(packed: Tensor, values: Tensor, matrix: Tensor) -> None:

@@ -109,9 +109,17 @@ class PrunedBlocks(Finished):
     Args:
         journal: Where their weights are kept; None: nowhere.
         source: Brings the blocks into memory; reads these weights instead of the dense ones.
+
+    Raises:
+        ValueError: If there is a journal, and a block is not on disk.
     """
 
     def __init__(self, journal: Journal | None, source: BlockSource) -> None:
+        if journal is not None and not source.is_on_disk:
+            raise ValueError(
+                "A journal keeps blocks that are on disk, and this model has blocks in memory: load it with a "
+                "device_map that names 'disk' for all of them, or call prune_checkpoint."
+            )
         self._journal = journal
         self._source = source
 

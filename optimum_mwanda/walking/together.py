@@ -1,28 +1,44 @@
 """How the weights of a step change; several processes decide it together."""
 
+import functools
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TypeAlias
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any, TypeAlias, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..calibration.statistics import WeightStatistics
 from ..configuration import MWandaConfig
 from ..modeling.bits import pack_bits
-from ..modeling.sharding import gathered
+from ..modeling.sharding import gathered, shares_parameters
 from ..modeling.weights import PrunableWeight
 from ..processes.dealing import even_part, owners
-from ..processes.group import Processes
+from ..processes.group import Processes, sharing
 from ..pruning.allocation import SparsityPlan
 from ..pruning.update import mask_and_values
 from ..registry import CRITERIA
+
+T = TypeVar("T")
 
 _MANY = 4
 """With so many matrices for every process, all have about the same to do."""
 
 Change: TypeAlias = tuple[Tensor, Tensor | None]
 """Mask, True where pruned, and new values, if there are any."""
+
+
+def shared_by_holders(method: Callable[..., T]) -> Callable[..., T]:
+    """Lets processes that hold parts of a model, the first argument of a method, do its work together."""
+
+    @functools.wraps(method)
+    def together(self: Any, model: Any, *args: Any, **kwargs: Any) -> T:
+        is_shared_out = isinstance(model, nn.Module) and shares_parameters(model)
+        with sharing() if is_shared_out else nullcontext():
+            return method(self, model, *args, **kwargs)
+
+    return together
 
 
 class Decisions:

@@ -109,11 +109,10 @@ class Walk(abc.ABC):
         """Module path of a block to the weights to visit in it."""
         return {name: weights for name, weights in self.weights.items() if name not in self._finished}
 
-    def _adopt(self, blocks: Iterable[str]) -> None:
-        """Brings the finished ones among some blocks to their final state."""
-        for name in blocks:
-            if name in self._finished:
-                self.zeros |= self._finished.adopt(name)
+    def _adopt(self, finished: Iterable[str]) -> None:
+        """Brings finished blocks to their final state."""
+        for name in finished:
+            self.zeros |= self._finished.adopt(name)
 
     def steps(self, editor: WeightEditor | None = None) -> Generator[Step, None, None]:
         """Yields one step after the other; the changes of a step are committed when the next step is asked for.
@@ -158,7 +157,8 @@ class Known(Walk):
         if self.source.is_resident:
             yield Step(flat(self.weights), lambda: self._seen)
             return
-        self._adopt(self.weights)
-        with closing(self.source.one_by_one(self.unfinished)) as names:
+        unfinished = self.unfinished
+        self._adopt(name for name in self.weights if name not in unfinished)
+        with closing(self.source.one_by_one(unfinished)) as names:
             for name in names:
                 yield Step(self.weights[name], lambda: self._seen)

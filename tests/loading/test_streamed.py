@@ -19,7 +19,9 @@ from packaging.version import Version
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, PreTrainedModel
 
 from optimum_mwanda import MWandaConfig, MWandaPruner, check_saved, prune_checkpoint
+from optimum_mwanda.loading import streamed
 from optimum_mwanda.loading.whole import load_whole
+from optimum_mwanda.storage import outputs
 from optimum_mwanda.storage.journal import Journal, OtherRunError
 from optimum_mwanda.walking.replay import BlockCalls
 from tests.conftest import SAMPLE_MODEL, make_model, make_rows
@@ -127,6 +129,36 @@ def test_compressed_results_and_settings_without_text(dense: Path, tmp_path: Pat
     assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in plain.state_dict().items())
 
 
+def test_blocks_may_be_named(dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find, asked = streamed.find_stacks, []
+
+    def noted(model: Any, path: Any = None) -> Any:
+        asked.append(path)
+        return find(model, path)
+
+    monkeypatch.setattr(streamed, "find_stacks", noted)
+    config = MWandaConfig(**SMALL, blocks="model.layers")
+    prune_checkpoint(dense, tmp_path / "out", config, ROWS, progress=False)
+    assert asked == [("model.layers",)]
+
+
+def test_nothing_is_left_of_a_run_that_was_stopped_when_its_result_was_complete(
+    dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError("not now")
+
+    config = MWandaConfig(**SMALL)
+    with monkeypatch.context() as patch:
+        patch.setattr(outputs, "put", fail)
+        with pytest.raises(outputs.CommitError, match="The result is complete in"):
+            prune_checkpoint(dense, tmp_path / "out", config, ROWS, progress=False)
+    assert not (tmp_path / ".out.mwanda" / "progress").exists()
+    with pytest.raises(FileExistsError):  # the result of the run before is moved there first
+        prune_checkpoint(dense, tmp_path / "out", config, ROWS, progress=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dense", "out"]
+
+
 def test_tokenizer_and_card_belong_to_the_result(tmp_path: Path) -> None:
     text = {"en": ["The house stands by the river."] * 9, "sw": ["Nyumba iko karibu na mto."] * 9}
     config = MWandaConfig(samples_per_language=1, sequence_length=16)
@@ -227,7 +259,9 @@ def test_progress_is_not_deleted_by_other_commands(
     assert len(list(progress.glob("*.safetensors"))) == 4
 
 
-def test_a_full_disk_stops_a_run_that_goes_on_when_there_is_room(dense: Path, tmp_path: Path) -> None:
+def test_a_full_disk_stops_a_run_that_goes_on_when_there_is_room(
+    dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     place = tmp_path / "disk"
     place.mkdir()
     size = sum(path.stat().st_size for path in dense.iterdir())
@@ -238,8 +272,14 @@ def test_a_full_disk_stops_a_run_that_goes_on_when_there_is_room(dense: Path, tm
         with pytest.raises(Exception, match="No space left"):
             prune_checkpoint(dense, place / "out", config, ROWS, progress=False)
         assert not (place / "out").exists()
+        parts = digests(place / ".out.mwanda" / "progress")
+        assert len(parts) > 3
+        put, made = Journal.put, []
+        monkeypatch.setattr(Journal, "put", lambda self, *args: made.append(args[:2]) or put(self, *args))
         subprocess.run(["mount", "-o", f"remount,size={9 * size}", place], check=True)
         prune_checkpoint(dense, place / "out", config, ROWS, progress=False)
+        finished = [name for name in parts if name.endswith(".safetensors")]
+        assert len(made) == 6 - len(finished)
         prune_checkpoint(dense, tmp_path / "out", config, ROWS, progress=False)
         assert digests(place / "out") == digests(tmp_path / "out")
     finally:

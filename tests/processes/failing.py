@@ -11,6 +11,7 @@ from torch.distributed import distributed_c10d
 from transformers import PreTrainedModel
 
 from optimum_mwanda import MWandaConfig, MWandaPruner
+from optimum_mwanda.processes.group import Processes
 from optimum_mwanda.walking import together
 
 from ..conftest import assert_untouched, make_model, make_rows, state_of
@@ -43,6 +44,24 @@ def no_memory(model: PreTrainedModel, rows: list[dict[str, Any]]) -> None:
     model.model.layers[1].register_forward_pre_hook(run_out)
 
 
+def no_room_for_sums(model: PreTrainedModel, rows: list[dict[str, Any]]) -> None:
+    """While what is to be added up is put together, once."""
+    join = torch.cat
+
+    def run_out(*_: Any) -> None:
+        torch.cat = join
+        raise MemoryError("no memory is left for sums")
+
+    add_up = Processes.add_up
+
+    def add_up_without_memory(self: Processes, tensors: Any) -> Any:
+        Processes.add_up = add_up
+        torch.cat = run_out
+        return add_up(self, tensors)
+
+    Processes.add_up = add_up_without_memory
+
+
 def other_choice(model: PreTrainedModel, rows: list[dict[str, Any]]) -> None:
     choose = together.mask_and_values
 
@@ -66,6 +85,7 @@ ON_ONE: dict[str, tuple[Callable[..., None], dict[str, Any]]] = {
     "other weights": (other_weights, {}),
     "no text": (no_text, {}),
     "no memory": (no_memory, {"calibration": "sequential"}),
+    "no room for sums": (no_room_for_sums, {}),
     "other choice": (other_choice, {}),
 }
 """What goes wrong in the second process."""

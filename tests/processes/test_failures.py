@@ -24,6 +24,7 @@ def ends(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         ("other weights", "ValueError", "differ in the model or its weights. Give all of them the same", 0),
         ("no text", "ValueError", "No language has enough tokens: the dataset is empty.", 1),
         ("no memory", "MemoryError", "no memory is left", 1),
+        ("no room for sums", "MemoryError", "no memory is left for sums", 1),
         ("other choice", "ValueError", "differ in which weights they prune", 0),
         ("infinite", "FloatingPointError", "in language 'sw'", 1),
     ],

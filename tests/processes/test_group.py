@@ -41,6 +41,17 @@ def test_errors_pass_through_and_blocks_do_not_nest() -> None:
     assert not hasattr(caught.value, "__notes__")
 
 
+def test_a_block_inside_another_one_is_a_part_of_it() -> None:
+    outer = Processes(0, 2)
+    token = group._current.set(outer)
+    try:
+        with sharing() as inner:
+            assert inner is outer
+        assert current() is outer  # and nobody was told that it has ended
+    finally:
+        group._current.reset(token)
+
+
 def test_a_process_of_several_without_a_group_is_warned(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -67,6 +67,14 @@ def test_another_run_is_refused_by_what_differs(changes: dict[str, object], mess
     assert opened(tmp_path).find("pruned", "h.0") is not None
 
 
+def test_parts_of_no_known_run_are_not_used(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="open"):
+        Journal(tmp_path).put("pruned", "h.0", {"w": torch.ones(3)})
+    opened(tmp_path).put("pruned", "h.0", {"w": torch.ones(3)})
+    (tmp_path / "run.json").unlink()
+    assert opened(tmp_path).find("pruned", "h.0") is None
+
+
 def test_what_was_not_complete_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     journal = opened(tmp_path)
 

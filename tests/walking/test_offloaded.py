@@ -1,6 +1,8 @@
 """Offloaded models are pruned block by block, with the same result as in memory, and nothing is lost on failure."""
 
+import gc
 import hashlib
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,15 +12,17 @@ import pytest
 import torch
 import transformers
 from packaging.version import Version
-from transformers import PreTrainedModel
+from transformers import LlamaForCausalLM, PreTrainedModel
 
 from optimum_mwanda import MWandaConfig, MWandaPruner, check_saved, verify_sparsity
 from optimum_mwanda.loading.streamed import blocks_on_disk
 from optimum_mwanda.modeling.block_source import BlockSource
 from optimum_mwanda.modeling.blocks import find_blocks
 from optimum_mwanda.modeling.offloading import hooks_of, offloaded_tensor
+from optimum_mwanda.storage.journal import Journal
 from optimum_mwanda.storage.read_back import save_checked
 from optimum_mwanda.walking.editor import PartiallyPrunedError, WeightEditor
+from tests.conftest import make_model
 from tests.families.matrix import FAMILIES
 
 TEN = ("llama", "gemma3", "gemma4_text", "gpt2", "bloom", "mixtral", "jamba", "dbrx", "t5", "xlm-roberta")
@@ -158,12 +162,110 @@ def test_a_model_on_disk_without_a_folder_for_changes_is_refused(tmp_path: Path)
         pruner().prune(model, FAMILIES["llama"].rows())
 
 
-def test_no_more_than_two_blocks_are_in_memory(tmp_path: Path) -> None:
-    model = on_disk(FAMILIES["llama"].make(), tmp_path)
+def test_no_more_than_two_blocks_are_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make_model().config
+    config.num_hidden_layers = 6
+    model = on_disk(LlamaForCausalLM(config), tmp_path)
     blocks = find_blocks(model)
-    for name in BlockSource(blocks).one_by_one(blocks):
+    read, values = BlockSource._read, []
+
+    def noted(self: BlockSource, name: str) -> Any:
+        found = read(self, name)
+        values.append([weakref.ref(tensor) for _, tensor in found])
+        return found
+
+    monkeypatch.setattr(BlockSource, "_read", noted)
+    for number, name in enumerate(BlockSource(blocks).one_by_one(blocks), 1):
         full = [each for each, block in blocks.items() if not any(weight.is_meta for weight in block.parameters())]
         assert full == [name]  # the next one is being read, and no module has it yet
+        assert number <= len(values) <= number + 1
+        gc.collect()
+        assert not any(tensor() is not None for block in values[: number - 1] for tensor in block)
+
+
+@pytest.mark.parametrize("place", ["mlp", "self_attn"])
+def test_blocks_that_are_partly_on_disk_are_pruned_and_restored(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = FAMILIES["llama"].make()
+    plain.save_pretrained(tmp_path / "dense")
+    places = {name: "cpu" for name, module in plain.named_modules() if not [*module.children()]}
+    places |= {name: "disk" for name in places if f".{place}." in name}
+    options = {"device_map": places, "offload_folder": str(tmp_path / "offload")}
+    model = type(plain).from_pretrained(tmp_path / "dense", **options)
+    zero, calls = WeightEditor.zero, []
+
+    def failing(*args: Any) -> None:
+        zero(*args)
+        calls.append(args)
+        if len(calls) == 12:
+            raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(WeightEditor, "zero", failing)
+        with pytest.raises(OSError, match="no space left"):
+            pruner(calibration="sequential").prune(model, FAMILIES["llama"].rows())
+    assert same(model, plain)
+    for each in (model, plain):
+        pruner(calibration="sequential").prune(each, FAMILIES["llama"].rows())
+    assert same(model, plain)
+    with pytest.raises(ValueError, match="A journal keeps blocks that are on disk"):
+        MWandaPruner(journal=Journal(tmp_path / "journal")).prune(model, FAMILIES["llama"].rows())
+    assert not (tmp_path / "journal").exists()
+
+
+def test_blocks_of_an_earlier_run_are_given_back_on_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = FAMILIES["llama"].make()
+    model = on_disk(plain, tmp_path)
+    put, rows = Journal.put, FAMILIES["llama"].rows()
+
+    def prune(blocks: int) -> None:
+        parts = []
+
+        def failing(self: Journal, *args: Any) -> Path:
+            parts.append(args)
+            if len(parts) > blocks:
+                raise OSError("no space left")
+            return put(self, *args)
+
+        config = MWandaConfig(sequence_length=24, batch_size=2, calibration="sequential", allocation="uniform")
+        with monkeypatch.context() as patch:
+            patch.setattr(Journal, "put", failing)
+            MWandaPruner(config, progress=False, journal=Journal(tmp_path / "journal")).prune(model, rows)
+
+    for blocks in (1, 0):
+        with pytest.raises(OSError, match="no space left"):
+            prune(blocks)
+        assert same(model, plain)
+        assert len(list((tmp_path / "journal").glob("*.safetensors"))) == 1
+    prune(1)
+    pruner(calibration="sequential", allocation="uniform").prune(plain, rows)
+    assert same(model, plain)
+
+
+def test_calibrating_alone_keeps_nothing_in_a_journal(tmp_path: Path) -> None:
+    model = on_disk(FAMILIES["llama"].make(), tmp_path)
+    MWandaPruner(
+        MWandaConfig(sequence_length=24, batch_size=2), progress=False, journal=Journal(tmp_path / "journal")
+    ).calibrate(model, FAMILIES["llama"].rows())
+    assert not (tmp_path / "journal").exists()
+
+
+def test_undoing_reads_a_block_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = in_memory(FAMILIES["mixtral"].make(), tmp_path)
+    read, names = BlockSource._read, []
+    attach = "optimum_mwanda.pruner.attach_record"
+
+    def fail(*_: Any) -> None:
+        names.clear()
+        raise OSError("no space left")
+
+    monkeypatch.setattr(BlockSource, "_read", lambda self, name: names.append(name) or read(self, name))
+    monkeypatch.setattr(attach, fail)
+    with pytest.raises(OSError, match="no space left"):
+        pruner().prune(model, FAMILIES["mixtral"].rows())
+    assert names == [*reversed(find_blocks(model))]
+    assert same(model, FAMILIES["mixtral"].make())
 
 
 def digests(folder: Path) -> dict[str, str]:
