@@ -200,7 +200,7 @@ def test_one_drawn_row_that_ends_in_a_repeated_token_is_not_taken_for_padding(mo
 def test_whatever_the_rows_each_language_fills_as_many_chunks_as_from_a_table(
     model: PreTrainedModel, rows: list[tuple[str, int]]
 ) -> None:
-    table = [{"language": language, "input_ids": [7] * size} for language, size in [*rows, ("en", LENGTH)]]
+    table = [{"language": language, "input_ids": [*range(1, size + 1)]} for language, size in [*rows, ("en", LENGTH)]]
     stream = IterableDataset.from_generator(lambda: iter(table))
     drawn = chunks_of(stream, model, reservoir=100)
     assert {entry.language: entry.chunks for entry in drawn.coverage} == {
