@@ -1,7 +1,7 @@
 """`MWandaPruner`: calibrate, allocate, apply."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ from .record.build import build_record, warn_of_more_zeros
 from .storage.journal import Journal
 from .utils import progress_bar
 from .walking.block_by_block import BlockByBlock
-from .walking.calibrating import calibrate
+from .walking.calibrating import Calibrated, calibrate
 from .walking.deciding import decide, make_plan
 from .walking.editor import WeightEditor
 from .walking.finished import PrunedBlocks, begin
@@ -127,9 +127,10 @@ class MWandaPruner:
         pruned = PrunedBlocks(self.journal, source)
         chunks = self._read(model, dataset, tokenizer)
         begin(self.journal, model, self.config, chunks.fingerprints)
-        statistics = self._calibrate(model, to_calibrate(weights, self.config), chunks, source, journal=self.journal)
+        seen = to_calibrate(weights, self.config)
+        statistics, known = self._calibrate(model, seen, chunks, source, (), self.journal, for_all=seen is weights)
         weights = self._reached(weights, statistics)
-        plan = self._plan(model, weights, statistics, source)
+        plan = self._plan(model, weights, statistics, source, known)
         walk: Walk = Known(weights, statistics, source, pruned)
         if self.config.works_blockwise:
             walk = self._block_by_block(model, weights, chunks, source, pruned)
@@ -161,7 +162,7 @@ class MWandaPruner:
         """
         weights, source = self._open(model)
         chunks = self._read(model, dataset, tokenizer)
-        return self._calibrate(model, weights, chunks, source, also_for)
+        return self._calibrate(model, weights, chunks, source, also_for).statistics
 
     @shared_by_holders
     def allocate(self, model: "PreTrainedModel", statistics: CalibrationStatistics | None = None) -> SparsityPlan:
@@ -272,20 +273,12 @@ class MWandaPruner:
         source: BlockSource,
         also_for: Iterable[MWandaConfig] = (),
         journal: Journal | None = None,
-    ) -> CalibrationStatistics:
+        for_all: bool = False,
+    ) -> Calibrated:
         activities = {config.activity for config in (self.config, *also_for) if config.activity is not None}
         with inference_mode(model):
-            return calibrate(
-                model,
-                weights,
-                chunks,
-                self.config,
-                source,
-                sorted(activities),
-                self.progress,
-                self._store,
-                journal,
-            )
+            options = (sorted(activities), self.progress, self._store, journal, for_all)
+            return calibrate(model, weights, chunks, self.config, source, *options)
 
     def _plan(
         self,
@@ -293,9 +286,10 @@ class MWandaPruner:
         weights: Weights,
         statistics: CalibrationStatistics | None,
         source: BlockSource,
+        known: Mapping[str, float | None] | None = None,
     ) -> SparsityPlan:
         with inference_mode(model):
-            return make_plan(Known(weights, statistics, source), statistics, self.config)
+            return make_plan(Known(weights, statistics, source), statistics, self.config, known)
 
     def _reached(self, weights: Weights, statistics: CalibrationStatistics | None) -> Weights:
         """The weights to prune: all, unless the policy leaves out experts that calibration barely reached."""

@@ -57,6 +57,20 @@ def leave_out_experts(weights: Weights, statistics: CalibrationStatistics, confi
     return weights
 
 
+def kept_experts(
+    weights: Sequence[PrunableWeight], entries: Mapping[str, WeightStatistics], config: MWandaConfig
+) -> list[PrunableWeight]:
+    """The weights of a block that `leave_out_experts` will not leave out.
+
+    Args:
+        weights: The weights of the block.
+        entries: Name to statistics.
+        config: Its `experts_policy` and `min_expert_tokens`.
+    """
+    lacking = _lacking(weights, entries, config) if config.experts_policy == "skip" else ()
+    return [weight for weight in weights if weight.expert_name is None or weight.expert_name not in lacking]
+
+
 def settle(
     weights: Sequence[PrunableWeight],
     entries: Mapping[str, WeightStatistics],

@@ -17,6 +17,7 @@ from ..modeling.blocks import find_stacks
 from ..modeling.inputs import RunningOrder
 from ..modeling.weights import PrunableWeight, Weights
 from .finished import Finished
+from .recording import Passed
 from .replay import BlockCalls
 from .store import HiddenStates, OnDevice
 from .walk import Seen, Step, Walk
@@ -73,26 +74,26 @@ class BlockByBlock(Walk):
         self._language_weights = language_weights
         self._reduce = reduce
 
-    def _record(self, stack: Mapping[str, nn.Module]) -> BlockCalls:
-        return BlockCalls(self._model, stack, self._batches, self.source, self._store())
-
     def _steps(self) -> Generator[Step, None, None]:
         unfinished = self.unfinished
-        # In a dense walk, later stacks read the outputs of the unpruned stacks before them.
-        recorded = [
-            self._record(stack) for stack in self._stacks if self._is_dense and unfinished.keys() & stack.keys()
-        ]
-        for stack in self._stacks:
+        passed: list[Passed] = []
+        for number, stack in enumerate(self._stacks):
+            is_last = not any(unfinished.keys() & later.keys() for later in self._stacks[number + 1 :])
             finished = [name for name in stack if name in self._finished]
-            if unfinished.keys() & stack.keys():
-                calls = recorded.pop(0) if self._is_dense else self._record(stack)
-                if not self._is_dense:
-                    self._adopt(finished)
-                    finished = []
-                last = max(position for position, name in enumerate(stack) if name in unfinished)
-                with closing(self.source.one_by_one([*stack][: last + 1])) as names:
-                    for name in names:
-                        yield from self._steps_in(calls, name, stack[name], unfinished.get(name, ()))
+            if is_last and not unfinished.keys() & stack.keys():
+                self._adopt(finished)
+                continue
+            if not self._is_dense:
+                self._adopt(finished)
+                finished = []
+            hidden = self._store()
+            calls = BlockCalls(self._model, stack, self._batches, self.source, hidden, passed, is_last)
+            last = max((position for position, name in enumerate(stack) if name in unfinished), default=0)
+            with closing(self.source.one_by_one([*stack][: last + 1 if is_last else None])) as names:
+                for name in names:
+                    yield from self._steps_in(calls, name, stack[name], unfinished.get(name, ()))
+            # The next stack reads what this one gives: in a dense walk, what it gave before it was pruned.
+            passed.append(calls.passed)
             self._adopt(finished)
 
     def _steps_in(

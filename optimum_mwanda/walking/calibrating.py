@@ -1,8 +1,9 @@
 """Statistics of the dense model: from one pass of the whole model or, if it is offloaded, block by block."""
 
-from collections.abc import Callable, Generator, Sequence
+import dataclasses
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..calibration.collector import StatisticsCollector
 from ..calibration.reduction import deal
@@ -13,17 +14,31 @@ from ..modeling.block_source import BlockSource
 from ..modeling.blocks import find_blocks, run_blocks
 from ..modeling.fingerprint import model_fingerprint
 from ..modeling.sharding import reshard, shares_parameters
-from ..modeling.weights import Weights, flat
+from ..modeling.weights import PrunableWeight, Weights, flat
 from ..processes.group import Processes, current
+from ..pruning.experts_policy import kept_experts
 from ..storage.journal import Journal
 from ..utils import portable_name, progress_bar
 from .block_by_block import BlockByBlock
+from .deciding import importance_of, weighs_blocks
 from .finished import CalibratedBlocks
 from .store import HiddenStates, OnDevice
 from .watching import run_watched
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+class Calibrated(NamedTuple):
+    """What one pass over the dense model has shown.
+
+    Attributes:
+        statistics: Statistics of the weights.
+        importance: Block to importance, if it was taken while the block was in memory.
+    """
+
+    statistics: CalibrationStatistics
+    importance: Mapping[str, float | None] | None
 
 
 def calibrate(
@@ -36,7 +51,8 @@ def calibrate(
     progress: bool = False,
     store: Callable[[], HiddenStates] = OnDevice,
     journal: Journal | None = None,
-) -> CalibrationStatistics:
+    for_all: bool = False,
+) -> Calibrated:
     """Runs all calibration text through the blocks of a model; processes that share the work run a part each.
 
     Args:
@@ -49,22 +65,16 @@ def calibrate(
         progress: Whether to show a progress bar.
         store: Makes a place for the hidden states of all batches between two blocks.
         journal: Where the statistics of each block of an offloaded model are kept.
-
-    Returns:
-        Statistics of these weights.
+        for_all: Whether the weights are all that may be pruned. Then, if each block is in memory once and the settings
+            ask for it, its importance is taken there as well.
 
     Raises:
         FloatingPointError: If activations are NaN or infinite.
         ValueError: If no token of a language reaches a weight outside the experts.
     """
-    entries: dict[str, WeightStatistics] = {}
-    if weights and source.is_resident:
-        entries = _in_one_pass(model, weights, chunks, config, activities, progress)
-    elif weights:
-        entries = _block_by_block(model, weights, chunks, config, source, activities, progress, store, journal)
     experts = dict.fromkeys(weight.expert_name for weight in flat(weights) if weight.expert_name is not None)
-    return CalibrationStatistics(
-        entries,
+    statistics = CalibrationStatistics(
+        {},
         coverage=tuple(entry for entry in chunks.coverage if entry.chunks),
         fingerprints={language: (digest,) for language, digest in chunks.fingerprints.items()},
         model=portable_name(getattr(model, "name_or_path", "") or ""),
@@ -72,6 +82,21 @@ def calibrate(
         left_out=tuple(entry for entry in chunks.coverage if not entry.chunks),
         experts=tuple(experts),
     )
+    if not weights:
+        return Calibrated(statistics, None)
+    if source.is_resident:
+        entries = _in_one_pass(model, weights, chunks, config, activities, progress)
+        return Calibrated(dataclasses.replace(statistics, weights=entries), None)
+    is_weighed = for_all and weighs_blocks(config)
+
+    def measure(found: Sequence[PrunableWeight], entries: Mapping[str, WeightStatistics]) -> float | None:
+        pruned = kept_experts(found, entries, config) if is_weighed else ()
+        return importance_of(pruned, entries, statistics, config) if pruned else None
+
+    entries, importance = _block_by_block(
+        model, weights, chunks, config, source, activities, progress, store, journal, measure
+    )
+    return Calibrated(dataclasses.replace(statistics, weights=entries), importance if is_weighed else None)
 
 
 def _block_by_block(
@@ -84,7 +109,8 @@ def _block_by_block(
     progress: bool,
     store: Callable[[], HiddenStates],
     journal: Journal | None,
-) -> dict[str, WeightStatistics]:
+    measure: Callable[[Sequence[PrunableWeight], Mapping[str, WeightStatistics]], float | None],
+) -> tuple[dict[str, WeightStatistics], dict[str, float | None]]:
     """Each block is in memory once, and the hidden states of all batches are kept."""
     finished = CalibratedBlocks(journal)
     own, reduce = deal(chunks, current())
@@ -93,13 +119,15 @@ def _block_by_block(
         model, weights, own, equal, config, source, store, reduce, only_statistics=activities, finished=finished
     )
     found = {name: finished.entries(name) for name in weights if name in finished}
+    importance = {name: finished.importance(name) for name in found}
     with closing(walk.steps()) as steps:
         is_shown = progress and current().is_first
         for step in progress_bar(steps, total=len(walk.unfinished), description="Calibrating", show=is_shown):
             block = step.weights[0].block
             found[block] = dict(step.look().entries)
-            finished.keep(block, found[block])
-    return {weight.name: found[weight.block][weight.name] for weight in flat(weights)}
+            importance[block] = measure(weights[block], found[block])
+            finished.keep(block, found[block], importance[block])
+    return {weight.name: found[weight.block][weight.name] for weight in flat(weights)}, importance
 
 
 def _in_one_pass(

@@ -1,10 +1,10 @@
 """What is decided on a walk: the sparsity of every block, and how every weight changes."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 
-from ..calibration.statistics import CalibrationStatistics
+from ..calibration.statistics import CalibrationStatistics, WeightStatistics
 from ..configuration import MWandaConfig
 from ..modeling.interrupts import check_interrupts
 from ..modeling.sharding import gathered
@@ -17,23 +17,52 @@ from .together import Decisions
 from .walk import Step, Walk
 
 
-def make_plan(walk: Walk, statistics: CalibrationStatistics | None, config: MWandaConfig) -> SparsityPlan:
-    """Visits every block to find its importance, if it matters, then shares the target out.
+def weighs_blocks(config: MWandaConfig) -> bool:
+    """Whether the sparsity of a block depends on how important it is."""
+    return ALLOCATIONS[str(config.allocation)].importance is not None
+
+
+def importance_of(
+    weights: Sequence[PrunableWeight],
+    entries: Mapping[str, WeightStatistics],
+    statistics: CalibrationStatistics | None,
+    config: MWandaConfig,
+) -> float | None:
+    """How important a block is that is in memory; None if calibration did not reach it.
+
+    Args:
+        weights: What will be pruned of the block.
+        entries: Name of a weight to its statistics, if there are any.
+        statistics: Calibration with the languages of the entries; None if the allocation needs none.
+        config: The settings.
+    """
+    settled, _ = settle(weights, entries, {}, config)
+    seen = None if statistics is None else dataclasses.replace(statistics, weights=settled)
+    with gathered(weight.module for weight in weights):
+        return block_importance(weights, seen, config)
+
+
+def make_plan(
+    walk: Walk,
+    statistics: CalibrationStatistics | None,
+    config: MWandaConfig,
+    known: Mapping[str, float | None] | None = None,
+) -> SparsityPlan:
+    """Visits every block to find its importance, if it matters and is not known, then shares the target out.
 
     Args:
         walk: Goes through the weights; nothing is changed.
         statistics: Calibration with the languages of what is seen; None if the allocation needs none.
         config: The settings.
+        known: Block to importance, for all blocks; None if they must be visited.
     """
-    importance: dict[str, float | None] = dict.fromkeys(walk.weights)
-    if ALLOCATIONS[str(config.allocation)].importance is not None:
+    importance: dict[str, float | None] = {block: (known or {}).get(block) for block in walk.weights}
+    if weighs_blocks(config) and known is None:
         with closing(walk.steps()) as steps:
             for step in steps:
-                entries, _ = settle(step.weights, *step.look(), config)
-                seen = None if statistics is None else dataclasses.replace(statistics, weights=entries)
+                entries = step.look().entries
                 for block in dict.fromkeys(weight.block for weight in step.weights):
-                    with gathered(weight.module for weight in walk.weights[block]):
-                        importance[block] = block_importance(walk.weights[block], seen, config)
+                    importance[block] = importance_of(walk.weights[block], entries, statistics, config)
                 check_interrupts()
     sizes = {block: sum(weight.numel for weight in found) for block, found in walk.weights.items()}
     return share_out(sizes, list(importance.values()), config)

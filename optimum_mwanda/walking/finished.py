@@ -97,10 +97,15 @@ class CalibratedBlocks(Finished):
         """The statistics of a finished block."""
         return {} if self._journal is None else from_tensors(self._journal.tensors(STATISTICS, block))
 
-    def keep(self, block: str, entries: Mapping[str, WeightStatistics]) -> None:
-        """Keeps the statistics of a block."""
+    def importance(self, block: str) -> float | None:
+        """How important a finished block is, if that was known."""
+        found: float | None = None if self._journal is None else self._journal.facts(STATISTICS, block)
+        return found
+
+    def keep(self, block: str, entries: Mapping[str, WeightStatistics], importance: float | None) -> None:
+        """Keeps the statistics of a block, and how important it is."""
         if self._journal is not None:
-            self._journal.put(STATISTICS, block, as_tensors(entries))
+            self._journal.put(STATISTICS, block, as_tensors(entries), importance)
 
 
 class PrunedBlocks(Finished):

@@ -1,9 +1,10 @@
 """Recording what each block is called with, without running the blocks."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +14,44 @@ from ..modeling.block_source import BlockSource
 from ..modeling.blocks import run_blocks
 from .store import HiddenStates
 
-Call = tuple[tuple[Any, ...], dict[str, Any]]
-Calls = dict[str, list[Call]]
-_PLAIN = (bool, int, float, str, bytes, slice, torch.dtype, torch.device, torch.Size)
+Call: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
+Calls: TypeAlias = dict[str, list[Call]]
+Form: TypeAlias = int | None
+"""What a block gives: a tuple of so many values, the first of them hidden states, or None for hidden states alone."""
+
+_FORMS: tuple[Form, ...] = (None, 1, 2, 3, 4, 5, 6)
+_PLAIN = (bool, int, float, str, bytes, slice, torch.dtype, torch.device, type(None))
+
+
+class Passed(NamedTuple):
+    """A stack through which all batches have run.
+
+    Attributes:
+        blocks: Its blocks, in the order in which they run.
+        forms: What each of them gives.
+        hidden: What the last of them gave.
+    """
+
+    blocks: Mapping[str, nn.Module]
+    forms: Mapping[str, Form]
+    hidden: HiddenStates
+
+
+class Recorded(NamedTuple):
+    """What is known of the calls of a stack.
+
+    Attributes:
+        calls: Name of a block to the arguments of its calls, one per batch, without hidden states; objects that the
+            model passes to many blocks are kept once.
+        forms: Name of a block to what it gives.
+    """
+
+    calls: Calls
+    forms: dict[str, Form]
+
+
+class _Unknown:
+    """Stands for what a block gives besides hidden states."""
 
 
 def record_calls(
@@ -24,14 +60,14 @@ def record_calls(
     batches: Iterable[Mapping[str, Tensor]],
     hidden: HiddenStates,
     source: BlockSource,
-) -> Calls:
+    passed: Sequence[Passed] = (),
+) -> Recorded:
     """Records the arguments of every block of a stack, except hidden states.
 
     The arguments that a model passes to its blocks (position embeddings, masks, layer-wise options) hardly ever depend
-    on what the blocks compute. So the blocks run only for the first batch; then stand-ins that pass the hidden states
-    on replace them. If the stand-ins are called with the same arguments, they serve for all other batches. If blocks
-    give each other more than hidden states, as in T5, where the first one shares its position bias, the blocks run for
-    every batch.
+    on what the blocks compute. So stand-ins that pass the hidden states on replace them. A trial with the first batch
+    shows whether they can. If blocks give each other more than hidden states, as in T5, where the first one shares its
+    position bias, they are brought into memory and run for every batch.
 
     Args:
         model: The model.
@@ -39,43 +75,108 @@ def record_calls(
         batches: Keyword arguments of the model, batch by batch.
         hidden: Takes the hidden states that enter the first block.
         source: Brings blocks into memory where they run.
+        passed: Other stacks that have run over the same batches, and need not run again.
 
-    Returns:
-        Name of a block to the arguments of its calls, one per batch; objects that the model passes to many blocks are
-        kept once.
+    Raises:
+        ValueError: If the blocks run between those of a stack that has run.
     """
     calls: Calls = {name: [] for name in blocks}
-    counts: dict[str, int | None] = {}
+    forms: dict[str, Form] = {}
     can_stand_in = False
     for number, batch in enumerate(batches):
-        if number == 0:
-            with source.held_in_calls(), _recording(blocks, calls, hidden), _noting(blocks, counts):
-                run_blocks(model, blocks, batch)
-            can_stand_in = _agrees(model, blocks, batch, calls, counts)
-        elif can_stand_in:
-            with _standing_in(blocks, counts), _recording(blocks, calls, hidden):
-                run_blocks(model, blocks, batch)
-        else:
-            with source.held_in_calls(), _recording(blocks, calls, hidden):
-                run_blocks(model, blocks, batch)
-    return calls
+        with _passing_by(passed, number, blocks):
+            if number == 0 and (found := _try_forms(model, blocks, batch)) is not None:
+                forms, can_stand_in = found, True
+            if can_stand_in:
+                with _standing_in(blocks, forms), _recording(blocks, calls, hidden):
+                    run_blocks(model, blocks, batch)
+            else:
+                with source.held_in_calls(), _recording(blocks, calls, hidden), _noting(blocks, forms):
+                    run_blocks(model, blocks, batch)
+    return Recorded(calls, forms)
 
 
-def _agrees(
+def _try_forms(
+    model: nn.Module, blocks: Mapping[str, nn.Module], batch: Mapping[str, Tensor]
+) -> dict[str, Form] | None:
+    """Tries what stand-ins may give so that the model passes the first value on to the next block.
+
+    A model that expects another form fails, or passes something else on. Only if all forms that work, with whatever
+    hidden states, lead to the same arguments, and nothing in these comes from a block or may be filled by one, does it
+    not matter what the blocks would do.
+
+    Returns:
+        A form that works, for each block; None if blocks must run.
+    """
+    found = [
+        (form, calls)
+        for form in _FORMS
+        for change in (_unchanged, _changed)
+        if (calls := _try(model, blocks, batch, form, change)) is not None
+    ]
+    if not found:
+        return None
+    (form, first), *others = found
+    is_plain = all(_is_plain((*args, *kwargs.values())) for calls in first.values() for args, kwargs in calls)
+    return dict.fromkeys(blocks, form) if is_plain and all(_same(calls, first) for _, calls in others) else None
+
+
+def _try(
     model: nn.Module,
     blocks: Mapping[str, nn.Module],
     batch: Mapping[str, Tensor],
-    calls: Calls,
-    counts: dict[str, int | None],
-) -> bool:
-    """Whether stand-ins are called with the same arguments as the blocks themselves."""
+    form: Form,
+    change: Callable[[Tensor], Tensor],
+) -> Calls | None:
+    """The calls of stand-ins that give one form; None if the model does not pass on what it is given."""
     found: Calls = {name: [] for name in blocks}
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def pass_on(states: Tensor) -> Tensor:
+        seen.append((states, change(states)))
+        return seen[-1][1]
+
     try:
-        with _standing_in(blocks, counts), _recording(blocks, found, None):
+        with _standing_in(blocks, dict.fromkeys(blocks, form), pass_on), _recording(blocks, found, None):
             run_blocks(model, blocks, batch)
-    except Exception:  # a model that uses a block's further outputs finds None there
-        return False
-    return _same(calls, found)
+    except Exception:  # the model cannot do with this form
+        return None
+    return found if all(_same(given, got) for (_, given), (got, _) in pairwise(seen)) else None
+
+
+def _unchanged(states: Tensor) -> Tensor:
+    return states
+
+
+def _changed(states: Tensor) -> Tensor:
+    return -1 - states
+
+
+@contextmanager
+def _passing_by(passed: Sequence[Passed], number: int, blocks: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Lets stacks that have run give what they gave for a batch, without running."""
+    called: set[str] = set()
+
+    def give(*args: Any, stack: Passed, name: str, is_last: bool, **kwargs: Any) -> Any:
+        called.add(name)
+        return _formed(stack.hidden[number] if is_last else _hidden_states(args, kwargs), stack.forms[name])
+
+    def check(*_: Any) -> None:
+        for stack in passed:
+            if called and (missing := stack.blocks.keys() - called) and len(missing) < len(stack.blocks):
+                raise ValueError(
+                    f"{next(iter(blocks))!r} runs between blocks of another list, such as {min(missing)!r}: name the "
+                    "lists with blocks=, in the order in which they run; lists that run by turns cannot be pruned "
+                    "block by block."
+                )
+
+    forwards = {}
+    for stack in passed:
+        *_, last = stack.blocks
+        for name, block in stack.blocks.items():
+            forwards[block] = partial(give, stack=stack, name=name, is_last=name == last)
+    with _replaced(forwards), _removing([next(iter(blocks.values())).register_forward_pre_hook(check)]):
+        yield
 
 
 @contextmanager
@@ -97,11 +198,11 @@ def _recording(blocks: Mapping[str, nn.Module], calls: Calls, hidden: HiddenStat
 
 
 @contextmanager
-def _noting(blocks: Mapping[str, nn.Module], counts: dict[str, int | None]) -> Iterator[None]:
-    """Notes the form of each block's output: how many values, or None for hidden states alone."""
+def _noting(blocks: Mapping[str, nn.Module], forms: dict[str, Form]) -> Iterator[None]:
+    """Notes what each block gives."""
 
     def note(_: nn.Module, __: Any, output: Any, name: str) -> None:
-        counts[name] = None if torch.is_tensor(output) else len(output)
+        forms[name] = None if torch.is_tensor(output) else len(output)
 
     with _removing([block.register_forward_hook(partial(note, name=name)) for name, block in blocks.items()]):
         yield
@@ -118,23 +219,35 @@ def _removing(handles: Sequence[RemovableHandle]) -> Iterator[None]:
 
 
 @contextmanager
-def _standing_in(blocks: Mapping[str, nn.Module], counts: Mapping[str, int | None]) -> Iterator[None]:
-    """Lets blocks pass hidden states on, in the form of their usual output; hooks are called as usual."""
+def _standing_in(
+    blocks: Mapping[str, nn.Module], forms: Mapping[str, Form], change: Callable[[Tensor], Tensor] = _unchanged
+) -> Iterator[None]:
+    """Lets blocks pass hidden states on in some form; hooks are called as usual."""
 
-    def pass_on(*args: Any, count: int | None, **kwargs: Any) -> Any:
-        states = _hidden_states(args, kwargs)
-        return states if count is None else (states, *[None] * (count - 1))
+    def pass_on(*args: Any, form: Form, **kwargs: Any) -> Any:
+        return _formed(change(_hidden_states(args, kwargs)), form)
 
-    own = {name: vars(block).get("forward") for name, block in blocks.items()}  # an instance's own, if it has one
+    with _replaced({block: partial(pass_on, form=forms[name]) for name, block in blocks.items()}):
+        yield
+
+
+@contextmanager
+def _replaced(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """Replaces what modules do when they are called."""
+    own = {module: vars(module).get("forward") for module in forwards}  # an instance's own, if it has one
     try:
-        for name, block in blocks.items():
-            block.forward = partial(pass_on, count=counts[name])
+        for module, forward in forwards.items():
+            module.forward = forward
         yield
     finally:
-        for name, block in blocks.items():
-            del block.forward
-            if (forward := own[name]) is not None:
-                block.forward = forward
+        for module, before in own.items():
+            vars(module).pop("forward", None)
+            if before is not None:
+                module.forward = before
+
+
+def _formed(states: Tensor, form: Form) -> Any:
+    return states if form is None else (states, *[_Unknown() for _ in range(form - 1)])
 
 
 def _hidden_states(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
@@ -142,16 +255,25 @@ def _hidden_states(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
     return states
 
 
+def _is_plain(value: Any) -> bool:
+    """Whether nothing in a value comes from a block or may be filled by one."""
+    if isinstance(value, tuple):
+        return all(map(_is_plain, value))
+    return torch.is_tensor(value) or isinstance(value, _PLAIN)
+
+
 def _same(one: Any, other: Any) -> bool:
-    """Whether two arguments are equal; values of unknown types are equal only if they are the same object."""
+    """Whether two arguments are equal."""
     if one is other:
         return True
     if torch.is_tensor(one):
-        return torch.is_tensor(other) and one.dtype == other.dtype and torch.equal(one, other)
+        return (
+            torch.is_tensor(other) and one.dtype == other.dtype and one.shape == other.shape and torch.equal(one, other)
+        )
     if type(one) is not type(other):
         return False
     if isinstance(one, (list, tuple)):
         return len(one) == len(other) and all(map(_same, one, other))
     if isinstance(one, Mapping):
         return one.keys() == other.keys() and all(_same(value, other[key]) for key, value in one.items())
-    return isinstance(one, _PLAIN) and one == other
+    return isinstance(one, _PLAIN) and bool(one == other)

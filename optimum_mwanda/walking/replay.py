@@ -1,6 +1,6 @@
 """Calling the blocks of a stack again as the model called them, without the rest of the model."""
 
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..modeling.block_source import BlockSource
 from ..modeling.interrupts import interruptible
-from .recording import record_calls
+from .recording import Passed, record_calls
 from .store import HiddenStates, OnDevice
 
 
@@ -29,9 +29,12 @@ class BlockCalls:
         batches: Keyword arguments of the model, batch by batch.
         source: Brings blocks into memory; who calls the methods here sees to it that the block in question is there.
         hidden: Store for the hidden states. None: they stay where the blocks leave them.
+        passed: Other stacks that have run over the same batches, and need not run again.
+        is_last: Whether nobody needs what the last block gives.
 
     Attributes:
         hidden: Hidden states that enter the next block.
+        passed: This stack as one that has run, once all of it has.
     """
 
     def __init__(
@@ -41,9 +44,13 @@ class BlockCalls:
         batches: Iterable[Mapping[str, Tensor]],
         source: BlockSource,
         hidden: HiddenStates | None = None,
+        passed: Sequence[Passed] = (),
+        is_last: bool = True,
     ) -> None:
         self.hidden = hidden or OnDevice()
-        self._calls = record_calls(model, blocks, batches, self.hidden, source)
+        self._calls, forms = record_calls(model, blocks, batches, self.hidden, source, passed)
+        self._is_last = is_last
+        self.passed = Passed(blocks, forms, self.hidden)
 
     def run_to(self, name: str, block: nn.Module, module: nn.Module | None) -> Generator[int, None, None]:
         """Runs one block over every batch, up to the call of a module in it, and yields batch numbers.
@@ -72,8 +79,8 @@ class BlockCalls:
             yield index, output if torch.is_tensor(output) else output[0]
 
     def advance(self, name: str, block: nn.Module) -> None:
-        """Replaces the hidden states by the block's outputs and forgets its calls; the last block need not run."""
-        if len(self._calls) > 1:
+        """Replaces the hidden states by the block's outputs and forgets its calls; the very last block need not run."""
+        if len(self._calls) > 1 or not self._is_last:
             for _ in self.advancing(name, block):
                 pass
         else:
