@@ -7,7 +7,6 @@ from contextlib import closing
 from ..calibration.statistics import CalibrationStatistics
 from ..configuration import MWandaConfig
 from ..modeling.interrupts import check_interrupts
-from ..modeling.sharding import gathered
 from ..modeling.weights import PrunableWeight
 from ..pruning.allocation import SparsityPlan
 from ..pruning.experts_policy import settle
@@ -32,8 +31,8 @@ def make_plan(walk: Walk, statistics: CalibrationStatistics | None, config: MWan
                 entries, _ = settle(step.weights, *step.look(), config)
                 seen = None if statistics is None else dataclasses.replace(statistics, weights=entries)
                 for block in dict.fromkeys(weight.block for weight in step.weights):
-                    with gathered(weight.module for weight in walk.weights[block]):
-                        importance[block] = block_importance(walk.weights[block], seen, config)
+                    readable = [weight.gathered() for weight in walk.weights[block]]
+                    importance[block] = block_importance(readable, seen, config)
                 check_interrupts()
     sizes = {block: sum(weight.numel for weight in found) for block, found in walk.weights.items()}
     return share_out(sizes, list(importance.values()), config)
