@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
-from .calibration.reduction import check_same, deal
+from .calibration.reduction import check_same, deal, readers
 from .calibration.statistics import CalibrationStatistics
 from .configuration import MWandaConfig
 from .data.chunks import CalibrationChunks, LanguageCoverage, build_chunks
@@ -308,7 +308,7 @@ class MWandaPruner:
     ) -> BlockByBlock:
         found = weigh_languages(self.config, chunks.tokens).tolist()
         language_weights = dict(zip(chunks.tokens, found, strict=True))
-        own, reduce = deal(chunks, current())
+        own, reduce = deal(chunks, readers(model))
         return BlockByBlock(
             model, weights, own, language_weights, self.config, source, self._store, reduce, finished=pruned
         )

@@ -43,9 +43,9 @@ class StatisticsCollector:
         made: dict[object, WeightStatistics] = {}
         for w in weights:
             # Which weights read one tensor may depend on the text, and processes must add up equally many sums.
-            kind = (w.in_features, w.matrix.device) if reduce is None else w.name
+            kind = (w.in_features, w.device) if reduce is None else w.name
             if kind not in made:
-                made[kind] = new_sums(len(languages), w.in_features, activities, w.matrix.device)
+                made[kind] = new_sums(len(languages), w.in_features, activities, w.device)
             self._sums[w.name] = made[kind]
         self._sharing = Counter(map(id, self._sums.values()))
         self._watch = watch_inputs(weights, self._add)

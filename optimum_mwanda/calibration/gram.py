@@ -110,6 +110,6 @@ class GramCollector:
         for weight in reached:
             if weight.name not in self._pooled:
                 width = weight.in_features
-                self._pooled[weight.name] = torch.zeros(width, width, device=weight.matrix.device)
+                self._pooled[weight.name] = torch.zeros(width, width, device=weight.device)
         totals = reduce([self._pooled[weight.name] for weight in reached])
         self._pooled = {weight.name: total for weight, total in zip(reached, totals, strict=True)}

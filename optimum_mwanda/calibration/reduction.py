@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from ..configuration import MWandaConfig
 from ..data.chunks import CalibrationChunks
 from ..modeling.fingerprint import model_fingerprint
+from ..modeling.sharding import divides_text
 from ..processes.dealing import even_part
-from ..processes.group import Processes
+from ..processes.group import Processes, current
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +31,11 @@ class Reduce:
     def __call__(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The totals, for every process."""
         return self.processes.add_up(tensors)
+
+
+def readers(model: nn.Module) -> Processes:
+    """The processes that read calibration text of their own; this one alone, if all run a model on the same text."""
+    return current() if divides_text(model) else Processes()
 
 
 def deal(chunks: CalibrationChunks, processes: Processes) -> tuple[CalibrationChunks, Reduce | None]:

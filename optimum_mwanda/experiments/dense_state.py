@@ -23,12 +23,12 @@ class DenseState:
 
     def __init__(self, model: "PreTrainedModel", weights: Iterable[PrunableWeight]) -> None:
         self._records = take_records(model)
-        self._values = [(weight, weight.matrix.to("cpu", copy=True)) for weight in weights]
+        self._values = [(weight, weight.own.to("cpu", copy=True)) for weight in weights]
 
     def restore(self) -> None:
         """Makes the model as it was."""
         for weight, values in self._values:
-            weight.matrix.copy_(values)
+            weight.own.copy_(values)
         put_records(self._records)
 
     def __enter__(self) -> "DenseState":

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .fused_experts import find_experts
+from .sharding import own_parts, whole_input
 from .weights import PrunableWeight
 
 See = Callable[[str, Tensor], None]
@@ -18,38 +19,44 @@ def watch_inputs(weights: Sequence[PrunableWeight], see: See) -> Iterator[None]:
     """Calls `see(name, X)` with the input of each weight, `X` of shape `(..., in)`, as long as it is open.
 
     The model's own forward pass is not changed, not even for fused experts: their inputs are computed from the tokens
-    that were routed to them.
+    that were routed to them. Of a tensor-parallel model, every process sees the whole input of each matrix.
     """
     handles = []
-    experts: dict[nn.Module, dict[tuple[int, str], str]] = {}
+    experts: dict[nn.Module, dict[tuple[int, str], PrunableWeight]] = {}
     try:
         for weight in weights:
             if weight.expert is None:
-                hook = _hook(weight.name, see)
+                hook = _hook(weight, see)
                 handles.append(weight.module.register_forward_pre_hook(hook, with_kwargs=True))
             else:
-                experts.setdefault(weight.module, {})[weight.expert, weight.parameter] = weight.name
-        for module, names in experts.items():
-            handles.append(module.register_forward_pre_hook(_experts_hook(names, see), with_kwargs=True))
+                experts.setdefault(weight.module, {})[weight.expert, weight.parameter] = weight
+        for module, found in experts.items():
+            handles.append(module.register_forward_pre_hook(_experts_hook(found, see), with_kwargs=True))
         yield
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _hook(name: str, see: See) -> Any:
+def _hook(weight: PrunableWeight, see: See) -> Any:
+    holder, width = weight.holder, weight.in_features
+
     def look(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        see(name, args[0] if args else next(iter(kwargs.values())))
+        see(weight.name, whole_input(args[0] if args else next(iter(kwargs.values())), holder, width))
 
     return look
 
 
-def _experts_hook(names: dict[tuple[int, str], str], see: See) -> Any:
+def _experts_hook(weights: dict[tuple[int, str], PrunableWeight], see: See) -> Any:
+    held = {place: (weight.name, weight.holder, weight.in_features) for place, weight in weights.items()}
+
     def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         layout = find_experts(module)
-        for expert, parameter, x in layout.inputs(module, args, kwargs):  # type: ignore[union-attr]
-            if (expert, parameter) in names and x.numel():
-                see(names[expert, parameter], x)
+        with own_parts(module):
+            for expert, parameter, x in layout.inputs(module, args, kwargs):  # type: ignore[union-attr]
+                if (expert, parameter) in held and x.numel():
+                    name, holder, width = held[expert, parameter]
+                    see(name, whole_input(x, holder, width))
 
     return look
 

@@ -1,9 +1,10 @@
 """Tensors that several processes share out among them (`DTensor`), as FSDP2 and tensor parallelism do."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .fused_experts import find_experts
@@ -41,26 +42,63 @@ def share_out(tensor: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(tensor, sharded.device_mesh, sharded.placements, src_data_rank=None).to_local()
 
 
+def join(part: Tensor, like: Tensor) -> Tensor:
+    """Gathers what each process holds of some members of a tensor, taken along its first dimension.
+
+    Args:
+        part: What this process holds of them; every process must ask for the same ones.
+        like: The tensor, which is shared out along another dimension.
+    """
+    sharded: Any = like
+    return _gathered(part, sharded.device_mesh, sharded.placements, (len(part), *like.shape[1:]))
+
+
 @contextmanager
-def gathered(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Inside the block, the parameters of some modules are whole copies, to be read; every process must enter it."""
-    kept: list[tuple[nn.Module, str, nn.Parameter]] = []
+def own_parts(module: nn.Module) -> Iterator[None]:
+    """Inside the block, the parameters of a module are plain tensors: what this process holds of them."""
+    kept = {name: parameter for name, parameter in module._parameters.items() if parameter is not None}
     try:
-        for module in dict.fromkeys(part for each in modules for part in each.modules()):
-            for name, parameter in module.named_parameters(recurse=False):
-                if is_sharded(parameter):
-                    copy = nn.Parameter(whole(parameter.detach()), requires_grad=False)
-                    kept.append((module, name, parameter))
-                    module._parameters[name] = copy
+        for name, parameter in kept.items():
+            if is_sharded(parameter):
+                module._parameters[name] = nn.Parameter(own_part(parameter.detach()), requires_grad=False)
         yield
     finally:
-        for module, name, parameter in kept:
-            module._parameters[name] = parameter
+        module._parameters.update(kept)
+
+
+def whole_input(x: Tensor, holder: Tensor, width: int) -> Tensor:
+    """What enters a matrix over its whole width; if processes hold a slice each, every process must ask for it.
+
+    With tensor parallelism, a matrix whose columns are shared out (`rowwise`) reads a slice in each process; one whose
+    rows are shared out (`colwise`) reads everything in all of them.
+
+    Args:
+        x: What enters its module in this process, shape `(..., in)`.
+        holder: The parameter that holds the matrix.
+        width: Columns of the matrix.
+    """
+    if is_sharded(x):
+        return whole(x)
+    if x.shape[-1] == width or not is_sharded(holder):
+        return x
+    from torch.distributed.tensor import Replicate, Shard
+
+    sharded: Any = holder
+    places = [Replicate() if place.is_replicate() else Shard(x.dim() - 1) for place in sharded.placements]
+    return _gathered(x, sharded.device_mesh, places, (*x.shape[:-1], width))
+
+
+def _gathered(part: Tensor, mesh: Any, places: Any, shape: tuple[int, ...]) -> Tensor:
+    from torch.distributed.tensor import DTensor
+
+    stride = torch.empty(shape, device="meta").stride()
+    shared = DTensor.from_local(part, mesh, places, run_check=False, shape=torch.Size(shape), stride=stride)
+    return shared.full_tensor()
 
 
 def shares_parameters(model: nn.Module) -> bool:
     """Whether processes hold parts of a model, so that all of them have to run it equally often."""
-    return any(map(is_sharded, model.parameters()))
+    return any(map(is_sharded, model.parameters())) or _has_plain_parts(model)
 
 
 def divides_text(model: nn.Module) -> bool:
@@ -68,11 +106,19 @@ def divides_text(model: nn.Module) -> bool:
 
     With tensor parallelism all of them run it on the same text.
     """
-    sharded: list[Any] = [parameter for parameter in model.parameters() if is_sharded(parameter)]
-    if not sharded:
+    if not shares_parameters(model):
         return True
-    once = all(sum(place.is_shard() for place in each.placements) == 1 for each in sharded)
-    return once and any(map(is_fully_sharded, model.modules()))
+    return _is_sharded_once(model) and any(map(is_fully_sharded, model.modules()))
+
+
+def _is_sharded_once(model: nn.Module) -> bool:
+    sharded: list[Any] = [parameter for parameter in model.parameters() if is_sharded(parameter)]
+    return all(sum(not place.is_replicate() for place in each.placements) <= 1 for each in sharded)
+
+
+def _has_plain_parts(model: nn.Module) -> bool:
+    """Whether a model is tensor-parallel in the way of old versions of transformers: with plain tensors for parts."""
+    return (getattr(model, "tp_size", None) or 1) > 1 and not any(map(is_sharded, model.parameters()))
 
 
 def is_fully_sharded(module: nn.Module) -> bool:
@@ -99,19 +145,27 @@ def check_sharing(model: nn.Module, is_blockwise: bool) -> None:
     """
     if not shares_parameters(model):
         return
-    if not divides_text(model):
+    if _has_plain_parts(model):
         raise ValueError(
-            "The model is tensor-parallel, so that a process sees a part of what enters a matrix: load it whole in "
-            "each process, or share it out with fully_shard (FSDP2)."
+            "The model is tensor-parallel, but this version of transformers does not say which part of a matrix a "
+            "process holds: update transformers, or load the model whole in each process."
         )
-    if is_blockwise:
+    is_under_fsdp = any(map(is_fully_sharded, model.modules()))
+    if is_under_fsdp and not divides_text(model):
         raise ValueError(
-            "calibration='sequential', refinement and reconstruction stop blocks in the middle, which FSDP2 does not "
-            "allow: set calibration='dense', refinement='none' and reconstruction='none', or load the model whole in "
+            "The model is tensor-parallel and under FSDP2 at the same time: use one of the two, or load it whole in "
             "each process."
         )
-    if any(find_experts(module) is not None for module in model.modules()):
+    if is_under_fsdp and is_blockwise:
         raise ValueError(
-            "The model has fused experts that FSDP2 shares out, so that a process has only some of them: load it whole "
-            "in each process."
+            "calibration='sequential', refinement and reconstruction stop blocks in the middle, which FSDP2 does not "
+            "allow: set calibration='dense', refinement='none' and reconstruction='none', share the model out with "
+            "tensor parallelism instead, or load it whole in each process."
+        )
+    experts = [module for module in model.modules() if find_experts(module) is not None]
+    held: list[Any] = [each for module in experts for each in module.parameters() if is_sharded(each)]
+    if held and (is_under_fsdp or any(each.dim() < 3 or each.to_local().shape[0] != each.shape[0] for each in held)):
+        raise ValueError(
+            "The model has fused experts of which a process holds only some (FSDP2, expert parallelism): share it out "
+            "with tensor parallelism, or load it whole in each process."
         )

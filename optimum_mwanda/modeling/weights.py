@@ -5,12 +5,13 @@ import fnmatch
 import re
 from collections.abc import Iterator, Sequence
 
+import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..utils import abridged
 from .fused_experts import find_experts
-from .sharding import own_part
+from .sharding import is_sharded, join, own_part, share_out, whole
 
 # Modules that choose experts, by name anywhere in a path: pruning them reroutes tokens and saves almost nothing.
 ROUTERS = ("router", "gate", "shared_expert_gate")
@@ -59,6 +60,32 @@ class PrunableWeight:
         return tensor.T if self.transposed else tensor
 
     @property
+    def own(self) -> Tensor:
+        """What this process holds of the weight, as a view like `matrix`; all of it, unless processes share it out."""
+        return self.view_of(own_part(self.holder))
+
+    def own_of(self, tensor: Tensor) -> Tensor:
+        """The part of a whole tensor of shape `(out, in)` that belongs to what this process holds of the weight."""
+        if not is_sharded(self.holder):
+            return tensor
+        stored = tensor.T if self.transposed else tensor
+        part = share_out(stored if self.expert is None else stored[None], self.holder)
+        part = part if self.expert is None else part[0]
+        return part.T if self.transposed else part
+
+    def gathered(self) -> "PrunableWeight":
+        """A weight of the same name whose matrix is whole, to be read; if it is shared out, all processes must call."""
+        if not is_sharded(self.holder):
+            return self
+        module = nn.Module()
+        if self.expert is None:
+            module.weight = nn.Parameter(whole(self.holder), requires_grad=False)
+            return dataclasses.replace(self, module=module, parameter="weight")
+        own = own_part(self.holder)[self.expert, None]
+        module.weight = nn.Parameter(join(own, self.holder), requires_grad=False)
+        return dataclasses.replace(self, module=module, parameter="weight", expert=0, experts=1)
+
+    @property
     def stored(self) -> str:
         """Name of the holder: the module path, or for a fused expert the path of the parameter of all experts."""
         if self.expert is None:
@@ -75,19 +102,32 @@ class PrunableWeight:
         return unfused[0] if unfused else None
 
     @property
+    def shape(self) -> torch.Size:
+        """Rows and columns of the matrix, whoever holds it."""
+        rows, columns = self.holder.shape[-2:]
+        if self.holder.dim() == 2:
+            rows //= self.experts
+        return torch.Size((columns, rows) if self.transposed else (rows, columns))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the matrix is."""
+        return self.holder.device
+
+    @property
     def out_features(self) -> int:
         """Rows of the matrix."""
-        return self.matrix.shape[0]
+        return self.shape[0]
 
     @property
     def in_features(self) -> int:
         """Columns of the matrix."""
-        return self.matrix.shape[1]
+        return self.shape[1]
 
     @property
     def numel(self) -> int:
         """Number of weights."""
-        return self.matrix.numel()
+        return self.shape.numel()
 
 
 Weights = dict[str, list[PrunableWeight]]
@@ -171,7 +211,7 @@ def check_finite(weight: PrunableWeight) -> None:
     Raises:
         FloatingPointError: If the weight holds any.
     """
-    if not own_part(weight.matrix).isfinite().all():
+    if not weight.own.isfinite().all():
         raise FloatingPointError(f"{weight.name!r} (block {weight.block!r}) holds NaN or infinite weights.")
 
 

@@ -77,8 +77,7 @@ def name_matrices(weights: Iterable[PrunableWeight], zeros: Mapping[str, int]) -
         # Without `.weight`, as the path of a module stands for its weight.
         name = _matrix_name(weight.stored)
         if name not in found:
-            shape = tuple(weight.matrix.shape)
-            shape = shape if weight.expert is None else (weight.experts, *shape)
+            shape = (*weight.shape,) if weight.expert is None else (weight.experts, *weight.shape)
             found[name] = RecordedMatrix(name, weight.block, shape, zeros[weight.stored])
     return list(found.values())
 

@@ -6,7 +6,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..calibration.collector import StatisticsCollector
-from ..calibration.reduction import deal
+from ..calibration.reduction import deal, readers
 from ..calibration.statistics import CalibrationStatistics, WeightStatistics
 from ..configuration import MWandaConfig
 from ..data.chunks import CalibrationChunks
@@ -113,7 +113,7 @@ def _block_by_block(
 ) -> tuple[dict[str, WeightStatistics], dict[str, float | None]]:
     """Each block is in memory once, and the hidden states of all batches are kept."""
     finished = CalibratedBlocks(journal)
-    own, reduce = deal(chunks, current())
+    own, reduce = deal(chunks, readers(model))
     equal = dict.fromkeys(chunks.chunks, 1.0)
     walk = BlockByBlock(
         model, weights, own, equal, config, source, store, reduce, only_statistics=activities, finished=finished
@@ -139,13 +139,13 @@ def _in_one_pass(
     progress: bool,
 ) -> dict[str, WeightStatistics]:
     """The whole model runs batch by batch, and no hidden states are kept."""
-    size, processes = config.batch_size, current()
+    size, processes = config.batch_size, readers(model)
     own, reduce = deal(chunks, processes)
     collector = StatisticsCollector(flat(weights), list(chunks.chunks), activities, reduce)
     blocks = find_blocks(model, config.blocks)
     total = own.number_of_batches(size)
     batches = progress_bar(
-        own.batches(size), total=total, description="Calibrating", show=progress and processes.is_first
+        own.batches(size), total=total, description="Calibrating", show=progress and current().is_first
     )
 
     def runs() -> Generator[None, None, None]:

@@ -7,7 +7,6 @@ from contextlib import closing
 from ..calibration.statistics import CalibrationStatistics, WeightStatistics
 from ..configuration import MWandaConfig
 from ..modeling.interrupts import check_interrupts
-from ..modeling.sharding import gathered
 from ..modeling.weights import PrunableWeight
 from ..pruning.allocation import SparsityPlan
 from ..pruning.experts_policy import settle
@@ -38,8 +37,7 @@ def importance_of(
     """
     settled, _ = settle(weights, entries, {}, config)
     seen = None if statistics is None else dataclasses.replace(statistics, weights=settled)
-    with gathered(weight.module for weight in weights):
-        return block_importance(weights, seen, config)
+    return block_importance([weight.gathered() for weight in weights], seen, config)
 
 
 def make_plan(

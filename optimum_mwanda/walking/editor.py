@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..modeling.bits import pack_bits, unpack_bits
 from ..modeling.block_source import BlockSource
-from ..modeling.sharding import is_sharded, own_part, share_out
+from ..modeling.sharding import is_sharded
 from ..modeling.weights import PrunableWeight
 
 logger = logging.getLogger(__name__)
@@ -45,9 +45,9 @@ class WeightEditor:
             pruned: Boolean, shape `(out, in)`, True where an entry is removed.
             packed: The same as packed bits, on the CPU.
         """
-        matrix, pruned = own_part(weight.matrix), share_out(pruned, weight.matrix)
+        matrix, pruned = weight.own, weight.own_of(pruned)
         if self._must_keep(weight):
-            own = pack_bits(pruned).cpu() if is_sharded(weight.matrix) else packed
+            own = pack_bits(pruned).cpu() if is_sharded(weight.holder) else packed
             self._undo.append((weight, partial(_put_back, own, matrix[pruned].cpu())))
         self._edited.append(weight)
         matrix.masked_fill_(pruned, 0)
@@ -59,7 +59,7 @@ class WeightEditor:
             weight: The weight to change.
             values: Shape `(out, in)`.
         """
-        matrix, values = own_part(weight.matrix), share_out(values, weight.matrix)
+        matrix, values = weight.own, weight.own_of(values)
         if self._must_keep(weight):
             self._undo.append((weight, partial(_restore, matrix.to("cpu", copy=True))))
         self._edited.append(weight)
@@ -86,7 +86,7 @@ class WeightEditor:
             for block, edits in groupby(reversed(self._undo), key=lambda edit: edit[0].block):
                 with self._source.held(block):
                     for weight, undo in edits:
-                        undo(own_part(weight.matrix))
+                        undo(weight.own)
         finally:
             self._source.restore()
         if self._edited:

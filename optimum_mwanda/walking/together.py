@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..calibration.statistics import WeightStatistics
 from ..configuration import MWandaConfig
 from ..modeling.bits import pack_bits
-from ..modeling.sharding import gathered, shares_parameters
+from ..modeling.sharding import shares_parameters
 from ..modeling.weights import PrunableWeight
 from ..processes.dealing import even_part, owners
 from ..processes.group import Processes, sharing
@@ -79,7 +79,9 @@ class Decisions:
 
         long = [weight for weight in weights if weight.name in grams and self._processes.size > 1]
         own = {name: rows for name, rows in self._own_rows(long).items() if rows.start < rows.stop}
-        decided = {weight.name: decide(weight, own[weight.name]) for weight in long if weight.name in own}
+        # All are gathered before the first one is decided, as an error of one process ends its deciding.
+        readable = [whole for weight in long for whole in [weight.gathered()] if weight.name in own]
+        decided = {weight.name: decide(weight, own[weight.name]) for weight in readable}
         counts = torch.tensor([weight.name in decided and decided[weight.name][1] is not None for weight in long]).int()
         with_values = self._processes.add_up([counts])[0].tolist() if long else []
         has_values = dict(zip((weight.name for weight in long), with_values, strict=True))
@@ -88,8 +90,7 @@ class Decisions:
                 part = decided.pop(weight.name, None)
                 change = self._joined(weight, own.get(weight.name, slice(0, 0)), part, bool(has_values[weight.name]))
             else:
-                with gathered([weight.module]):
-                    change = decide(weight)
+                change = decide(weight.gathered())
             self._note(change)
             yield weight, change
 
@@ -119,15 +120,15 @@ class Decisions:
 
     def _joined(self, weight: PrunableWeight, rows: slice, part: Change | None, has_values: bool) -> Change:
         """What all processes together have decided about a weight; the bytes of the others' rows are 0 in each."""
-        matrix = weight.matrix
-        pruned = torch.zeros(matrix.shape, dtype=torch.uint8, device=matrix.device)
-        values = torch.zeros(matrix.shape if has_values else (0, 0), dtype=matrix.dtype, device=matrix.device)
+        shape, dtype, device = weight.shape, weight.holder.dtype, weight.device
+        pruned = torch.zeros(shape, dtype=torch.uint8, device=device)
+        values = torch.zeros(shape if has_values else (0, 0), dtype=dtype, device=device)
         if part is not None:
             pruned[rows] = part[0].to(torch.uint8)
             if part[1] is not None:
-                values[rows] = part[1].to(matrix.dtype)
+                values[rows] = part[1].to(dtype)
         pruned, sent = self._processes.add_up([pruned, values.view(torch.uint8)])
-        return pruned.bool(), sent.view(matrix.dtype) if has_values else None
+        return pruned.bool(), sent.view(dtype) if has_values else None
 
     def _note(self, change: Change) -> None:
         if self._processes.size == 1:
@@ -139,5 +140,5 @@ class Decisions:
 
 def _cost(weight: PrunableWeight) -> float:
     """Operations, but for a factor: products of the matrix with the Gram matrix, and the factors of the latter."""
-    rows, columns = weight.matrix.shape
+    rows, columns = weight.shape
     return float(columns) ** 2 * (rows + columns)

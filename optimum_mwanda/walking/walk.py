@@ -40,8 +40,8 @@ class _Edit(NamedTuple):
 
     def commit(self, editor: WeightEditor) -> None:
         if self.packed is not None:
-            device, shape = self.weight.matrix.device, self.weight.matrix.shape
-            editor.zero(self.weight, unpack_bits(self.packed.to(device), shape), self.packed)
+            pruned = unpack_bits(self.packed.to(self.weight.device), self.weight.shape)
+            editor.zero(self.weight, pruned, self.packed)
         elif self.values is not None:
             editor.replace(self.weight, self.values)
 

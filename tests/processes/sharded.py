@@ -87,6 +87,5 @@ def in_two(rank: int, size: int, folder: Path) -> dict[str, Any]:
         "restored": restored(),
         "blockwise": refusal(shard(make_model()), calibration="sequential"),
         "experts": refusal(shard(FAMILIES["mixtral"].make())),
-        "tensor parallel": refusal(parallel),
         "apart": max(abs(parallel_report.scores[name].nll - score.nll) for name, score in report.scores.items()),
     }

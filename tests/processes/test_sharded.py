@@ -41,8 +41,7 @@ def test_a_failure_leaves_the_parts_as_they_were(found: list[dict[str, Any]]) ->
     ("name", "message"),
     [
         ("blockwise", "which FSDP2 does not allow: set calibration='dense'"),
-        ("experts", "has fused experts that FSDP2 shares out"),
-        ("tensor parallel", "The model is tensor-parallel"),
+        ("experts", "has fused experts of which a process holds only some"),
     ],
 )
 def test_what_cannot_work_is_refused(name: str, message: str, found: list[dict[str, Any]]) -> None:
