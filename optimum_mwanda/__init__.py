@@ -27,7 +27,8 @@ _HOMES = {
     "Recovery": "training.recovery",
     "RecoverySettings": "training.recovery_settings",
     "RigLCallback": "training.moving_masks",
-    "SparsityPlan": "pruning.allocation",
+    "PlanSearch": "experiments.plans.evolution",
+    "SparsityPlan": "pruning.sparsity_plan",
     "SparsityRecord": "record.schema",
     "SparsitySearch": "experiments.search.outcome",
     "SparsityTrial": "experiments.search.outcome",
@@ -54,6 +55,7 @@ _HOMES = {
     "register_allocation": "registry",
     "register_criterion": "registry",
     "save_card": "sharing.model_card",
+    "search_plan": "experiments.plans.evolution",
     "save_pretrained_compressed": "storage.compressed",
     "sparsity_map": "record.verification",
     "sparsity_record": "record.verification",
@@ -71,6 +73,8 @@ if TYPE_CHECKING:
     from .evaluation.perplexity import evaluate_languages as evaluate_languages
     from .evaluation.report import PerplexityComparison as PerplexityComparison
     from .evaluation.report import PerplexityReport as PerplexityReport
+    from .experiments.plans.evolution import PlanSearch as PlanSearch
+    from .experiments.plans.evolution import search_plan as search_plan
     from .experiments.search.bisection import find_sparsity as find_sparsity
     from .experiments.search.outcome import SparsitySearch as SparsitySearch
     from .experiments.search.outcome import SparsityTrial as SparsityTrial
@@ -81,7 +85,7 @@ if TYPE_CHECKING:
     from .processes.group import LostProcessError as LostProcessError
     from .processes.group import work_alone as work_alone
     from .pruner import MWandaPruner as MWandaPruner
-    from .pruning.allocation import SparsityPlan as SparsityPlan
+    from .pruning.sparsity_plan import SparsityPlan as SparsityPlan
     from .record.schema import SparsityRecord as SparsityRecord
     from .record.verification import SparsityVerification as SparsityVerification
     from .record.verification import sparsity_map as sparsity_map

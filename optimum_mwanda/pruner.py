@@ -16,11 +16,11 @@ from .modeling.interrupts import check_interrupts
 from .modeling.quantized import forget_dequantization
 from .modeling.weights import Weights, find_weights, flat
 from .processes.group import current, sharing
-from .pruning.allocation import SparsityPlan
 from .pruning.checks import check_model, check_pattern, check_plan, check_statistics
 from .pruning.experts_policy import leave_out_experts
 from .pruning.planning import to_calibrate
 from .pruning.scoring import weigh_languages
+from .pruning.sparsity_plan import SparsityPlan
 from .record.attachment import attach_record
 from .record.build import build_record, warn_of_more_zeros
 from .storage.journal import Journal
@@ -99,6 +99,7 @@ class MWandaPruner:
         model: "PreTrainedModel",
         dataset: Any = None,
         tokenizer: "PreTrainedTokenizerBase | str | None" = None,
+        plan: SparsityPlan | None = None,
     ) -> "PreTrainedModel":
         """Calibrates on a multilingual dataset and prunes the model in place.
 
@@ -107,6 +108,7 @@ class MWandaPruner:
             dataset: `datasets.Dataset` or `IterableDataset` with a language column and either texts or `input_ids`, a
                 dict of language to texts, or a list of rows. Not needed for magnitude pruning with uniform allocation.
             tokenizer: Tokenizer for texts, or its name or path. None: the one saved beside the model.
+            plan: Result of `allocate` or `search_plan`; None to allocate as the settings say.
 
         Returns:
             The same model, pruned.
@@ -117,20 +119,22 @@ class MWandaPruner:
             FloatingPointError: If weights or activations are NaN or infinite.
         """
         if not self.config.needs_statistics:
-            return self.apply(model)
+            return self.apply(model, plan=plan)
         if dataset is None:
             raise ValueError(
                 f"criterion={self.config.criterion!r} with allocation={self.config.allocation!r} needs calibration "
                 "data: pass a dataset."
             )
         weights, source = self._open(model)
+        if plan is not None:
+            check_plan(plan, weights, self.config)
         pruned = PrunedBlocks(self.journal, source)
         chunks = self._read(model, dataset, tokenizer)
-        begin(self.journal, model, self.config, chunks.fingerprints)
-        seen = to_calibrate(weights, self.config)
+        begin(self.journal, model, self.config, chunks.fingerprints, plan and plan.to_dict())
+        seen = to_calibrate(weights, self.config, is_planned=plan is not None)
         statistics, known = self._calibrate(model, seen, chunks, source, (), self.journal, for_all=seen is weights)
         weights = self._reached(weights, statistics)
-        plan = self._plan(model, weights, statistics, source, known)
+        plan = plan or self._plan(model, weights, statistics, source, known)
         walk: Walk = Known(weights, statistics, source, pruned)
         if self.config.works_blockwise:
             walk = self._block_by_block(model, weights, chunks, source, pruned)
@@ -215,12 +219,12 @@ class MWandaPruner:
         pruned = PrunedBlocks(self.journal, source)
         fingerprint = model_fingerprint(model)
         statistics = check_statistics(statistics, fingerprint, weights, self.config)
+        if plan is not None:
+            check_plan(plan, weights, self.config)
         weights = self._reached(weights, statistics)
-        if plan is None:
-            plan = self._plan(model, weights, statistics, source)
-        plan = check_plan(plan, weights, self.config)
+        plan = plan or self._plan(model, weights, statistics, source)
         data = {} if statistics is None else statistics.fingerprints
-        begin(self.journal, model, self.config, data, [block.sparsity for block in plan.blocks])
+        begin(self.journal, model, self.config, data, plan.to_dict())
         return self._run(model, Known(weights, statistics, source, pruned), plan, statistics, fingerprint)
 
     def push_to_hub(

@@ -16,6 +16,7 @@ def declare(parent: Any) -> None:
     """
     from optimum.commands.base import CommandInfo
 
+    from .allocate import AllocateCommand
     from .apply import ApplyCommand
     from .calibrate import CalibrateCommand
     from .card import CardCommand
@@ -35,6 +36,7 @@ def declare(parent: Any) -> None:
     for name, command in {
         "plan": PlanCommand,
         "prune": PruneCommand,
+        "allocate": AllocateCommand,
         "calibrate": CalibrateCommand,
         "apply": ApplyCommand,
         "recover": RecoverCommand,

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..registry import CRITERIA
+from .allocate import add_plan, read_plan
 from .base import Result, Subcommand, add_common_options
 from .errors import DataError, UsageError, errors_as
 from .models import add_model_options, check_prunable, load_model, load_tokenizer, pruning_errors
@@ -40,6 +41,7 @@ class ApplyCommand(Subcommand):
             help="Shares of the prunable weights to remove, in [0, 1) (default: as in --config, or 0.5, or 1 - N/M)",
         )
         add_storage_options(parser)
+        add_plan(parser)
         add_overwrite(parser)
         add_model_options(parser)
         add_settings(parser, leave_out=("sparsity",))
@@ -54,6 +56,9 @@ class ApplyCommand(Subcommand):
             raise UsageError("--sparsity names a value twice: give each one once.")
         configs = [read_settings(args, **({} if each is None else {"sparsity": each})) for each in wanted]
         _check(configs[0])
+        if args.plan is not None and len(configs) > 1:
+            raise UsageError("--plan gives one sparsity to every matrix: leave it out, or give one --sparsity.")
+        self._plan = read_plan(args)
         records: dict[str, SparsityRecord] = {}
         with new_folder(args.output, args.overwrite) as folder:
             from ..calibration.statistics import CalibrationStatistics
@@ -77,7 +82,7 @@ class ApplyCommand(Subcommand):
         check_prunable(model, config)
         check_model_room(model, folder if folder.exists() else folder.parent, args, *left)
         with pruning_errors():
-            MWandaPruner(config, progress=not args.quiet, restore_on_failure=False).apply(model, statistics)
+            MWandaPruner(config, progress=not args.quiet, restore_on_failure=False).apply(model, statistics, self._plan)
         return write_checkpoint(model, load_tokenizer(args.model, args), folder, args)
 
 

@@ -180,5 +180,6 @@ _READ = {
     "harness": "--harness",
     "config": "--config",
     "grid": "--grid",
+    "plan": "--plan",
 }
 """Arguments that name what a command reads."""

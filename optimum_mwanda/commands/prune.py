@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..evaluation.settings import EvaluationSettings
 from ..utils import duration
+from .allocate import add_plan, read_plan
 from .base import Result, Subcommand, add_common_options
 from .dataset import add_dataset_options, add_held_out_options, check_calibration_text, open_held_out, open_text
 from .dry_run import dry_run
@@ -56,6 +57,7 @@ class PruneCommand(Subcommand):
         parser.add_argument("model", metavar="MODEL", help="Folder or repository of the dense model")
         parser.add_argument("output", metavar="OUT", help="Folder to write the pruned model to")
         add_storage_options(parser)
+        add_plan(parser)
         parser.add_argument("--push-to-hub", metavar="ID", help="Repository to push the result to (default: none)")
         parser.add_argument(
             "--private", action="store_true", help="Make a new repository private (default: as your namespace does)"
@@ -134,7 +136,7 @@ class PruneCommand(Subcommand):
 
     def _prune(self, config: "MWandaConfig", folder: Path) -> "tuple[Any, Any, PerplexityComparison | None]":
         """The pruned model, its tokenizer, and the evaluation if one was asked for."""
-        args = self.args
+        args, plan = self.args, read_plan(self.args)
         with (
             open_text(args, config) as dataset,
             open_held_out(args, config) as held_out,
@@ -159,7 +161,7 @@ class PruneCommand(Subcommand):
                     journal=open_journal(args, folder) if args.stream else None,
                 )
                 start = time.monotonic()
-                pruner.prune(model, dataset, tokenizer)
+                pruner.prune(model, dataset, tokenizer, plan)
                 self.coverage, self.seconds = pruner.coverage, time.monotonic() - start
             if dense is None:
                 return model, tokenizer, None

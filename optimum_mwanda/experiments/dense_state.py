@@ -23,12 +23,17 @@ class DenseState:
 
     def __init__(self, model: "PreTrainedModel", weights: Iterable[PrunableWeight]) -> None:
         self._records = take_records(model)
-        self._values = [(weight, weight.own.to("cpu", copy=True)) for weight in weights]
+        self._weights = list(weights)
+        self._dense = {weight.name: weight.own.to("cpu", copy=True) for weight in self._weights}
+
+    def restore_weight(self, weight: PrunableWeight) -> None:
+        """Gives one of the weights its dense values."""
+        weight.own.copy_(self._dense[weight.name])
 
     def restore(self) -> None:
         """Makes the model as it was."""
-        for weight, values in self._values:
-            weight.own.copy_(values)
+        for weight in self._weights:
+            self.restore_weight(weight)
         put_records(self._records)
 
     def __enter__(self) -> "DenseState":

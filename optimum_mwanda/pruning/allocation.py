@@ -1,77 +1,11 @@
 """Layerwise allocation: how much sparsity each block gets, as pure functions; equations are in `docs/method.md`."""
 
-import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from ..utils import markdown_table, sum_dtype
-
-
-@dataclasses.dataclass(frozen=True)
-class BlockPlan:
-    """The part of a plan for one block.
-
-    Attributes:
-        name: Module path of the block.
-        parameters: Number of prunable weights.
-        importance: `D_b`; None for the uniform allocation.
-        sparsity: Share of the prunable weights to prune.
-    """
-
-    name: str
-    parameters: int
-    importance: float | None
-    sparsity: float
-
-
-@dataclasses.dataclass(frozen=True)
-class SparsityPlan:
-    """Sparsity per block; look at it (`print(plan)`) or change it before anything is pruned.
-
-    Attributes:
-        target: Sparsity asked for.
-        allocation: Name of the allocation.
-        blocks: One entry per block, in the order of the model.
-    """
-
-    target: float
-    allocation: str
-    blocks: tuple[BlockPlan, ...]
-
-    @property
-    def planned(self) -> float:
-        """Parameter-weighted mean of the block sparsities."""
-        return sum(b.parameters * b.sparsity for b in self.blocks) / sum(b.parameters for b in self.blocks)
-
-    def __getitem__(self, block: str) -> float:
-        sparsities = {b.name: b.sparsity for b in self.blocks}
-        if block not in sparsities:
-            raise KeyError(f"{block!r} is not a block of the plan. It has: {', '.join(sparsities)}.")
-        return sparsities[block]
-
-    def replace(self, sparsities: Mapping[str, float]) -> "SparsityPlan":
-        """A plan with other sparsities for some blocks; the others stay, so the mean may move.
-
-        Raises:
-            KeyError: If a name is not a block of the plan.
-            ValueError: If a sparsity lies outside [0, 1].
-        """
-        for name, sparsity in sparsities.items():
-            self[name]
-            if not 0 <= sparsity <= 1:
-                raise ValueError(f"The sparsity of {name!r} must lie in [0, 1], not be {sparsity!r}.")
-        blocks = tuple(dataclasses.replace(b, sparsity=sparsities.get(b.name, b.sparsity)) for b in self.blocks)
-        return dataclasses.replace(self, blocks=blocks)
-
-    def __str__(self) -> str:
-        rows = [
-            [b.name, f"{b.parameters:,}", "" if b.importance is None else f"{b.importance:.4f}", f"{b.sparsity:.4f}"]
-            for b in self.blocks
-        ]
-        table = markdown_table(["block", "parameters", "importance", "sparsity"], rows)
-        return f"{table}\n{self.allocation} allocation, target {self.target:.4f}, planned {self.planned:.4f}"
+from ..utils import sum_dtype
 
 
 def allocate(

@@ -11,7 +11,7 @@ from ..modeling.compiled import check_not_compiled
 from ..modeling.quantized import check_dense
 from ..modeling.sharding import check_sharing
 from ..modeling.weights import Weights, flat
-from .allocation import SparsityPlan
+from .sparsity_plan import SparsityPlan
 
 logger = logging.getLogger(__name__)
 
@@ -99,8 +99,8 @@ def check_statistics(
     return statistics.select(config.languages) if config.languages is not None else statistics
 
 
-def check_plan(plan: SparsityPlan, weights: Weights, config: MWandaConfig) -> SparsityPlan:
-    """Checks that a plan names every block of a model and agrees with the pattern.
+def check_plan(plan: SparsityPlan, weights: Weights, config: MWandaConfig) -> None:
+    """Checks that a plan names every block of a model, and no matrix that is not pruned, and agrees with the pattern.
 
     Raises:
         ValueError: If it does not.
@@ -108,9 +108,15 @@ def check_plan(plan: SparsityPlan, weights: Weights, config: MWandaConfig) -> Sp
     missing = set(weights) - {block.name for block in plan.blocks}
     if missing:
         raise ValueError(f"The plan has no sparsity for {min(missing)!r}: it was made for another model.")
-    if config.kept_of is not None and any(plan[name] != config.target_sparsity for name in weights):
+    known = {weight.name for weight in flat(weights)}
+    unknown = {name for block in plan.blocks if block.name in weights for name in block.weights} - known
+    if unknown:
+        raise ValueError(
+            f"The plan has a sparsity for {min(unknown)!r}, which is not pruned: it was made for another model, or "
+            "with other settings of include and exclude."
+        )
+    if config.kept_of is not None and any(plan.of(weight) != config.target_sparsity for weight in flat(weights)):
         raise ValueError(
             f"The plan gives blocks another sparsity than pattern={config.pattern!r}, which fixes it at "
             f"{config.target_sparsity:g}: leave out the plan, or use pattern='unstructured'."
         )
-    return plan

@@ -6,20 +6,21 @@ from ..calibration.statistics import CalibrationStatistics
 from ..configuration import MWandaConfig
 from ..modeling.weights import PrunableWeight, Weights, only_experts
 from ..registry import ALLOCATIONS
-from .allocation import BlockPlan, SparsityPlan
 from .scoring import weigh_languages
+from .sparsity_plan import BlockPlan, SparsityPlan
 
 
-def to_calibrate(weights: Weights, config: MWandaConfig) -> Weights:
+def to_calibrate(weights: Weights, config: MWandaConfig, is_planned: bool = False) -> Weights:
     """The weights of which statistics of the dense model are needed before anything is pruned.
 
     Args:
         weights: Module path of a block to its weights.
         config: The settings.
+        is_planned: Whether it is known already how sparse everything becomes.
     """
     if not config.needs_statistics:
         return {}
-    if config.works_blockwise and not ALLOCATIONS[str(config.allocation)].needs_data:
+    if config.works_blockwise and (is_planned or not ALLOCATIONS[str(config.allocation)].needs_data):
         # The walk looks at each block itself; from the dense model, only the experts policy needs statistics.
         return only_experts(weights)
     return weights

@@ -11,9 +11,9 @@ from ..calibration.coverage import ExpertCoverage
 from ..calibration.statistics import CalibrationStatistics
 from ..configuration import MWandaConfig
 from ..modeling.weights import PrunableWeight, Weights
-from ..pruning.allocation import SparsityPlan
 from ..pruning.experts_policy import expert_coverage
 from ..pruning.scoring import weigh_languages
+from ..pruning.sparsity_plan import SparsityPlan
 from ..utils import portable_name
 from ..version import __version__
 from .fields import MAX_EXPERT_NAMES, SCHEMA
@@ -64,6 +64,7 @@ def build_record(
         "library_version": __version__,
         "settings": config.to_dict(),
         "pattern": config.pattern,
+        **({} if plan.allocation == config.allocation else {"plan": plan.allocation}),
         "target_sparsity": round(sum(plan[block] * size for block, size in sizes.items()) / sum(sizes.values()), 9),
         "achieved_sparsity": share_of_zeros([matrix for found in counts.values() for matrix in found]),
         "blocks": {

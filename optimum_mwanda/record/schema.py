@@ -7,7 +7,7 @@ from typing import Any
 from ..storage.files import bounded_copy
 from ..utils import abridged
 from .counts import read_counts
-from .fields import FIELDS, read_experts, read_pruning, require
+from .fields import FIELDS, is_name, read_experts, read_pruning, require
 from .parts import RecordedBlock, RecordedExperts, RecordedMatrix, RecordedPruning
 
 RECORD_KEY = "mwanda_config"
@@ -23,12 +23,14 @@ class SparsityRecord(RecordedPruning):
     Attributes:
         blocks: Every pruned block.
         matrices: Every pruned matrix, block by block and sorted by path.
+        plan: How the sparsities were found, if not by the allocation of the settings: "search"; else None.
         experts: How calibration reached the experts of a mixture; None for other models and if no data was used.
         history: Earlier prunings of the same model, oldest first.
     """
 
     blocks: tuple[RecordedBlock, ...]
     matrices: tuple[RecordedMatrix, ...] = dataclasses.field(repr=False)
+    plan: str | None
     experts: RecordedExperts | None
     history: tuple[RecordedPruning, ...] = dataclasses.field(repr=False)
     # Kept whole, because it may hold keys that only another version knows.
@@ -53,7 +55,10 @@ class SparsityRecord(RecordedPruning):
         history = _read_history(document.get("history"))
         experts = read_experts(document.get("experts"), fields["languages"])
         blocks, matrices = read_counts(document)
-        return cls(**fields, blocks=blocks, matrices=matrices, experts=experts, history=history, _document=document)
+        plan = document.get("plan")
+        require(plan is None or is_name(plan), "plan", plan, "a name")
+        found = {"blocks": blocks, "matrices": matrices, "plan": plan, "experts": experts, "history": history}
+        return cls(**fields, **found, _document=document)
 
     def to_dict(self) -> dict[str, Any]:
         """A copy of the record as plain JSON values, as it was parsed."""
@@ -62,7 +67,7 @@ class SparsityRecord(RecordedPruning):
     def next_history(self) -> list[dict[str, Any]]:
         """The earlier prunings and this one, as the history in the record of the next pruning."""
         document = self.to_dict()
-        kept = ("schema", *FIELDS, "training")
+        kept = ("schema", *FIELDS, "plan", "training")
         return [*document["history"], {field: document[field] for field in kept if field in document}][-MAX_HISTORY:]
 
     @property
@@ -74,7 +79,7 @@ class SparsityRecord(RecordedPruning):
         parts = [
             criterion,
             f"{self.pattern} per {group}" if self.pattern == "unstructured" else self.pattern,
-            f"{allocation} allocation",
+            f"{allocation if self.plan is None else _shown(self.plan)} allocation",
             *([f"{calibration} calibration"] if self.languages else []),
         ]
         return ", ".join(parts)

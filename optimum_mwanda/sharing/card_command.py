@@ -8,13 +8,16 @@ from ..configuration import MWandaConfig
 from .card_text import Markdown, clean, shell_word
 
 
-def describe_command(settings: MWandaConfig, languages: Iterable[str], location: str) -> tuple[Markdown, bool]:
+def describe_command(
+    settings: MWandaConfig, languages: Iterable[str], location: str, is_planned: bool = False
+) -> tuple[Markdown, bool]:
     """The command line that repeats a pruning.
 
     Args:
         settings: Settings of the pruning.
         languages: Languages used for calibration; none if no text was used.
         location: Where to load the dense model from.
+        is_planned: Whether a plan gave every matrix its sparsity.
 
     Returns:
         One line, and whether it reads settings from their file because flags cannot express them.
@@ -26,6 +29,7 @@ def describe_command(settings: MWandaConfig, languages: Iterable[str], location:
     words = [
         f"optimum-cli mwanda prune {shell_word(location)} pruned",
         *(["--dataset calibration.jsonl"] if languages else []),
+        *(["--plan plan.json"] if is_planned else []),
         *([f"--config {CONFIG_NAME}"] if needs_file else []),
         *(flag for flag in flags if flag is not None),
     ]

@@ -95,7 +95,9 @@ class PrunedModelCard:
         record, settings = self.record, self.settings.to_dict()
         applied = settings_that_apply(self.settings, record)
         base = f"[{self.base_model}](https://huggingface.co/{self.base_model})" if self.base_model else None
-        command, needs_settings_file = describe_command(self.settings, record.languages, self.base_location)
+        command, needs_settings_file = describe_command(
+            self.settings, record.languages, self.base_location, record.plan is not None
+        )
         text = render(
             {
                 "name": self.name if self.repo_id is None else Markdown(self.name),
@@ -127,6 +129,8 @@ class PrunedModelCard:
 
     def _facts(self) -> Markdown:
         record, applied = self.record, settings_that_apply(self.settings, self.record)
+        if record.plan is not None:
+            applied = {**applied, "allocation": record.plan}
         sparsities = [block.sparsity for block in record.blocks]
         return table(
             ["", "value"],

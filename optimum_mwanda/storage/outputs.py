@@ -51,13 +51,19 @@ def new_folder(path: str | os.PathLike[str], overwrite: bool = False, resumable:
 
 
 @contextlib.contextmanager
-def whole_file(target: Path) -> Iterator[Path]:
-    """Gives a path to write to beside `target`, and moves the file to `target` when the block has succeeded."""
+def whole_file(target: Path, resumable: bool = False) -> Iterator[Path]:
+    """Gives a path to write to beside `target`, and moves the file to `target` when the block has succeeded.
+
+    Args:
+        target: Where the file will appear.
+        resumable: Whether the folder `progress` beside the path stays if the block ends early.
+    """
     target = Path(os.path.abspath(target))  # a link is replaced, not followed
-    with _scratch(target, target) as scratch:
+    with _scratch(target, target, resumable) as scratch:
         partial = scratch / target.name
         yield partial
         partial.replace(target)
+        shutil.rmtree(scratch / PROGRESS, ignore_errors=True)  # nobody needs it any more
 
 
 def write_text(target: Path, text: str) -> None:

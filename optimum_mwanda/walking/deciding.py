@@ -8,9 +8,9 @@ from ..calibration.statistics import CalibrationStatistics, WeightStatistics
 from ..configuration import MWandaConfig
 from ..modeling.interrupts import check_interrupts
 from ..modeling.weights import PrunableWeight
-from ..pruning.allocation import SparsityPlan
 from ..pruning.experts_policy import settle
 from ..pruning.planning import block_importance, share_out
+from ..pruning.sparsity_plan import SparsityPlan
 from ..registry import ALLOCATIONS
 from .together import Decisions
 from .walk import Step, Walk

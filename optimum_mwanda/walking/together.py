@@ -16,7 +16,7 @@ from ..modeling.sharding import shares_parameters
 from ..modeling.weights import PrunableWeight
 from ..processes.dealing import even_part, owners
 from ..processes.group import Processes, sharing
-from ..pruning.allocation import SparsityPlan
+from ..pruning.sparsity_plan import SparsityPlan
 from ..pruning.update import mask_and_values
 from ..registry import CRITERIA
 
@@ -74,7 +74,7 @@ class Decisions:
         """
 
         def decide(weight: PrunableWeight, rows: slice = slice(None)) -> Change:
-            entry, gram, sparsity = entries.get(weight.name), grams.get(weight.name), self._plan[weight.block]
+            entry, gram, sparsity = entries.get(weight.name), grams.get(weight.name), self._plan.of(weight)
             return mask_and_values(weight, entry, gram, self._language_weights, sparsity, self._config, rows)
 
         long = [weight for weight in weights if weight.name in grams and self._processes.size > 1]

@@ -1,4 +1,3 @@
-import textwrap
 from itertools import pairwise
 
 import numpy as np
@@ -7,9 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optimum_mwanda import SparsityPlan
 from optimum_mwanda.pruning.allocation import (
-    BlockPlan,
     allocate,
     allocate_outliers,
     allocate_ratios,
@@ -225,42 +222,3 @@ def test_a_pair_with_a_constant_profile_counts_zero(constant: float) -> None:
     profiles = torch.tensor([[1.0, 2, 3, 5, 8, 13, 21], [1, 2, 3, 5, 8, 13, 21], [constant] * 7], dtype=torch.float64)
     assert cross_lingual_correlation(profiles.square()) == pytest.approx(1 / 3, abs=1e-9)
     assert cross_lingual_correlation(profiles[1:].square()) == 0
-
-
-PLAN = SparsityPlan(0.5, "owl", (BlockPlan("layers.0", 3000, 1.25, 0.55), BlockPlan("layers.1", 1000, 2.5, 0.35)))
-
-
-def test_a_plan_prints_as_a_table() -> None:
-    assert str(PLAN) == textwrap.dedent(
-        """\
-        | block    | parameters | importance | sparsity |
-        | -------- | ---------: | ---------: | -------: |
-        | layers.0 |      3,000 |     1.2500 |   0.5500 |
-        | layers.1 |      1,000 |     2.5000 |   0.3500 |
-        owl allocation, target 0.5000, planned 0.5000"""
-    )
-
-
-def test_a_plan_without_importances_leaves_their_column_empty() -> None:
-    assert "|      3,000 |            |   0.5000 |" in str(
-        SparsityPlan(0.5, "uniform", (BlockPlan("layers.0", 3000, None, 0.5),))
-    )
-
-
-def test_replacing_sparsities_changes_those_blocks_and_the_mean_alone() -> None:
-    changed = PLAN.replace({"layers.1": 0.75})
-    assert (changed["layers.0"], changed["layers.1"]) == (0.55, 0.75)
-    assert changed.planned == pytest.approx(0.6)  # (3 · 0.55 + 0.75)/4
-    assert (changed.target, changed.blocks[1].importance) == (0.5, 2.5)
-    assert PLAN["layers.1"] == 0.35
-
-
-@pytest.mark.parametrize("sparsity", [-0.01, 1.01, float("nan")])
-def test_a_replaced_sparsity_must_be_a_share(sparsity: float) -> None:
-    with pytest.raises(ValueError, match=r"'layers\.0' must lie in \[0, 1\]"):
-        PLAN.replace({"layers.0": sparsity})
-
-
-def test_a_block_that_the_plan_does_not_know_is_refused() -> None:
-    with pytest.raises(KeyError, match=r"layers\.7"):
-        PLAN.replace({"layers.7": 0.5})

@@ -1,0 +1,194 @@
+"""`search_plan`: the sparsity of every matrix, found by trying."""
+
+import dataclasses
+import random
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from ...configuration import MWandaConfig
+from ...data.chunks import build_chunks
+from ...evaluation.perplexity import check_measurable
+from ...modeling.block_source import BlockSource
+from ...modeling.blocks import find_blocks, inference_mode
+from ...modeling.interrupts import deferred_interrupts
+from ...modeling.sharding import shares_parameters
+from ...modeling.weights import find_weights, flat
+from ...pruner import MWandaPruner
+from ...pruning.experts_policy import leave_out_experts
+from ...pruning.scoring import weigh_languages
+from ...pruning.sparsity_plan import SparsityPlan
+from ...registry import CRITERIA
+from ...storage.journal import Journal
+from ...utils import markdown_table, progress_bar
+from ...values import check_number
+from ...walking.finished import begin
+from ..dense_state import DenseState
+from .candidates import find_units, mutate, start_of, to_plan
+from .divergence import Divergence
+from .evolution_defaults import CANDIDATES, CHUNKS, STEP, TOKENS
+from .fitness import Fitness, Masked, Measured
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanSearch:
+    """What a search for a plan found.
+
+    Attributes:
+        plan: The best plan.
+        before: Language to the divergence from the dense model's predictions, in nats per token, with the plan that the
+            search began with; masks by the score of the criterion, without refinement and new values.
+        after: The same with the best plan.
+        tried: How many plans were tried.
+        accepted: How many of them were better than all before.
+    """
+
+    plan: SparsityPlan
+    before: Mapping[str, float]
+    after: Mapping[str, float]
+    tried: int
+    accepted: int
+
+    def __str__(self) -> str:
+        rows = [[name, f"{self.before[name]:.4f}", f"{after:.4f}"] for name, after in self.after.items()]
+        table = markdown_table(["language", "nats from dense, before", "after"], rows)
+        tried = f"{self.tried} plans were tried, and {self.accepted} were better than all before."
+        return f"{self.plan}\n\n{table}\n{tried}"
+
+
+def search_plan(
+    model: "PreTrainedModel",
+    dataset: Any,
+    tokenizer: "PreTrainedTokenizerBase | str | None" = None,
+    config: MWandaConfig | None = None,
+    *,
+    candidates: int = CANDIDATES,
+    step: float = STEP,
+    chunks: int = CHUNKS,
+    tokens: int = TOKENS,
+    worst: float = 0.0,
+    progress: bool = True,
+    journal: Journal | None = None,
+) -> PlanSearch:
+    """Searches for the sparsity of every matrix with which the model's predictions stay closest to the dense model's.
+
+    It begins with the plan of the config's allocation. Again and again, a few pairs of matrices exchange pruned
+    weights, and if the predictions come closer to those of the dense model, the exchange stays. This is evolutionary
+    search with one parent and one child, after EvoPress (arXiv 2410.14649), for languages: the divergence is the mean
+    over languages, as the config weighs them, or partly that of the worst language. A child that is worse on the first
+    half of the text is not measured on the second. Masks are those of the criterion's score; the plan serves
+    refinement, reconstruction and the solvers as well.
+
+    The model ends as it was, also after a failure or an interrupt. For this a copy of the prunable weights is kept on
+    the CPU.
+
+    Args:
+        model: A dense causal language model, wholly in memory.
+        dataset: Calibration data, as for `MWandaPruner.prune`; read twice.
+        tokenizer: As for `MWandaPruner.prune`.
+        config: Settings; None for the defaults. Solvers are replaced by the score that they fall back to.
+        candidates: How many plans to try. Each costs up to one forward pass over the text.
+        step: Sparsity that a matrix gains or loses in an exchange; half and twice as much are tried too.
+        chunks: Of every language, the text is this many calibration chunks at most,
+        tokens: and of each of them this many tokens at most.
+        worst: Share of the worst language in the divergence, from 0 (the mean alone) to 1 (the worst language alone).
+        progress: Whether to show progress bars.
+        journal: Where measured plans are kept, so that a search that was stopped can go on: `Journal(folder)`.
+
+    Returns:
+        The best plan, for `MWandaPruner.prune(..., plan=...)`, and what it gained.
+
+    Raises:
+        TypeError: As `MWandaPruner.prune`.
+        ValueError: As `MWandaPruner.prune`, or if a number is not allowed, the pattern fixes all sparsities, or the
+            model is an encoder-decoder, offloaded, or shared out among processes.
+        FloatingPointError: If weights, activations or predictions are NaN or infinite.
+        OtherRunError: If the journal is of a search with another model, other data or settings.
+    """
+    config = _only_scores(MWandaPruner(config).config)
+    settings = {"candidates": candidates, "step": step, "chunks": chunks, "tokens": tokens, "worst": worst}
+    _check(model, config, settings)
+    pruner = MWandaPruner(config, progress=progress)
+    statistics = pruner.calibrate(model, dataset, tokenizer)
+    text = build_chunks(dataset, config, model, tokenizer)
+    if journal is not None:
+        begin(journal, model, config, statistics.fingerprints, settings)
+    weights = find_weights(find_blocks(model, config.blocks), config.include, config.exclude)
+    weights = leave_out_experts(weights, statistics, config)
+    first = pruner.allocate(model, statistics)
+    units = find_units(weights)
+    rng = random.Random(config.seed)
+    with deferred_interrupts(), inference_mode(model), DenseState(model, flat(weights)) as state:
+        divergence = Divergence(model, text, chunks, tokens, config.batch_size)
+        masked = Masked(state, units, statistics, config)
+        languages = dict(zip(statistics.tokens, weigh_languages(config, statistics.tokens).tolist(), strict=True))
+        fitness = Fitness(divergence, masked, languages, worst, journal)
+        best = start_of(first, units)
+        before = measured = [fitness(best, part) for part in range(divergence.parts)]
+        accepted = 0
+        for _ in progress_bar(range(candidates), total=candidates, description="Searching", show=progress):
+            child = mutate(best, units, rng, step, (config.min_block_sparsity, config.max_block_sparsity))
+            if child == best:
+                continue
+            found = []
+            for part in range(divergence.parts):
+                found.append(fitness(child, part))
+                if part == 0 and found[0].value > measured[0].value:
+                    break
+            else:
+                if sum(each.value for each in found) < sum(each.value for each in measured):
+                    best, measured, accepted = child, found, accepted + 1
+        state.restore()
+    importance = {block.name: block.importance for block in first.blocks}
+    plan = to_plan(best, units, weights, importance, config.target_sparsity)
+    return PlanSearch(plan, _joined(before), _joined(measured), candidates, accepted)
+
+
+def _joined(parts: Sequence[Measured]) -> dict[str, float]:
+    """Language to its mean over the parts of the text that have it."""
+    found: dict[str, list[float]] = {}
+    for part in parts:
+        for language, value in part.languages.items():
+            found.setdefault(language, []).append(value)
+    return {language: sum(values) / len(values) for language, values in sorted(found.items())}
+
+
+def _only_scores(config: MWandaConfig) -> MWandaConfig:
+    """The settings, without all that looks at blocks one after the other."""
+    criterion = CRITERIA[config.criterion]
+    name = criterion.fallback if criterion.updates else config.criterion
+    return config.replace(criterion=name, refinement="none", reconstruction="none", calibration="dense", damping=None)
+
+
+def _check(model: "PreTrainedModel", config: MWandaConfig, settings: Mapping[str, float]) -> None:
+    """Checks before the work that there is something to search for.
+
+    Raises:
+        ValueError: If there is not.
+    """
+    for name, least in (("candidates", 1), ("chunks", 1), ("tokens", 2)):
+        check_number(name, settings[name], partial(_is_count, least), f"a whole number of at least {least}")
+    check_number("step", settings["step"], lambda value: 0 < value < 1, "a number between 0 and 1")
+    check_number("worst", settings["worst"], lambda value: 0 <= value <= 1, "a number in [0, 1]")
+    if config.kept_of is not None:
+        raise ValueError(
+            f"pattern={config.pattern!r} fixes the sparsity of every matrix, so there is nothing to search for: use "
+            "pattern='unstructured'."
+        )
+    check_measurable(model)
+    if model.config.is_encoder_decoder:
+        raise ValueError(
+            f"{type(model).__name__} is an encoder-decoder, for which plans cannot be searched: choose an allocation."
+        )
+    if shares_parameters(model) or not BlockSource(find_blocks(model, config.blocks)).is_resident:
+        raise ValueError(
+            "A search for a plan prunes the model again and again, so all of it must be in the memory of one process: "
+            "load it whole, or choose an allocation."
+        )
+
+
+def _is_count(least: int, value: float) -> bool:
+    return type(value) is int and value >= least

@@ -1,0 +1,82 @@
+"""How good a plan is: the model is pruned so, by scores alone, and compared with the dense one."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from ...calibration.statistics import CalibrationStatistics
+from ...configuration import MWandaConfig
+from ...pruning.experts_policy import settle
+from ...pruning.scoring import compute_mask, weigh_languages
+from ...storage.journal import Journal
+from ..dense_state import DenseState
+from .candidates import Sparsities, Unit
+from .divergence import Divergence
+
+_KIND = "divergence"
+
+
+class Measured(NamedTuple):
+    """How far a plan takes the model from the dense one, on a part of the text."""
+
+    value: float
+    languages: dict[str, float]
+
+
+class Masked:
+    """Brings the model to the sparsities of a plan, and changes only the matrices whose sparsity differs."""
+
+    def __init__(
+        self, state: DenseState, units: Sequence[Unit], statistics: CalibrationStatistics, config: MWandaConfig
+    ) -> None:
+        self._state, self._units, self._config = state, units, config
+        weights = [weight for unit in units for weight in unit.weights]
+        self._entries, _ = settle(weights, statistics.weights, {}, config)
+        self._language_weights = weigh_languages(config, statistics.tokens)
+        self._now: list[float | None] = [None] * len(units)
+
+    def become(self, sparsities: Sparsities) -> None:
+        """Prunes the model so."""
+        for number, (unit, sparsity) in enumerate(zip(self._units, sparsities, strict=True)):
+            if sparsity == self._now[number]:
+                continue
+            for weight in unit.weights:
+                self._state.restore_weight(weight)
+                entry = self._entries.get(weight.name)
+                weight.matrix.masked_fill_(
+                    compute_mask(weight, entry, self._language_weights, sparsity, self._config), 0
+                )
+            self._now[number] = sparsity
+
+
+class Fitness:
+    """Measures each plan once, even if the search is stopped and goes on."""
+
+    def __init__(
+        self,
+        divergence: Divergence,
+        masked: Masked,
+        language_weights: Mapping[str, float],
+        worst: float,
+        journal: Journal | None,
+    ) -> None:
+        self._divergence, self._masked, self._journal = divergence, masked, journal
+        self._language_weights, self._worst = language_weights, worst
+
+    def __call__(self, sparsities: Sparsities, part: int) -> Measured:
+        """Measures a plan on a part of the text, or tells what is known of it."""
+        name = hashlib.sha256(json.dumps([sparsities, part]).encode()).hexdigest()[:16]
+        if self._journal is not None and self._journal.find(_KIND, name) is not None:
+            languages = self._journal.facts(_KIND, name)
+        else:
+            self._masked.become(sparsities)
+            languages = self._divergence.measure(part)
+            if self._journal is not None:
+                self._journal.put(_KIND, name, {}, languages)
+        return Measured(self._value(languages), languages)
+
+    def _value(self, languages: Mapping[str, float]) -> float:
+        weight = sum(self._language_weights[language] for language in languages)
+        mean = sum(self._language_weights[language] * each for language, each in languages.items()) / weight
+        return (1 - self._worst) * mean + self._worst * max(languages.values())

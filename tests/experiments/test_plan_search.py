@@ -1,0 +1,217 @@
+"""A plan that is searched for is never worse than the first one, costs no weight more, and leaves the model alone."""
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from optimum_mwanda import MWandaConfig, MWandaPruner, SparsityPlan, search_plan, verify_sparsity
+from optimum_mwanda.data.chunks import build_chunks
+from optimum_mwanda.experiments.plans import fitness
+from optimum_mwanda.experiments.plans.candidates import Unit, find_units, mutate, start_of, to_plan
+from optimum_mwanda.experiments.plans.divergence import Divergence
+from optimum_mwanda.modeling.blocks import find_blocks, inference_mode
+from optimum_mwanda.modeling.weights import PrunableWeight, find_weights, flat
+from optimum_mwanda.storage.journal import Journal, OtherRunError
+from tests.families.matrix import FAMILIES
+
+from ..conftest import assert_untouched, make_model, make_rows, state_of
+
+Rows = dict[str, list[dict[str, str]]]
+TINY = MWandaConfig(sequence_length=16, samples_per_language=4, sparsity=0.6)
+QUICK: dict[str, Any] = {"candidates": 12, "progress": False}
+
+
+def unit(rows: int, columns: int = 8) -> Unit:
+    return Unit("block", (PrunableWeight(f"block.{rows}", "block", nn.Linear(columns, rows)),))
+
+
+class TestCandidates:
+    @given(st.lists(st.integers(1, 9), min_size=2, max_size=6), st.integers(0, 2**16), st.floats(0.01, 0.3))
+    def test_an_exchange_keeps_the_number_of_pruned_weights_and_the_bounds(
+        self, sizes: list[int], seed: int, step: float
+    ) -> None:
+        units = [unit(size) for size in sizes]
+        sparsities = tuple(0.5 for _ in units)
+        rng = random.Random(seed)
+        for _ in range(20):
+            sparsities = mutate(sparsities, units, rng, step, (0.2, 0.8))
+            assert all(0.2 <= sparsity <= 0.8 for sparsity in sparsities)
+            pruned = sum(each.numel * sparsity for each, sparsity in zip(units, sparsities, strict=True))
+            assert pruned == pytest.approx(0.5 * sum(each.numel for each in units))
+
+    def test_a_plan_made_of_sparsities_gives_them_back(self) -> None:
+        weights = find_weights(find_blocks(make_model()))
+        units = find_units(weights)
+        sparsities = tuple(round(0.3 + 0.01 * number, 12) for number in range(len(units)))
+        plan = to_plan(sparsities, units, weights, {}, 0.5)
+        assert start_of(plan, units) == sparsities
+        total = sum(weight.numel for weight in flat(weights))
+        mean = sum(plan.of(weight) * weight.numel for weight in flat(weights)) / total
+        assert plan.planned == pytest.approx(mean)
+
+    @pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+    def test_the_experts_of_a_layer_share_a_sparsity(self, family: str) -> None:
+        weights = find_weights(find_blocks(FAMILIES[family].make()))
+        units = find_units(weights)
+        experts = [each for each in units if each.weights[0].expert_name is not None]
+        assert experts
+        assert all(len(each.weights) > 1 for each in experts)
+        assert sum(len(each.weights) for each in units) == len(flat(weights))
+
+
+class TestDivergence:
+    def test_is_the_mean_over_the_text_of_what_the_probabilities_give(self) -> None:
+        model, other = make_model(), make_model(seed=1)
+        chunks = build_chunks(make_rows(), TINY, model)
+        with inference_mode(model), inference_mode(other):
+            measured = Divergence(model, chunks, 2, 8, 3)
+            state = state_of(model)
+            for part in range(2):
+                assert all(value == pytest.approx(0, abs=1e-6) for value in measured.measure(part).values())
+            model.load_state_dict(other.state_dict())
+            found = measured.measure(0)
+            model.load_state_dict(state)
+            for language, (part, *_) in chunks.chunks.items():
+                ids = part["input_ids"][:1, :8]
+                p, q = model(input_ids=ids).logits.log_softmax(-1), other(input_ids=ids).logits.log_softmax(-1)
+                assert found[language] == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), rel=1e-4)
+
+    def test_all_unlikely_tokens_count_as_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("optimum_mwanda.experiments.plans.divergence._LIKELY", 2)
+        model, other = make_model(), make_model(seed=1)
+        chunks = build_chunks(make_rows(), TINY, model)
+        with inference_mode(model):
+            measured = Divergence(model, chunks, 1, 8, 1)
+            p = [model(input_ids=part["input_ids"][:1, :8]).logits.softmax(-1) for part, *_ in chunks.chunks.values()]
+            model.load_state_dict(other.state_dict())
+            found = measured.measure(0)
+            for (language, (part, *_)), dense in zip(chunks.chunks.items(), p, strict=True):
+                values, tokens = dense.topk(2, dim=-1)
+                q = model(input_ids=part["input_ids"][:1, :8]).logits.softmax(-1).gather(-1, tokens)
+                left, left_now = 1 - values.sum(-1), 1 - q.sum(-1)
+                expected = (values * (values / q).log()).sum(-1) + left * (left / left_now).log()
+                assert found[language] == pytest.approx(float(expected.mean()), rel=1e-3)
+
+
+class TestSearch:
+    def test_finds_a_plan_that_is_closer_to_the_dense_model_and_prunes_as_much(
+        self, sample_model: PreTrainedModel, sample_tokenizer: PreTrainedTokenizerBase, sample_rows: Rows
+    ) -> None:
+        config = MWandaConfig(languages=("de", "en"), sequence_length=64, samples_per_language=4, sparsity=0.6)
+        before = state_of(sample_model)
+        found = search_plan(sample_model, sample_rows["calibration"], sample_tokenizer, config, candidates=30)
+        assert_untouched(sample_model, before, training=False)
+        assert sum(found.after.values()) < sum(found.before.values())
+        assert found.accepted > 0
+        assert found.plan.planned == pytest.approx(0.6)
+        assert found.plan.allocation == "search"
+        MWandaPruner(config, progress=False).prune(
+            sample_model, sample_rows["calibration"], sample_tokenizer, plan=found.plan
+        )
+        record = sample_model.config.mwanda_config
+        assert record["plan"] == "search"
+        assert record["achieved_sparsity"] == pytest.approx(0.6, abs=0.005)
+        assert verify_sparsity(sample_model).ok
+
+    def test_the_same_search_finds_the_same_plan(self) -> None:
+        plans = [search_plan(make_model(), make_rows(), None, TINY, **QUICK).plan for _ in range(2)]
+        assert plans[0] == plans[1]
+
+    def test_a_search_that_was_stopped_goes_on(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        whole = search_plan(make_model(), make_rows(), None, TINY, **QUICK)
+        model, measured = make_model(), []
+        before = state_of(model)
+        measure = Divergence.measure
+
+        def stop(self: Divergence, part: int) -> dict[str, float]:
+            measured.append(part)
+            if len(measured) == 9:
+                raise KeyboardInterrupt
+            return measure(self, part)
+
+        monkeypatch.setattr(Divergence, "measure", stop)
+        with pytest.raises(KeyboardInterrupt):
+            search_plan(model, make_rows(), None, TINY, **QUICK, journal=Journal(tmp_path / "progress"))
+        assert_untouched(model, before)
+        rest = search_plan(model, make_rows(), None, TINY, **QUICK, journal=Journal(tmp_path / "progress"))
+        assert rest == whole
+        with pytest.raises(OtherRunError, match="step"):
+            search_plan(model, make_rows(), None, TINY, **QUICK, step=0.1, journal=Journal(tmp_path / "progress"))
+
+    def test_the_worst_language_can_be_all_that_counts(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        made: list[Any] = []
+        monkeypatch.setattr(
+            fitness.Fitness, "_value", lambda self, languages: made.append(self) or max(languages.values())
+        )
+        by_worst = search_plan(make_model(), make_rows(), None, TINY, **QUICK)
+        monkeypatch.undo()
+        assert search_plan(make_model(), make_rows(), None, TINY, **QUICK, worst=1.0).plan == by_worst.plan
+        assert made
+
+    def test_solvers_get_a_plan_too(self) -> None:
+        config = TINY.replace(criterion="alps", group="matrix", reconstruction=None, calibration=None, damping=None)
+        model = make_model()
+        found = search_plan(model, make_rows(), None, config, **QUICK)
+        MWandaPruner(config, progress=False).prune(model, make_rows(), plan=found.plan)
+        for weight in flat(find_weights(find_blocks(model))):
+            zeros = int((weight.matrix == 0).sum()) / weight.numel
+            assert zeros == pytest.approx(found.plan.of(weight), abs=1 / weight.numel)
+
+    @pytest.mark.parametrize(
+        ("make", "config", "options", "reason"),
+        [
+            (make_model, TINY.replace(sparsity=None, pattern="2:4", allocation="uniform"), {}, "nothing to search for"),
+            (lambda: FAMILIES["mbart"].make(), TINY, {}, "encoder-decoder"),
+            (make_model, TINY, {"candidates": 0}, "candidates=0 is not allowed"),
+            (make_model, TINY, {"worst": 2.0}, "worst=2.0 is not allowed"),
+            (make_model, TINY, {"step": 1.0}, "step=1.0 is not allowed"),
+            (make_model, TINY, {"tokens": 1}, "tokens=1 is not allowed"),
+        ],
+    )
+    def test_what_cannot_be_searched_is_refused(
+        self, make: Callable[[], PreTrainedModel], config: MWandaConfig, options: dict[str, Any], reason: str
+    ) -> None:
+        model = make()
+        before, training = state_of(model), model.training
+        with pytest.raises(ValueError, match=reason):
+            search_plan(model, make_rows(), None, config, progress=False, **options)
+        assert_untouched(model, before, training)
+
+
+class TestPlanInPruner:
+    def test_every_matrix_gets_the_sparsity_of_the_plan(self) -> None:
+        model = make_model()
+        weights = find_weights(find_blocks(model))
+        units = find_units(weights)
+        plan = to_plan(tuple(0.25 + 0.5 * (n % 2) for n in range(len(units))), units, weights, {}, 0.5)
+        MWandaPruner(TINY, progress=False).prune(model, make_rows(), plan=plan)
+        for weight in flat(weights):
+            zeros = int((weight.matrix == 0).sum()) / weight.numel
+            assert zeros == pytest.approx(plan.of(weight), abs=0.5 / weight.in_features)
+
+    def test_a_plan_of_matrices_that_are_not_pruned_is_refused_before_the_work(self) -> None:
+        model = make_model()
+        plan = search_plan(model, make_rows(), None, TINY, **QUICK).plan
+        before = state_of(model)
+        with pytest.raises(ValueError, match=r"which is not pruned: it was made for another model"):
+            MWandaPruner(TINY.replace(exclude=("*.q_proj",)), progress=False).prune(model, make_rows(), plan=plan)
+        assert_untouched(model, before)
+
+    def test_a_plan_saved_and_loaded_prunes_alike(self, tmp_path: Path) -> None:
+        plan = search_plan(make_model(), make_rows(), None, TINY, **QUICK).plan
+        plan.save(tmp_path / "plan.json")
+        assert json.loads((tmp_path / "plan.json").read_text())["allocation"] == "search"
+        models = [make_model(), make_model()]
+        for model, read in zip(models, (plan, SparsityPlan.load(tmp_path / "plan.json")), strict=True):
+            MWandaPruner(TINY, progress=False).prune(model, make_rows(), plan=read)
+        one, other = (model.state_dict() for model in models)
+        assert all(torch.equal(one[name], other[name]) for name in one)
