@@ -5,11 +5,15 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...configuration import MWandaConfig
 from ...presets import METHODS, PRESETS
 from ...registry import ALLOCATIONS
+from ...values import is_close
+
+if TYPE_CHECKING:
+    from ...pruning.sparsity_plan import SparsityPlan
 
 Methods = Mapping[str, Mapping[str, Any]]
 """Name to settings of `MWandaConfig`, in the order of the tables."""
@@ -20,6 +24,9 @@ BY_THE_PLAN = ("sparsity", "pattern", "languages", "samples_per_language", "sequ
 
 OF_THE_TEXT = ("bos", "reservoir")
 """Settings of the calibration, which methods share: the plan may set them for all."""
+
+PLAN = "plan"
+"""What a method may name beside settings: a file with a plan, or several. At other sparsities it is left out."""
 
 OF_THE_ALLOCATION = ("allocation", "allocation_strength", "owl_multiplier", "cwl_direction")
 """Settings that say nothing where an N:M pattern fixes the sparsity of every block."""
@@ -156,6 +163,30 @@ def read_methods(path: Path) -> dict[str, dict[str, Any]]:
     return methods
 
 
+def plan_of(settings: Mapping[str, Any], sparsity: float) -> "SparsityPlan | None":
+    """The plan that a method has for a sparsity; None if it names none.
+
+    Args:
+        settings: Those of the method.
+        sparsity: Share of the weights to remove.
+
+    Raises:
+        LookupError: If it names plans, but for other sparsities.
+        OSError: If a file cannot be read.
+        ValueError: If a file holds no plan.
+    """
+    if PLAN not in settings:
+        return None
+    from ...pruning.sparsity_plan import SparsityPlan
+
+    named = settings[PLAN]
+    for path in [named] if isinstance(named, str) else named:
+        plan = SparsityPlan.load(path)
+        if is_close(plan.target, sparsity):
+            return plan
+    raise LookupError(f"No plan is for a sparsity of {sparsity:g}.")
+
+
 def choose(methods: Methods, names: Sequence[str]) -> dict[str, Mapping[str, Any]]:
     """Some of the methods, in the order of their names.
 
@@ -173,8 +204,8 @@ def expand(
 ) -> Iterator[tuple[str, MWandaConfig]]:
     """Every method at every sparsity and pattern.
 
-    An N:M pattern fixes the sparsity of every block, so what methods say about the allocation does not apply there. If
-    methods have the same settings, the first is kept.
+    An N:M pattern fixes the sparsity of every block, so what methods say about the allocation does not apply there, and
+    methods with a plan are left out. If methods have the same settings, the first is kept.
 
     Args:
         methods: What to compare.
@@ -183,21 +214,29 @@ def expand(
         shared: Settings for every method; its own settings override them.
 
     Raises:
-        ValueError: If settings are not allowed; the message names the method.
+        OSError: If a plan cannot be read.
+        ValueError: If settings are not allowed; the message names the method. If a file holds no plan.
     """
     points: list[dict[str, Any]] = [{"sparsity": each} for each in sparsities] + [{"pattern": x} for x in patterns]
     known = set()
     for point, (name, settings) in itertools.product(points, methods.items()):
         if taken := [key for key in settings if key in (*BY_THE_PLAN, *OF_THE_TEXT)]:
             raise ValueError(f"Method {name!r} sets {taken[0]!r}, which is the same for all methods: leave it out.")
+        plan = settings.get(PLAN)
+        if plan is not None:
+            settings = {key: value for key, value in settings.items() if key != PLAN}
+            try:
+                plan_of({PLAN: plan}, point.get("sparsity", -1.0))
+            except LookupError:
+                continue
         if "pattern" in point:
             settings = {key: value for key, value in settings.items() if key not in OF_THE_ALLOCATION}
         try:
             config = MWandaConfig.from_dict({**shared, **settings, **point})
         except (ValueError, TypeError) as error:
             raise ValueError(f"Method {name!r}: {error}") from error
-        if config not in known:
-            known.add(config)
+        if (key := (config, str(plan))) not in known:
+            known.add(key)
             yield name, config
 
 

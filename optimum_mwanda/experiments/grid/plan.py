@@ -3,13 +3,16 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...configuration import MWandaConfig
 from ...registry import ALLOCATIONS
 from ...values import check_number
 from .conditions import Condition, make_conditions
-from .methods import BY_THE_PLAN, SPARSITIES, Methods, expand
+from .methods import BY_THE_PLAN, SPARSITIES, Methods, expand, plan_of
+
+if TYPE_CHECKING:
+    from ...pruning.sparsity_plan import SparsityPlan
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,6 +77,10 @@ class ComparisonPlan:
     def conditions(self, languages: Sequence[str]) -> list[Condition]:
         """The calibrations to compare, among these languages."""
         return make_conditions(languages, self.samples_per_language, self.rotate, self.only)
+
+    def plan_of(self, name: str, config: MWandaConfig) -> "SparsityPlan | None":
+        """The plan that a method has for a run, if it has one."""
+        return plan_of(self.methods[name], config.target_sparsity)
 
     def runs(self, seed: int, condition: Condition) -> list[tuple[str, MWandaConfig]]:
         """Name and settings of every run of a condition; with one language, methods that compare are left out."""

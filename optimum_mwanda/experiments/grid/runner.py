@@ -22,6 +22,7 @@ from ...modeling.interrupts import check_interrupts, deferred_interrupts
 from ...modeling.weights import find_weights, flat
 from ...processes.group import current, sharing
 from ...pruner import MWandaPruner
+from ...pruning.sparsity_plan import SparsityPlan
 from ...record.schema import RECORD_KEY, SparsityRecord
 from ...utils import abridged, progress_bar
 from ...version import __version__
@@ -41,6 +42,7 @@ class _Run(NamedTuple):
     key: str
     name: str
     config: MWandaConfig
+    plan: SparsityPlan | None
     condition: Condition
     statistics: Callable[[], CalibrationStatistics]
 
@@ -188,11 +190,13 @@ def _missing(
             statistics = cache(partial(_calibrate, model, dataset, tokenizer, config, also_for))
             for condition, name, run in runs:
                 read = {language: texts[language] for language in condition.languages}
-                key = digest({"config": run.to_dict(), "calibration": read, "dense": dense_key})
+                chosen = plan.plan_of(name, run)
+                about = {"config": run.to_dict(), "calibration": read, "dense": dense_key}
+                key = digest(about if chosen is None else {**about, "plan": chosen.to_dict()})
                 if key in known:
                     known[key] = known.pop(key)  # if a name has several settings, the last ones count
                 else:
-                    yield _Run(key, name, run, condition, statistics)
+                    yield _Run(key, name, run, chosen, condition, statistics)
 
 
 def _calibrate(
@@ -205,9 +209,9 @@ def _prune(model: "PreTrainedModel", dataset: Any, tokenizer: Any, run: _Run) ->
     pruner = MWandaPruner(run.config, progress=False, restore_on_failure=False)  # the caller keeps the dense weights
     with bare_failures():
         if run.config.works_blockwise:
-            pruner.prune(model, dataset, tokenizer)
+            pruner.prune(model, dataset, tokenizer, run.plan)
         else:
-            pruner.apply(model, run.statistics())
+            pruner.apply(model, run.statistics(), run.plan)
 
 
 def _describe(run: _Run, report: PerplexityReport, achieved_sparsity: float, seconds: float) -> RunResult:

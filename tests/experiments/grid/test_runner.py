@@ -10,7 +10,7 @@ import torch
 from tokenizers.normalizers import Lowercase
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from optimum_mwanda import MWandaConfig, MWandaPruner, evaluate_languages
+from optimum_mwanda import MWandaConfig, MWandaPruner, evaluate_languages, search_plan
 from optimum_mwanda.experiments.grid.plan import ComparisonPlan
 from optimum_mwanda.experiments.grid.runner import run_comparison
 from optimum_mwanda.experiments.grid.runs import Results, RunResult, append, read_results
@@ -193,3 +193,30 @@ def test_failure_keeps_the_model_and_what_is_finished(tmp_path: Path) -> None:
 def test_plan_says_what_is_not_allowed(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ComparisonPlan(**{"methods": METHODS, **SMALL, **changes})
+
+
+def test_a_method_with_plans_is_pruned_by_the_one_for_the_sparsity(tmp_path: Path) -> None:
+    config = MWandaConfig(sequence_length=16, samples_per_language=2, sparsity=0.6)
+    planned = search_plan(make_model(), ROWS, None, config, candidates=60, progress=False).plan
+    planned.save(tmp_path / "60.json")
+    dataclasses.replace(planned, target=0.7).save(tmp_path / "70.json")
+    paths = [str(tmp_path / name) for name in ("70.json", "60.json")]
+    methods: dict[str, dict[str, Any]] = {
+        "without": {"refinement": "swap"},
+        "planned": {"refinement": "swap", "plan": paths},
+        "elsewhere": {"plan": paths[0]},
+    }
+    results = run(tmp_path / "results.jsonl", methods=methods)
+    found = {each.name: each for each in results.runs.values()}
+    assert set(found) == {"without", "planned"}
+    model = make_model()
+    settings = MWandaConfig.from_dict(found["planned"].config)
+    MWandaPruner(settings, progress=False).prune(model, ROWS, plan=planned)
+    assert measure(model) == found["planned"].report
+    assert found["without"].report != found["planned"].report
+    assert run(tmp_path / "results.jsonl", methods=methods).runs.keys() == results.runs.keys()  # nothing is run again
+
+
+def test_a_plan_that_is_not_there_is_named_before_the_work(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere.json"):
+        ComparisonPlan(methods={"planned": {"plan": "nowhere.json"}}, sparsities=[0.6])
