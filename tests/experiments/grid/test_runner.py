@@ -218,5 +218,5 @@ def test_a_method_with_plans_is_pruned_by_the_one_for_the_sparsity(tmp_path: Pat
 
 
 def test_a_plan_that_is_not_there_is_named_before_the_work(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="nowhere.json"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.json"):
         ComparisonPlan(methods={"planned": {"plan": "nowhere.json"}}, sparsities=[0.6])
