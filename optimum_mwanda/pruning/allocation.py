@@ -138,11 +138,20 @@ def outlier_share(scores: Callable[[], Iterable[Tensor]], multiplier: float) -> 
     Returns:
         Percentage of the block's entries that are outliers.
     """
-    sums = [(a.numel(), a.sum(dtype=sum_dtype(a.device)).item()) for a in scores()]
+
+    def totals(a: Tensor) -> tuple[int, float]:
+        return a.numel(), a.sum(dtype=sum_dtype(a.device)).item()
+
+    # A loop would keep the scores of a matrix while those of the next one are computed.
+    sums = list(map(totals, scores()))
     count = sum(numel for numel, _ in sums)
     mean = sum(total for _, total in sums) / count
     threshold = torch.tensor(multiplier * mean, dtype=torch.float32)
-    return 100 * sum(int((a > threshold.to(a.device)).sum()) for a in scores()) / count
+
+    def outliers(a: Tensor) -> int:
+        return int((a > threshold.to(a.device)).sum())
+
+    return 100 * sum(map(outliers, scores())) / count
 
 
 def median_score(scores: Iterable[Tensor]) -> float:

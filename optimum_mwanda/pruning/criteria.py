@@ -77,7 +77,7 @@ def wanda_scores(weight: Tensor, factor: Tensor) -> Tensor:
     Returns:
         Shape `(out, in)`, float32.
     """
-    return weight.float().abs() * factor.to(weight.device, torch.float32)
+    return weight.float().abs().mul_(factor.to(weight.device, torch.float32))
 
 
 def ria_scores(weight: Tensor, factor: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ def ria_scores(weight: Tensor, factor: Tensor) -> Tensor:
     """
     magnitude = weight.float().abs()
     columns, rows = (_sum(magnitude, dim) for dim in (0, 1))
-    relative = magnitude / columns + magnitude / rows
+    relative = (magnitude / columns).add_(magnitude.div_(rows))
     return relative.mul_(factor.to(weight.device, torch.float32))
 
 

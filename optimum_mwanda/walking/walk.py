@@ -3,7 +3,7 @@
 import abc
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from typing import NamedTuple
 
 from torch import Tensor
@@ -15,6 +15,7 @@ from ..modeling.counting import count_zeros
 from ..modeling.interrupts import check_interrupts
 from ..modeling.sharding import whole
 from ..modeling.weights import PrunableWeight, Weights, flat
+from ..storage.pages import freed_at_once
 from .editor import WeightEditor
 from .finished import Finished
 
@@ -122,7 +123,8 @@ class Walk(abc.ABC):
         """
         if editor is not None:
             self._finished.keep_changes(self.weights, self.zeros)
-        with closing(self._steps()) as steps:
+        memory = nullcontext() if self.source.is_resident else freed_at_once()
+        with memory, closing(self._steps()) as steps:
             for step in steps:
                 yield step
                 if editor is not None:
