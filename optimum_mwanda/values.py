@@ -10,6 +10,9 @@ from typing import Any, NoReturn, TypeVar
 
 T = TypeVar("T")
 
+SELF_WRITTEN = "self"
+"""What stands in place of a language for calibration text that the model itself has written."""
+
 
 class FrozenDict(dict[str, Any]):
     """A dict that cannot be changed, so that it can be hashed."""
