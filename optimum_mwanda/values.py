@@ -102,3 +102,8 @@ def describe_fields(dataclass: type) -> str:
         text = f"{field.name} (`{kind}`, defaults to `{field.default!r}`): {field.metadata['help']}"
         lines += textwrap.wrap(text, 112, initial_indent=" " * 8, subsequent_indent=" " * 12)
     return "\n".join(lines)
+
+
+def activity_key(activation: str, threshold: float) -> str:
+    """Name under which statistics keep the counts of one kind of activity."""
+    return activation if activation == "positive" else f"{activation}>{float(threshold)!r}"

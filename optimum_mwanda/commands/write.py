@@ -22,8 +22,8 @@ _FORMATS = {ending: kind for ending, kind in FORMATS.items() if kind in ("json",
 class WriteCommand(Subcommand):
     """Let the dense model write calibration text, for languages that it knows and that you have no text of.
 
-    Add the file to other calibration text, and give it a weight: --dataset texts.jsonl self.jsonl
-    --language-weights self=8.
+    Add the file to other calibration text, and say how much of it counts how much: --dataset texts.jsonl self.jsonl
+    --samples-per-language self=180 --language-weights self=8.
     """
 
     @staticmethod

@@ -13,7 +13,7 @@ import optimum_mwanda.commands.write
 from optimum_mwanda import sparsity_record
 
 from ..conftest import make_model
-from .conftest import SMALL, Run, make_tokenizer
+from .conftest import Run, make_tokenizer
 
 Cli = Callable[..., Run]
 FEW = ("--chunks", "3", "--sequence-length", "16", "--quiet")
@@ -37,17 +37,21 @@ def test_every_line_is_a_row(written: Path) -> None:
 def test_calibration_reads_it_beside_other_text(
     cli: Cli, model: Path, data: Path, written: Path, tmp_path: Path
 ) -> None:
-    words = ("--dataset", data, written, "--eval-dataset", data, "--language-weights", "self=3", *SMALL)
-    run = cli("prune", model, tmp_path / "out", *words)
+    words = ("--dataset", data, written, "--eval-dataset", data, "--sequence-length", "16", "--quiet")
+    how = ("--language-weights", "self=3", "--samples-per-language", "self=3", "sw=2")
+    run = cli("prune", model, tmp_path / "out", *words, *how)
     assert run.code == 0, run.err
     record = sparsity_record(tmp_path / "out")
     assert record is not None
     assert {name: entry.weight for name, entry in record.languages.items()} == pytest.approx(
         {"en": 1 / 6, "fr": 1 / 6, "sw": 1 / 6, "self": 1 / 2}
     )
+    assert (record.languages["self"].tokens, record.languages["sw"].tokens) == (48, 32)
+    assert record.settings["samples_per_language"] == {"self": 3, "sw": 2}
     assert "self (written by the model itself, 48 tokens, weight 0.500)" in str(record)
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert card.data.language == ["en", "fr", "sw"]
+    assert "--samples-per-language self=3 sw=2" in card.text
     assert "`self` is not a language: the dense model wrote this text itself" in card.text
 
 
