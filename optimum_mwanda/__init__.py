@@ -62,11 +62,13 @@ _HOMES = {
     "temperature_weights": "training.language_weights",
     "verify_sparsity": "record.verification",
     "work_alone": "processes.group",
+    "write_calibration_text": "calibration.self_written",
 }
 
 __all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:
+    from .calibration.self_written import write_calibration_text as write_calibration_text
     from .calibration.statistics import CalibrationStatistics as CalibrationStatistics
     from .configuration import MWandaConfig as MWandaConfig
     from .data.chunks import LanguageCoverage as LanguageCoverage

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from .config_file import read_settings, write_settings
-from .legal import Number, OneOf, Text, Weighting, read_pattern, setting
+from .legal import Number, NumberPerLanguage, OneOf, Text, Weighting, read_pattern, setting
 from .presets import preset_settings
 from .registry import ALLOCATIONS, CRITERIA, list_criteria
-from .values import FrozenDict, describe_fields, is_close, plain, strings
+from .values import FrozenDict, activity_key, describe_fields, is_close, plain, strings
 
 _COUNT = Number(at_least=1, whole=True)
 
@@ -96,7 +96,11 @@ class MWandaConfig:
     language_temperature: float = setting(
         2.0, "With 'temperature', weights are tokens ** (1 / temperature).", Number(above=0)
     )
-    samples_per_language: int = setting(32, "Calibration chunks per language.", _COUNT)
+    samples_per_language: int | Mapping[str, int] = setting(
+        32,
+        "Calibration chunks per language, or a dict of language to chunks; languages that it does not name get 32.",
+        NumberPerLanguage(at_least=1, whole=True),
+    )
     sequence_length: int | None = setting(
         None, "Tokens per calibration chunk. None: 512, or fewer if the model has fewer positions.", _COUNT
     )
@@ -180,8 +184,9 @@ class MWandaConfig:
         self._resolve_pattern()
         self._resolve_update()
         self._check_bounds()
-        if isinstance(self.language_weights, Mapping):
-            object.__setattr__(self, "language_weights", FrozenDict(self.language_weights))
+        for name in ("language_weights", "samples_per_language"):
+            if isinstance(getattr(self, name), Mapping):
+                object.__setattr__(self, name, FrozenDict(getattr(self, name)))
 
     def _resolve_pattern(self) -> None:
         """Fills in the sparsity and the allocation that the pattern implies."""
@@ -340,8 +345,3 @@ MWandaConfig.__doc__ = f"""{MWandaConfig.__doc__}
         dataset (defaults to `None`): Calibration data for pruning while a model is loaded. Not a setting.
         tokenizer (defaults to `None`): Its tokenizer, or the name or path of one. Not a setting.
 """
-
-
-def activity_key(activation: str, threshold: float) -> str:
-    """Name under which statistics keep the counts of one kind of activity."""
-    return activation if activation == "positive" else f"{activation}>{float(threshold)!r}"

@@ -84,6 +84,24 @@ class Number:
 
 
 @dataclasses.dataclass(frozen=True)
+class NumberPerLanguage(Number):
+    """A number for all languages, or one for each."""
+
+    def check(self, name: str, value: Any) -> None:
+        """Refuses anything else."""
+        if not isinstance(value, Mapping):
+            super().check(name, value)
+            return
+        if not value or not all(isinstance(language, str) for language in value):
+            raise ValueError(f"{name}={value!r} is not allowed: give {self._wanted()}, or a dict of language to such.")
+        for language, number in value.items():
+            super().check(f"{name}[{language!r}]", number)
+
+    def __str__(self) -> str:
+        return f"{super().__str__()} | Mapping[str, {'int' if self.whole else 'float'}]"
+
+
+@dataclasses.dataclass(frozen=True)
 class Text:
     """A string."""
 

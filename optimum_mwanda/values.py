@@ -10,6 +10,9 @@ from typing import Any, NoReturn, TypeVar
 
 T = TypeVar("T")
 
+SELF_WRITTEN = "self"
+"""What stands in place of a language for calibration text that the model itself has written."""
+
 
 class FrozenDict(dict[str, Any]):
     """A dict that cannot be changed, so that it can be hashed."""
@@ -99,3 +102,8 @@ def describe_fields(dataclass: type) -> str:
         text = f"{field.name} (`{kind}`, defaults to `{field.default!r}`): {field.metadata['help']}"
         lines += textwrap.wrap(text, 112, initial_indent=" " * 8, subsequent_indent=" " * 12)
     return "\n".join(lines)
+
+
+def activity_key(activation: str, threshold: float) -> str:
+    """Name under which statistics keep the counts of one kind of activity."""
+    return activation if activation == "positive" else f"{activation}>{float(threshold)!r}"

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
-WRITES = {"prune": 1, "recover": 1, "apply": 2, "calibrate": 1, "search": 1, "compress": 1, "decompress": 1}
+WRITES = {"prune": 1, "recover": 1, "apply": 2, "calibrate": 1, "search": 1, "compress": 1, "decompress": 1, "write": 1}
 """Command to the place of what it writes among its arguments without a flag."""
 
 FLAGS = ("--output", "--trials", "--tables", "--plots", "--report")

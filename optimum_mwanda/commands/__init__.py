@@ -30,12 +30,14 @@ def declare(parent: Any) -> None:
     from .prune import PruneCommand
     from .recover import RecoverCommand
     from .search import SearchCommand
+    from .write import WriteCommand
 
     parent.parser.add_argument("--version", action="version", version=f"optimum-mwanda {__version__}")
     parent.subparsers = parent.parser.add_subparsers(metavar="COMMAND", parser_class=OneLineParser)
     for name, command in {
         "plan": PlanCommand,
         "prune": PruneCommand,
+        "write": WriteCommand,
         "allocate": AllocateCommand,
         "calibrate": CalibrateCommand,
         "apply": ApplyCommand,

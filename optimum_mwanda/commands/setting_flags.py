@@ -123,7 +123,7 @@ def form_of(field: Any) -> dict[str, Any]:
     if type(legal) is OneOf and legal.register is None:
         return {"choices": legal.names}
     if any(issubclass(kind, Mapping) for kind in kinds):
-        return {"nargs": "+", "metavar": "NAME|KEY=VALUE"}
+        return {"nargs": "+", "metavar": "NUMBER|KEY=NUMBER" if int in kinds else "NAME|KEY=VALUE"}
     if isinstance(legal, OneOf):  # a plugin may add names, or an error says more than that of argparse
         return {"metavar": f"{{{','.join(legal.names)}}}"}
     if bool in kinds:
@@ -139,18 +139,17 @@ def _value(field: Any, given: Any) -> Any:
     """The value of a field, from what argparse has read."""
     if not any(issubclass(kind, Mapping) for kind in _types(field)):
         return given
-    if len(given) == 1 and "=" not in given[0]:
-        return given[0]
-    pairs = {}
-    for word in given:
-        key, sign, number = word.rpartition("=")
-        try:
-            pairs[key] = float(number)
-        except ValueError:
-            sign = ""
-        if not sign or not key:
-            raise UsageError(f"{flag(field.name)} {word}: give one name, or pairs such as sw=2 yo=1.5.")
-    return pairs
+    read, alone, pairs = (int, "number", "sw=64 yo=16") if int in _types(field) else (float, "name", "sw=2 yo=1.5")
+    try:
+        if len(given) == 1 and "=" not in given[0]:
+            return given[0] if read is float else read(given[0])
+        words = [word.rpartition("=") for word in given]
+        if not all(key and sign for key, sign, _ in words):
+            raise ValueError
+        return {key: read(number) for key, _, number in words}
+    except ValueError:
+        shown = " ".join(given)
+        raise UsageError(f"{flag(field.name)} {shown}: give one {alone}, or pairs such as {pairs}.") from None
 
 
 def _json(text: str) -> Any:

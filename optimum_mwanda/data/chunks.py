@@ -4,14 +4,15 @@ import dataclasses
 import hashlib
 import inspect
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..configuration import MWandaConfig
 from ..modeling.positions import resolve_sequence_length
-from ..utils import as_percent, markdown_table
+from ..utils import abridged, as_percent, markdown_table
 from .encoding import RowEncoder
 from .packing import Batch, PairPacker, TextPacker
 from .reservoir import Reservoir
@@ -150,7 +151,7 @@ def build_chunks(
             token ids, positions or the sequence length do not fit the model.
     """
     length = resolve_sequence_length(config.sequence_length, model)
-    samples = config.samples_per_language
+    samples = partial(samples_of, config)
     columns = {"text_column": config.text_column}
     packer: TextPacker | PairPacker
     if model.config.is_encoder_decoder:
@@ -159,8 +160,10 @@ def build_chunks(
     else:
         # Of a stream read in order nobody knows whether another row comes.
         is_in_order = config.reservoir is None and is_read_in_order(dataset)
-        max_per_row = length * samples if is_in_order else length
-        packer = TextPacker(RowEncoder(tokenizer, model, **columns, bos=config.bos), length, samples, max_per_row)
+        most = max(map(samples, [*_named(config), "others"]))
+        max_per_row = length * most if is_in_order else length
+        encoder = RowEncoder(tokenizer, model, **columns, bos=config.bos)
+        packer = TextPacker(encoder, length, samples, max_per_row)
     feed(
         dataset,
         packer,
@@ -171,6 +174,11 @@ def build_chunks(
         **columns,
     )
     packer.encoder.check_padding()
+    if unknown := sorted({*_named(config)} - {*packer.languages}):
+        raise ValueError(
+            f"samples_per_language names {', '.join(map(repr, unknown))}, but calibration has: "
+            f"{abridged(packer.languages, 20) or 'none'}."
+        )
     batches = {language: packer.batches(language) for language in packer.languages}
     coverage = tuple(
         LanguageCoverage(
@@ -190,6 +198,19 @@ def build_chunks(
     if empty := sum(packer.empty.values()):
         logger.warning("%d rows with a null or empty %s were skipped.", empty, packer.kind)
     return CalibrationChunks(chunks, coverage)
+
+
+def samples_of(config: MWandaConfig, language: str) -> int:
+    """How many chunks a language may have."""
+    given: Any = config.samples_per_language
+    found = given.get(language, MWandaConfig.samples_per_language) if isinstance(given, Mapping) else given
+    return int(found)
+
+
+def _named(config: MWandaConfig) -> Iterable[str]:
+    """The languages with a number of samples of their own."""
+    given = config.samples_per_language
+    return given if isinstance(given, Mapping) else ()
 
 
 def _check_coverage(packer: TextPacker | PairPacker, chunks: dict[str, tuple[Batch, ...]], asked_for: bool) -> None:

@@ -2,7 +2,7 @@
 
 from array import array
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
 
 import torch
@@ -52,26 +52,26 @@ class TextPacker(_Counted):
     Args:
         encoder: Encodes the rows.
         length: Tokens per chunk.
-        chunks: Most chunks per language.
+        chunks: Most chunks of a language.
         max_per_row: Most tokens that a row gives while others are left.
-
-    Attributes:
-        enough: So many tokens fill all chunks of a language.
     """
 
     kind = "text"
 
-    def __init__(self, encoder: RowEncoder, length: int, chunks: int, max_per_row: int) -> None:
+    def __init__(self, encoder: RowEncoder, length: int, chunks: Callable[[str], int], max_per_row: int) -> None:
         super().__init__(encoder)
         self.length = length
         self.capacity = chunks
         self.max_per_row = max_per_row
-        self.enough = chunks * length
         self._full: dict[str, Batch] = {}
         self._tokens: defaultdict[str, Packed] = defaultdict(dict)
         self._cut: defaultdict[str, list[Row]] = defaultdict(list)
         self._names: frozenset[str] | None = None
         self._cutter = Cutter(encoder, length)
+
+    def enough(self, language: str) -> int:
+        """So many tokens fill all chunks of a language."""
+        return self.capacity(language) * self.length
 
     def encode(self, language: str, row: Row) -> Packed:
         """The tokens of a row, one more than it gives if it is cut, and its positions if it has any."""
@@ -129,12 +129,12 @@ class TextPacker(_Counted):
         """Whether the tokens of a language fill all chunks; they are cut only if their number alone does not tell."""
         tokens = self._tokens[language]
         count, prefix = len(tokens["input_ids"]), self._cutter.prefix(language)
-        if count < self.capacity * (self.length - len(prefix)):
+        if count < self.capacity(language) * (self.length - len(prefix)):
             return False
-        return count >= self.enough or len(self._chunks(language, tokens)) >= self.capacity
+        return count >= self.enough(language) or len(self._chunks(language, tokens)) >= self.capacity(language)
 
     def _batch(self, language: str, tokens: Packed) -> Batch:
-        chunks = self._chunks(language, tokens)[: self.capacity]
+        chunks = self._chunks(language, tokens)[: self.capacity(language)]
         # What is put in front of a chunk has no position, so no row with positions gets it.
         return {name: torch.tensor([chunk.of(values) for chunk in chunks]) for name, values in tokens.items()}
 
@@ -146,7 +146,7 @@ class TextPacker(_Counted):
         """The tokens of a language, and as many of those that its long rows have left as it lacks."""
         tokens = {name: values[:] for name, values in self._tokens[language].items()}
         for row in self._cut[language]:
-            lacking = self.enough - len(tokens["input_ids"])
+            lacking = self.enough(language) - len(tokens["input_ids"])
             if lacking <= 0:
                 break
             for name, values in self.encoder.inputs(row, language, self.max_per_row + lacking).items():
@@ -160,19 +160,20 @@ class PairPacker(_Counted):
     Args:
         encoder: Encodes the rows.
         length: Most tokens per source, and per target.
-        chunks: Most pairs per language.
-
-    Attributes:
-        enough: So many pairs are all of a language.
+        chunks: Most pairs of a language.
     """
 
     kind = "source or target"
 
-    def __init__(self, encoder: RowEncoder, length: int, chunks: int) -> None:
+    def __init__(self, encoder: RowEncoder, length: int, chunks: Callable[[str], int]) -> None:
         super().__init__(encoder)
         self.length = length
-        self.enough = chunks
+        self.capacity = chunks
         self._pairs: defaultdict[str, list[Packed]] = defaultdict(list)
+
+    def enough(self, language: str) -> int:
+        """So many pairs are all of a language."""
+        return self.capacity(language)
 
     def encode(self, language: str, row: Row) -> Packed:
         """The tokens of both sides of a row; nothing if one is missing."""
@@ -191,7 +192,7 @@ class PairPacker(_Counted):
 
     def is_full(self, language: str) -> bool:
         """Whether a language needs no more rows."""
-        return language in self._pairs and len(self._pairs[language]) >= self.enough
+        return language in self._pairs and len(self._pairs[language]) >= self.enough(language)
 
     def batches(self, language: str) -> tuple[Batch, ...]:
         """The pairs of a language, one batch for each combination of source and target length.

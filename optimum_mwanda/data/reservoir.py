@@ -14,8 +14,8 @@ from .rows import Row
 class Measuring(Protocol):
     """Takes the rows of a language until it has enough, and says of an encoded row how much it gives."""
 
-    enough: int
-    """What the rows of a language have to give together."""
+    def enough(self, language: str) -> int:
+        """What the rows of a language have to give together."""
 
     def encode(self, language: str, row: Row) -> Packed: ...
 
@@ -74,13 +74,13 @@ class Reservoir:
         draw = self._draws[language]
         draw.seen += 1
         key = draw.random.random()
-        if draw.given >= self._sink.enough and key > draw.held[-1].key:
+        if draw.given >= self._sink.enough(language) and key > draw.held[-1].key:
             return
         encoded = self._sink.encode(language, row)
         drawn = _Drawn(key, self._sink.gives(encoded), row, encoded)
         insort(draw.held, drawn, key=_KEY)
         draw.given += drawn.gives
-        while draw.given - draw.held[-1].gives >= self._sink.enough:
+        while draw.given - draw.held[-1].gives >= self._sink.enough(language):
             draw.given -= draw.held.pop().gives
 
     def is_full(self, language: str) -> bool:

@@ -22,3 +22,8 @@ def check_whole(text: str, where: str) -> None:
             f"{text[max(at - _SHOWN, 0) : at + _SHOWN]!a}: no tokenizer reads that. Clean the text with "
             "text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace'), or leave the row out."
         ) from error
+
+
+def mended(text: str) -> str:
+    """The string with pairs of surrogates joined, and the sign for an unknown character for each half."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -26,13 +26,13 @@ def load_tokenizer(name: "str | os.PathLike[str] | None", beside: str) -> "PreTr
     """
     source = os.fspath(name) if name is not None else beside
     if not source:
-        raise ValueError("The dataset holds text, and the model has no name or path: pass tokenizer=.")
+        raise ValueError("Text needs a tokenizer, and the model has no name or path: pass tokenizer=.")
     try:
         return read_tokenizer(source)
     except Exception as error:
         raise ValueError(
-            f"No tokenizer could be loaded from {source!r} ({type(error).__name__}: {error}). The dataset holds text: "
-            "pass tokenizer= (a tokenizer, or its name or path), or a dataset with 'input_ids'."
+            f"No tokenizer could be loaded from {source!r} ({type(error).__name__}: {error}). Text needs one: pass "
+            "tokenizer= (a tokenizer, or its name or path). A dataset with 'input_ids' needs none."
         ) from error
 
 

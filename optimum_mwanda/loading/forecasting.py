@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoConfig
 
 from ..configuration import MWandaConfig
-from ..data.chunks import build_chunks
+from ..data.chunks import build_chunks, samples_of
 from ..modeling.blocks import find_blocks
 from ..modeling.positions import resolve_sequence_length
 from ..modeling.quantized import DEQUANTIZABLE, plain_dtype
@@ -254,8 +254,9 @@ def _text(checkpoint: EmptyCheckpoint, length: int, dataset: Any, tokenizer: Any
     if dataset is not None:
         tokens = build_chunks(dataset, settings, model, tokenizer).tokens
         return Text(sum(tokens.values()), per_batch, len(tokens))
-    count = languages or len(settings.languages or ("one",))
-    return Text(count * settings.samples_per_language * length * sides, per_batch, count)
+    names = ["others"] * languages if languages else settings.languages or ["others"]
+    samples = sum(samples_of(settings, name) for name in names)
+    return Text(samples * length * sides, per_batch, len(names))
 
 
 def _passes(weights: Weights, settings: MWandaConfig) -> dict[str, int]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from ..storage.files import bounded_copy
 from ..utils import abridged
+from ..values import SELF_WRITTEN
 from .counts import read_counts
 from .fields import FIELDS, is_name, read_experts, read_pruning, require
 from .parts import RecordedBlock, RecordedExperts, RecordedMatrix, RecordedPruning
@@ -88,7 +89,8 @@ class SparsityRecord(RecordedPruning):
         versions = ", ".join(f"{_shown(name)} {_shown(version)}" for name, version in self.versions.items())
         languages = abridged(
             (
-                f"{_shown(name)} ({language.tokens:,} tokens, weight {language.weight:.3f})"
+                f"{_shown(name)} ({'written by the model itself, ' if name == SELF_WRITTEN else ''}"
+                f"{language.tokens:,} tokens, weight {language.weight:.3f})"
                 for name, language in self.languages.items()
             ),
             40,

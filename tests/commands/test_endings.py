@@ -449,7 +449,7 @@ def test_version_is_told(cli: Cli) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["apply", "card", "compare", "decompress", "evaluate", "prune", "recover", "search"]
+    "command", ["apply", "card", "compare", "decompress", "evaluate", "prune", "recover", "search", "write"]
 )
 def test_help_begins_with_what_must_be_given_and_ends_with_an_example(cli: Cli, command: str) -> None:
     text = cli(command, "--help").out

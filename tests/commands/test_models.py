@@ -208,6 +208,14 @@ def test_masked_language_model_has_no_perplexity(cli: Cli, bert: Path, data: Pat
     assert list(tmp_path.iterdir()) == []
 
 
+def test_only_causal_language_models_write_calibration_text(cli: Cli, t5: Path, bert: Path, tmp_path: Path) -> None:
+    for model, what in ((t5, "is an encoder-decoder"), (bert, "is an encoder")):
+        run = cli("write", model, tmp_path / "self.jsonl", "--quiet")
+        assert run.code == 4
+        assert what in run.error
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_encoder_decoder_that_names_no_head_is_not_taken_for_its_decoder(cli: Cli, tmp_path: Path) -> None:
     BartModel(BartConfig(**TRANSLATION, pad_token_id=0, bos_token_id=1, eos_token_id=2)).save_pretrained(
         tmp_path / "bart"

@@ -17,6 +17,7 @@ REGISTER = ROOT / "optimum" / "commands" / "register" / "register_mwanda.py"
 SUBCOMMANDS = (
     "plan",
     "prune",
+    "write",
     "calibrate",
     "apply",
     "search",

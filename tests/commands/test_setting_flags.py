@@ -55,6 +55,17 @@ def test_flags_override_the_file(tmp_path: Any) -> None:
     assert config.language_weights == {"sw": 2.0}
 
 
+def test_number_of_samples_is_one_for_all_or_one_for_each() -> None:
+    assert read("--samples-per-language", "64") == MWandaConfig(samples_per_language=64)
+    config = read("--samples-per-language", "self=180", "sw=64")
+    assert config.samples_per_language == {"self": 180, "sw": 64}
+    for words in (["many"], ["1.5"], ["sw=many"], ["=4"], ["64", "sw=8"]):
+        with pytest.raises(UsageError, match="give one number, or pairs such as sw=64 yo=16"):
+            read("--samples-per-language", *words)
+    with pytest.raises(UsageError, match=r"samples_per_language\['sw'\]=0 is not allowed: give a whole number"):
+        read("--samples-per-language", "sw=0")
+
+
 def test_flags_override_the_preset() -> None:
     assert read("--preset", "wanda") == MWandaConfig.preset("wanda")
     config = read("--preset", "owl", "--sparsity", "0.7", "--allocation-strength", "0.1", "--calibration", "dense")

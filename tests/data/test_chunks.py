@@ -113,6 +113,25 @@ def test_every_language_gets_the_same_number_of_tokens(model: PreTrainedModel) -
     )
 
 
+@pytest.mark.parametrize("container", ["list", "stream", "reservoir"])
+def test_single_languages_may_have_a_number_of_chunks_of_their_own(model: PreTrainedModel, container: str) -> None:
+    rows = make_rows(CODES, rows=40, length=2 * LENGTH)
+    settings: dict[str, Any] = {"samples_per_language": {"en": 40, "eng_Latn": 3}, "languages": CODES.split()}
+    dataset = rows if container == "list" else counted_stream(rows, [])
+    if container == "reservoir":
+        settings["reservoir"] = 100
+    chunks = pack(dataset, model, **settings)
+    assert {name: len(ids) for name, ids in packed(chunks).items()} == {"en": 40, "eng_Latn": 3, "zh-Hant": 32}
+    for name, count in (("en", 40), ("eng_Latn", 3), ("zh-Hant", 32)):
+        alone = pack(dataset, model, **{**settings, "samples_per_language": count, "languages": [name]})
+        assert torch.equal(packed(alone)[name], packed(chunks)[name])
+
+
+def test_number_of_chunks_for_a_language_that_is_not_there_is_refused(model: PreTrainedModel) -> None:
+    with pytest.raises(ValueError, match="samples_per_language names 'slef', but calibration has: en, fr, sw"):
+        pack(make_rows(), model, samples_per_language={"slef": 4})
+
+
 def test_short_rows_are_packed_and_an_incomplete_chunk_is_left_out(model: PreTrainedModel) -> None:
     rows = [{"language": "en", "input_ids": [index] * 3} for index in range(7)]
     ids = packed(pack(rows, model))["en"]

@@ -98,7 +98,7 @@ def test_stream_whose_languages_are_labels_ends_when_all_are_full(
 
 
 def test_memory_is_that_of_the_tokens(model: PreTrainedModel) -> None:
-    packer = TextPacker(RowEncoder(None, model, "text", bos="none"), 64, 4, 64)
+    packer = TextPacker(RowEncoder(None, model, "text", bos="none"), 64, lambda _: 4, 64)
     row = {"input_ids": list(range(3, 67))}
     tracemalloc.start()
     for _ in range(3):
@@ -131,7 +131,7 @@ def test_language_is_full_when_its_tokens_fill_all_chunks(
     length += prefix
     encoder = RowEncoder(None, model, "text", bos="none")
     encoder._prefix = (1, 2)[:prefix]
-    packer = TextPacker(encoder, length, chunks, 10**6)
+    packer = TextPacker(encoder, length, lambda _: chunks, 10**6)
     packer._cutter.see = lambda *_: None  # type: ignore[method-assign]  # rows of ids begin with the prefix or not
     ids: list[int] = []
     for size in sizes:

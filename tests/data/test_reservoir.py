@@ -25,10 +25,13 @@ class Numbers:
     """Takes numbered rows of known sizes until a language has enough."""
 
     def __init__(self, enough: int) -> None:
-        self.enough = enough
+        self._enough = enough
         self.taken: dict[str, list[int]] = {}
         self.given: Counter[str] = Counter()
         self.encoded = 0
+
+    def enough(self, language: str) -> int:
+        return self._enough
 
     def encode(self, language: str, row: Any) -> Packed:
         self.encoded += 1
@@ -44,7 +47,7 @@ class Numbers:
         self.given[language] += row["size"]
 
     def is_full(self, language: str) -> bool:
-        return self.given[language] >= self.enough
+        return self.given[language] >= self._enough
 
 
 def draw(rows: Iterable[tuple[str, int, int]], enough: int, among: int = 10**6, seed: int = 0) -> Numbers:

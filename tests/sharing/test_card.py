@@ -104,6 +104,20 @@ def test_long_tables_are_folded_and_short_ones_are_not() -> None:
     assert "<details>" not in create_card(make_record(), report=REPORT).text
 
 
+def test_text_that_the_model_wrote_is_named_as_such_and_is_not_a_language() -> None:
+    languages = {"en": {"tokens": 64, "weight": 0.2}, "self": {"tokens": 64, "weight": 0.8}}
+    card = create_card(make_record() | {"languages": languages}, report=REPORT)
+    assert card.data.language == ["en", "swh", "zh"]  # what was measured counts too
+    pruned = section(card, "How it was pruned")
+    assert "| `self`   |     64 | 80.0 % |" in pruned
+    assert "`self` is not a language: the dense model wrote this text itself" in pruned
+    assert "unless the dense model wrote in them by itself." in section(card, "Perplexity per language")
+    other = create_card(make_record(), report=REPORT).text
+    assert "wrote" not in other
+    assert 'Languages marked "no" were not used for calibration.\n' in other
+    assert hub_language("self") is None
+
+
 def headings(text: str) -> list[str]:
     return re.findall("^#+ .*$", without_fences(text), re.MULTILINE)
 

@@ -1,7 +1,10 @@
 """Which languages each calibration reads, so that others are unseen."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+
+from ...configuration import MWandaConfig
+from ...values import SELF_WRITTEN
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +33,8 @@ def make_conditions(
         languages: All languages to choose from.
         samples_per_language: Chunks per language.
         rotate: Number of folds: each leaves out another part of the languages, so that every language is unseen in one
-            fold and seen in the others. None to calibrate on all of them.
+            fold and seen in the others. Text that the model wrote itself is in all of them. None to calibrate on all
+            languages.
         only: Languages to also calibrate on alone, each with as many chunks as all languages together, so that the
             number of tokens does not differ.
 
@@ -42,15 +46,30 @@ def make_conditions(
     if rotate is None:
         found = [Condition("multilingual", tuple(languages), samples_per_language)]
     else:
-        if not 2 <= rotate <= len(languages):
+        rotated = [each for each in languages if each != SELF_WRITTEN]
+        if not 2 <= rotate <= len(rotated):
             raise ValueError(
-                f"rotate={rotate} is not allowed: give at least 2 and at most {len(languages)}, the number of "
-                "languages."
+                f"rotate={rotate} is not allowed: give at least 2 and at most {len(rotated)}, the number of languages."
             )
         name = f"rotation of {rotate}"
         found = []
         for fold in range(rotate):
-            seen = tuple(each for index, each in enumerate(languages) if index % rotate != fold)
+            seen = tuple(each for each in languages if each not in rotated[fold::rotate])
             found.append(Condition(name, seen, samples_per_language, (fold, rotate)))
     alone = [Condition(f"only {each}", (each,), samples_per_language * len(languages)) for each in only]
     return found + alone
+
+
+def weigh_seen(config: MWandaConfig, condition: Condition, languages: Collection[str]) -> MWandaConfig:
+    """The settings of a run without weights of languages that its condition leaves out.
+
+    Args:
+        config: The settings.
+        condition: What the run calibrates on.
+        languages: All languages of the comparison; a weight of another one is a mistake, and stays to be found.
+    """
+    rule = config.language_weights
+    if not isinstance(rule, Mapping):
+        return config
+    kept = {name: weight for name, weight in rule.items() if name in condition.languages or name not in languages}
+    return config if kept == rule else config.replace(language_weights=kept or "equal")

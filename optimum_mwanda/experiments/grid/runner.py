@@ -28,7 +28,7 @@ from ...utils import abridged, progress_bar
 from ...version import __version__
 from ...walking.failure import bare_failures
 from ..dense_state import DenseState
-from .conditions import Condition
+from .conditions import Condition, weigh_seen
 from .plan import ComparisonPlan
 from .runs import DenseResult, Results, RunResult, append, digest, read_results
 
@@ -178,13 +178,15 @@ def _missing(
     known: dict[str, RunResult],
 ) -> Iterator[_Run]:
     """The missing runs; those that share a calibration come one after the other."""
+    languages = {language for each in conditions for language in each.languages}
     for seed in plan.seeds:
         for samples in dict.fromkeys(each.samples_per_language for each in conditions):
             sharing = [each for each in conditions if each.samples_per_language == samples]
             union = tuple(sorted({language for each in sharing for language in each.languages}))
             config = plan.calibration(seed, Condition("", union, samples))
             texts = build_chunks(dataset, config, model, tokenizer).fingerprints
-            runs = [(each, name, run) for each in sharing for name, run in plan.runs(seed, each)]
+            planned = [(each, name, run) for each in sharing for name, run in plan.runs(seed, each)]
+            runs = [(each, name, weigh_seen(run, each, languages)) for each, name, run in planned]
             also_for = [run for *_, run in runs]
             # Each seed has its own calibration, which is made when the first run asks for it.
             statistics = cache(partial(_calibrate, model, dataset, tokenizer, config, also_for))

@@ -19,6 +19,13 @@ def test_rotation_leaves_every_language_out_once(sizes: tuple[int, int]) -> None
     assert max(sizes_left) - min(sizes_left) <= 1
 
 
+def test_text_that_the_model_wrote_is_never_left_out() -> None:
+    folds = make_conditions(["en", "fr", "self", "sw"], 4, rotate=3)
+    assert [fold.languages for fold in folds] == [("fr", "self", "sw"), ("en", "self", "sw"), ("en", "fr", "self")]
+    with pytest.raises(ValueError, match="at most 3, the number of languages"):
+        make_conditions(["en", "fr", "self", "sw"], 4, rotate=4)
+
+
 def test_one_language_gets_as_many_chunks_as_all_have_together() -> None:
     everything, alone = make_conditions(["en", "fr", "sw"], 4, only=["en"])
     assert (everything.languages, everything.samples_per_language) == (("en", "fr", "sw"), 4)

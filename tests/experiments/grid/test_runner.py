@@ -94,6 +94,16 @@ def test_rotation_and_single_languages_are_calibrated_on_as_if_there_were_no_oth
         assert found.report == by_hand(found)
 
 
+def test_weights_of_languages_that_a_run_leaves_out_do_not_count(tmp_path: Path) -> None:
+    methods = {"weighed": {"criterion": "wanda", "allocation": "uniform", "language_weights": {"en": 2.0, "fr": 3.0}}}
+    results = run(tmp_path / "r.jsonl", methods=methods, rotate=3, only=["sw"])
+    weights = [found.config["language_weights"] for found in results.runs.values()]
+    assert weights == [{"fr": 3.0}, {"en": 2.0}, {"en": 2.0, "fr": 3.0}, "equal"]
+    wrong = {"weighed": {"language_weights": {"frr": 3.0}}}
+    with pytest.raises(ValueError, match="language_weights names 'frr', but calibration has: en, fr, sw"):
+        run(tmp_path / "wrong.jsonl", methods=wrong)
+
+
 def test_what_is_there_is_not_run_again(tmp_path: Path, calibrations: list[MWandaConfig]) -> None:
     path = tmp_path / "r.jsonl"
     first = run(path, methods={"magnitude": METHODS["magnitude"]})

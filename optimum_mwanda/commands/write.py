@@ -1,0 +1,113 @@
+"""`optimum-cli mwanda write`."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..configuration import MWandaConfig
+from ..storage.outputs import whole_file
+from ..values import SELF_WRITTEN
+from .base import Result, Subcommand, add_common_options
+from .errors import DataError, ModelError, UsageError, errors_as
+from .models import add_model_options, load_model, load_tokenizer
+from .output import add_overwrite, check_file, check_paths
+from .text_files import FORMATS
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+_FORMATS = {ending: kind for ending, kind in FORMATS.items() if kind in ("json", "csv", "parquet") and ending != ".tsv"}
+
+
+class WriteCommand(Subcommand):
+    """Let the dense model write calibration text, for languages that it knows and that you have no text of.
+
+    Add the file to other calibration text, and say how much of it counts how much: --dataset texts.jsonl self.jsonl
+    --samples-per-language self=180 --language-weights self=8.
+    """
+
+    @staticmethod
+    def parse_args(parser: argparse.ArgumentParser) -> None:
+        """Declares the flags."""
+        parser.description = WriteCommand.__doc__
+        parser.epilog = "Example: optimum-cli mwanda write MODEL self.jsonl --chunks 180 --sequence-length 256"
+        parser.add_argument("model", metavar="MODEL", help="Folder or repository of the dense model")
+        parser.add_argument("output", metavar="OUT", help=f"File to write to; its name ends in {', '.join(_FORMATS)}")
+        add_overwrite(parser)
+        group = parser.add_argument_group("text")
+        group.add_argument(
+            "--chunks", type=int, metavar="N", default=180, help="How many chunks the text fills (default: 180)"
+        )
+        group.add_argument(
+            "--sequence-length",
+            type=int,
+            metavar="N",
+            help="Tokens per chunk, as in the calibration (default: 512, or fewer if the model has fewer positions)",
+        )
+        group.add_argument(
+            "--temperature",
+            type=float,
+            metavar="T",
+            default=1.0,
+            help="Above 1, what the model finds unlikely becomes more frequent, below 1 less (default: 1.0)",
+        )
+        group.add_argument("--seed", type=int, metavar="N", default=0, help="Seed of the draw (default: 0)")
+        group.add_argument(
+            "--batch-size",
+            type=int,
+            metavar="N",
+            default=MWandaConfig.batch_size,
+            help=f"Texts that are written at a time (default: {MWandaConfig.batch_size})",
+        )
+        for name, default, help in (
+            ("--language", SELF_WRITTEN, "What stands for the language of the text; cards explain this name alone"),
+            ("--language-column", MWandaConfig.language_column, "Name of its column"),
+            ("--text-column", MWandaConfig.text_column, "Name of the column with the text"),
+        ):
+            group.add_argument(name, metavar="NAME", default=default, help=f"{help} (default: {default})")
+        add_model_options(parser, only_measured=True)
+        add_common_options(parser)
+
+    def execute(self) -> Result:
+        """Writes one file."""
+        args = self.args
+        target = self._target()
+        with errors_as(UsageError, ValueError):
+            from ..calibration.self_written import check_request, check_writing, write_calibration_text
+
+            names = ("chunks", "sequence_length", "temperature", "seed", "batch_size")
+            request = {name: getattr(args, name) for name in names}
+            labels = {name: getattr(args, name) for name in ("language", "language_column", "text_column")}
+            check_request(**request, **labels)
+        model = load_model(args.model, args, args.revision)
+        tokenizer = load_tokenizer(args.model, args)
+        with errors_as(ModelError, ValueError, FloatingPointError):
+            check_writing(model)
+            dataset = write_calibration_text(model, tokenizer, **request, **labels, progress=not args.quiet)
+        with errors_as(DataError, OSError), whole_file(target) as partial:
+            _save(dataset, partial)
+        values = {"output": args.output, "texts": len(dataset), **request, **labels}
+        return Result(f"Wrote {args.output}: {len(dataset)} texts, which fill {args.chunks} chunks.", values)
+
+    def _target(self) -> Path:
+        """The path to write to.
+
+        Raises:
+            UsageError: If nothing can be written there.
+        """
+        args = self.args
+        check_paths(args, {"OUT": args.output})
+        target = check_file(args.output, args.overwrite)
+        if target.suffix not in _FORMATS:
+            raise UsageError(f"{args.output} has no known format: its name must end in {', '.join(_FORMATS)}.")
+        return target
+
+
+def _save(dataset: "Dataset", path: Path) -> None:
+    kind = _FORMATS[path.suffix]
+    if kind == "json":
+        dataset.to_json(path, force_ascii=False)
+    elif kind == "csv":
+        dataset.to_csv(path)
+    else:
+        dataset.to_parquet(path)
