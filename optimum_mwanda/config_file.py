@@ -2,8 +2,9 @@
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 CONFIG_NAME = "mwanda_config.json"
 
@@ -44,3 +45,38 @@ def read_settings(name_or_path: str | os.PathLike[str], **hub_kwargs: Any) -> di
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold one JSON object with the settings, not a {type(values).__name__}.")
     return values
+
+
+class SavedSettings:
+    """Settings that are written to a file and read from one."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as plain JSON values."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Builds settings from plain values."""
+        raise NotImplementedError
+
+    def to_json_string(self) -> str:
+        """The settings as indented JSON."""
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
+        """Writes `mwanda_config.json` into a folder, which is created if it does not exist."""
+        write_settings(save_directory, self.to_json_string())
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | os.PathLike[str], **hub_kwargs: Any) -> Self:
+        """Reads `mwanda_config.json` from a folder, from a JSON file, or from a Hub repository.
+
+        Args:
+            name_or_path: Folder, file, or repository id.
+            **hub_kwargs: Passed to `huggingface_hub.hf_hub_download`: `revision`, `token`, `cache_dir`, ...
+
+        Raises:
+            FileNotFoundError: If there is no `mwanda_config.json`.
+            ValueError: If the file is not JSON or holds unknown or illegal settings.
+        """
+        return cls.from_dict(read_settings(name_or_path, **hub_kwargs))

@@ -2,12 +2,10 @@
 
 import dataclasses
 import difflib
-import json
-import os
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from .config_file import read_settings, write_settings
+from .config_file import SavedSettings
 from .legal import Number, NumberPerLanguage, OneOf, Text, Weighting, read_pattern, setting
 from .presets import preset_settings
 from .registry import ALLOCATIONS, CRITERIA, list_criteria
@@ -17,7 +15,7 @@ _COUNT = Number(at_least=1, whole=True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MWandaConfig:
+class MWandaConfig(SavedSettings):
     """The settings of one pruning run. Immutable: derive another config with `replace`.
 
     `docs/method.md` gives the equations, and `docs/benchmarks.md` the measurements behind the defaults.
@@ -127,9 +125,19 @@ class MWandaConfig:
     )
     reconstruction: str | None = setting(
         None,
-        "'obs' updates the remaining weights to minimise the layer's error, 'none' leaves them. None: 'obs' for "
-        "criteria that update weights, else 'none'.",
-        OneOf(("none", "obs")),
+        "'obs' updates the remaining weights to minimise the error of each matrix, 'block' trains them to minimise the "
+        "error of each block, 'obs+block' does one after the other, 'none' leaves them; criteria that update weights "
+        "do so before 'block'. None: 'obs' for such criteria, else 'none'.",
+        OneOf(("none", "obs", "block", "obs+block")),
+    )
+    reconstruction_epochs: int = setting(6, "Epochs for which 'block' trains a block.", _COUNT)
+    reconstruction_learning_rate: float = setting(
+        1e-3, "Learning rate with which 'block' begins; it falls to zero along a cosine.", Number(above=0)
+    )
+    reconstruction_held_out: float = setting(
+        0.125,
+        "Share of each language's calibration chunks on which 'block' does not train, but chooses the best epoch.",
+        Number(at_least=0, below=1),
     )
     damping: float | None = setting(
         None,
@@ -220,13 +228,18 @@ class MWandaConfig:
         for name in ("reconstruction", "damping", "calibration"):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, self._implied()[name])
+        if self.trains_blocks and self.calibration != "sequential":
+            raise ValueError(
+                f"reconstruction={self.reconstruction!r} trains each block on the outputs of its pruned predecessors: "
+                "leave calibration out, or give calibration='sequential'."
+            )
 
     def _implied(self) -> dict[str, Any]:
         """What the criterion and the reconstruction imply for settings that are left out."""
         return {
             "reconstruction": "obs" if CRITERIA[self.criterion].updates else "none",
             "damping": CRITERIA[self.criterion].damping,
-            "calibration": "sequential" if self.reconstruction == "obs" else "dense",
+            "calibration": "dense" if self.reconstruction == "none" else "sequential",
         }
 
     def _check_bounds(self) -> None:
@@ -254,13 +267,23 @@ class MWandaConfig:
     @property
     def needs_grams(self) -> bool:
         """Whether masks or values depend on the Gram matrices of the layers' inputs."""
-        return self.refinement != "none" or self.reconstruction == "obs"
+        return self.refinement != "none" or self.updates_matrices
+
+    @property
+    def updates_matrices(self) -> bool:
+        """Whether each matrix gets new values by itself."""
+        return CRITERIA[self.criterion].updates or self.reconstruction in ("obs", "obs+block")
+
+    @property
+    def trains_blocks(self) -> bool:
+        """Whether blocks are trained after they are pruned."""
+        return self.reconstruction in ("block", "obs+block")
 
     @property
     def needs_statistics(self) -> bool:
-        """Whether masks depend on calibration data at all."""
+        """Whether masks or values depend on calibration data at all."""
         by_itself = CRITERIA[self.criterion].needs_data or ALLOCATIONS[str(self.allocation)].needs_data
-        return by_itself or self.needs_grams
+        return by_itself or self.needs_grams or self.trains_blocks
 
     @property
     def works_blockwise(self) -> bool:
@@ -315,28 +338,6 @@ class MWandaConfig:
             changes = {"sparsity": None, "allocation": None, **changes}
         implied = {name: None for name, value in self._implied().items() if getattr(self, name) == value}
         return MWandaConfig.from_dict({**self.to_dict(), **implied, **changes})
-
-    def to_json_string(self) -> str:
-        """The settings as indented JSON."""
-        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
-
-    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
-        """Writes `mwanda_config.json` into a folder, which is created if it does not exist."""
-        write_settings(save_directory, self.to_json_string())
-
-    @classmethod
-    def from_pretrained(cls, name_or_path: str | os.PathLike[str], **hub_kwargs: Any) -> "MWandaConfig":
-        """Reads `mwanda_config.json` from a folder, from a JSON file, or from a Hub repository.
-
-        Args:
-            name_or_path: Folder, file, or repository id.
-            **hub_kwargs: Passed to `huggingface_hub.hf_hub_download`: `revision`, `token`, `cache_dir`, ...
-
-        Raises:
-            FileNotFoundError: If there is no `mwanda_config.json`.
-            ValueError: If the file is not JSON or holds unknown or illegal settings.
-        """
-        return cls.from_dict(read_settings(name_or_path, **hub_kwargs))
 
 
 MWandaConfig.__doc__ = f"""{MWandaConfig.__doc__}

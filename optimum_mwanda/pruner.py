@@ -336,7 +336,9 @@ class MWandaPruner:
                 for _ in progress_bar(visited, total=total, description="Pruning", show=is_shown):
                     pass
             decisions.check()
-            record = build_record(model, self.config, walk.weights, walk.zeros, plan, statistics, fingerprint)
+            record = build_record(
+                model, self.config, walk.weights, walk.zeros, plan, statistics, fingerprint, walk.trained
+            )
             check_interrupts()
             forget_dequantization(model)
             attach_record(model, record)

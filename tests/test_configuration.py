@@ -45,15 +45,23 @@ LEGAL = {
     "damping": st.none() | NOT_NEGATIVE,
     "refinement_shrinkage": st.floats(0, 1),
     "refinement_ridge": NOT_NEGATIVE,
+    "reconstruction_epochs": COUNTS,
+    "reconstruction_learning_rate": POSITIVE,
+    "reconstruction_held_out": st.floats(0, 1, exclude_max=True),
     "seed": st.integers(0, 2**63),
 }
+
+
+TRAINING = ("block", "obs+block")
 
 
 @st.composite
 def legal_settings(draw: st.DrawFn) -> dict[str, Any]:
     chosen = draw(st.fixed_dictionaries({}, optional=LEGAL))
     if chosen.get("criterion") in UPDATING:
-        chosen |= {"refinement": "none", "reconstruction": draw(st.none() | st.just("obs"))}
+        chosen |= {"refinement": "none", "reconstruction": draw(st.none() | st.sampled_from(("obs", *TRAINING)))}
+    if chosen.get("reconstruction") in TRAINING:
+        chosen |= {"calibration": draw(st.none() | st.just("sequential"))}
     if draw(st.booleans()):
         kept, run = sorted(draw(st.lists(st.integers(1, 64), min_size=2, max_size=2, unique=True)))
         return chosen | {"pattern": f"{kept}:{run}"}
@@ -313,6 +321,9 @@ def test_a_criterion_that_updates_weights_refuses_what_contradicts_it(
         ({"criterion": "alps"}, "obs", 0.1, "sequential"),
         ({"criterion": "sparsegpt"}, "obs", 0.01, "sequential"),
         ({"criterion": "sparsegpt", "calibration": "dense", "damping": 0.5}, "obs", 0.5, "dense"),
+        ({"reconstruction": "block"}, "block", 0.1, "sequential"),
+        ({"criterion": "alps", "reconstruction": "block"}, "block", 0.1, "sequential"),
+        ({"criterion": "sparsegpt", "reconstruction": "obs+block"}, "obs+block", 0.01, "sequential"),
     ],
 )
 def test_what_updates_imply_is_filled_in(
@@ -331,6 +342,9 @@ def test_what_updates_imply_is_filled_in(
         ({"calibration": "sequential"}, {"criterion": "wanda"}, {"calibration": "sequential"}),
         ({"damping": 0.5}, {"criterion": "alps"}, {"damping": 0.5, "calibration": "sequential"}),
         ({}, {"reconstruction": "obs", "calibration": "dense"}, {"calibration": "dense"}),
+        ({}, {"reconstruction": "block"}, {"calibration": "sequential"}),
+        ({"reconstruction": "block"}, {"reconstruction": "none"}, {"calibration": "dense"}),
+        ({"criterion": "alps", "reconstruction": "block"}, {"criterion": "wanda"}, {"reconstruction": "block"}),
     ],
 )
 def test_a_copy_fills_in_what_follows_from_its_changes(
@@ -356,6 +370,7 @@ def test_a_copy_fills_in_what_follows_from_its_changes(
         ({"refinement": "swap", "calibration": "dense"}, True, True),
         ({"criterion": "sparsegpt", "calibration": "dense"}, True, True),
         ({"criterion": "alps", "allocation": "uniform"}, True, True),
+        ({"criterion": "magnitude", "allocation": "uniform", "reconstruction": "block"}, True, True),
     ],
 )
 def test_what_data_are_needed_and_when(given: dict[str, Any], statistics: bool, blockwise: bool) -> None:

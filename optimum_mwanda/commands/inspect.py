@@ -51,14 +51,19 @@ class InspectCommand(Subcommand):
 
 def _facts(record: "SparsityRecord") -> str:
     from ..sharing.card_text import clean
-    from ..utils import markdown_table
+    from ..utils import as_percent, markdown_table
 
+    errors = [] if record.block_errors is None else [record.block_errors]
     rows: list[list[Any]] = [
         ["model", record.model or "(no name)"],
         ["sparsity asked for", f"{record.target_sparsity:.4f}"],
         ["sparsity achieved", f"{record.achieved_sparsity:.4f}"],
         ["seed", record.seed],
         ["earlier prunings", len(record.history)],
+        *(
+            ["error of the blocks' outputs", f"{as_percent(b)} before training, {as_percent(a)} after"]
+            for b, a in errors
+        ),
         *(["trained afterwards", f"{each.steps:,} steps ({each.recipe})"] for each in record.training),
         ["optimum-mwanda", record.library_version],
         *([name, version] for name, version in record.versions.items()),

@@ -18,6 +18,8 @@ SWAPS = 2**24 * 4 * 4
 """The candidates for swaps of some rows, with what they are compared by."""
 FACTORS = {"swap": 7, "obs": 12, "solver": 14}
 """Copies of a matrix in float32 that refinement, reconstruction and solvers take at a time."""
+TRAINED = 21
+"""Bytes for each weight that is trained: itself, its gradient twice, and two moments in float32, and its mask."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,8 +73,9 @@ class Footprint:
 
     @property
     def hidden_states(self) -> int:
-        """The hidden states of the whole text between two blocks."""
-        return self._text.tokens * self._hidden * self._width if self._config.needs_statistics else 0
+        """The hidden states of the whole text between two blocks; where blocks are trained, of two models."""
+        models = 2 if self._config.trains_blocks else 1
+        return models * self._text.tokens * self._hidden * self._width if self._config.needs_statistics else 0
 
     @property
     def pair(self) -> int:
@@ -91,7 +94,7 @@ class Footprint:
     def working(self) -> int:
         """The most that running a block or deciding on its weights takes beside its weights."""
         grams = self._grams()
-        return max(self._running() + grams, self._deciding() + grams, self._allocating())
+        return max(self._running() + grams, self._deciding() + grams, self._allocating(), self._training())
 
     @property
     def masks(self) -> int:
@@ -139,11 +142,19 @@ class Footprint:
             return 0
         return self._text.per_batch * self._widest * (3 * self._width + 8)
 
+    def _training(self) -> int:
+        """Weights of a block in float32 with gradients and moments, rounded copies, and the activations of a batch."""
+        if not self._config.trains_blocks:
+            return 0
+        weights = max(sum(weight.numel for weight in found) for found in self._weights.values())
+        widths = max(sum(sum(weight.matrix.shape) for weight in found) for found in self._weights.values())
+        return weights * (TRAINED + 4 * self._width) + self._text.per_batch * widths * (self._width + 4)
+
     def _allocating(self) -> int:
         return 0 if ALLOCATIONS[str(self._config.allocation)].importance is None else SCORES * self._largest
 
     def _deciding(self) -> int:
-        if self._config.reconstruction == "obs":
+        if self._config.updates_matrices:
             solver = self._config.criterion in ("alps", "sparsegpt")
             return FACTORS["solver" if solver else "obs"] * self._largest * 4 + 2 * self._widest**2 * 4
         if self._config.refinement == "swap":

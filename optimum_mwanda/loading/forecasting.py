@@ -269,6 +269,9 @@ def _passes(weights: Weights, settings: MWandaConfig) -> dict[str, int]:
         passes["inputs of each " + ("group of matrices that read the same" if by_group else "block")] = 1
         if settings.calibration == "sequential":
             passes["outputs of each pruned block"] = 1
+        if settings.trains_blocks:
+            passes["outputs of each dense block"] = 1
+            passes["training of each block, forward and back"] = settings.reconstruction_epochs
     return passes
 
 

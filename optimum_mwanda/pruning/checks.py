@@ -11,6 +11,7 @@ from ..modeling.compiled import check_not_compiled
 from ..modeling.quantized import check_dense
 from ..modeling.sharding import check_sharing
 from ..modeling.weights import Weights, flat
+from ..processes.group import current
 from .sparsity_plan import SparsityPlan
 
 logger = logging.getLogger(__name__)
@@ -22,7 +23,7 @@ def check_model(model: Any, config: MWandaConfig) -> None:
     Raises:
         TypeError: If it is no loaded model.
         ValueError: If it carries an adapter, is compiled, quantized, or shared out among processes in a way that the
-            settings do not allow.
+            settings do not allow; or if several processes share the work, and the settings are for one.
     """
     if not isinstance(model, nn.Module) or not hasattr(model, "config"):
         raise TypeError(f"model is a {type(model).__name__}: pass a loaded transformers model.")
@@ -34,6 +35,11 @@ def check_model(model: Any, config: MWandaConfig) -> None:
     check_not_compiled(model)
     check_dense(model)
     check_sharing(model, config.works_blockwise)
+    if config.trains_blocks and current().size > 1:
+        raise ValueError(
+            f"reconstruction={config.reconstruction!r} trains blocks in one process, and {current().size} share this "
+            "work: start one, or give reconstruction='obs', which they share."
+        )
 
 
 def check_pattern(weights: Weights, config: MWandaConfig) -> None:

@@ -53,6 +53,6 @@ def mask_and_values(
     if config.refinement == "swap":
         trusted = shrink_gram(gram, config.refinement_shrinkage, config.refinement_ridge)
         pruned = refine_mask(matrix, pruned, trusted, run=None if config.kept_of is None else config.kept_of[1])
-    if config.reconstruction == "none":
+    if not config.updates_matrices:
         return pruned, None
     return pruned, reconstruct(matrix, pruned, gram, damping=damping)

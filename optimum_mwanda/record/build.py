@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +15,7 @@ from ..modeling.weights import PrunableWeight, Weights
 from ..pruning.experts_policy import expert_coverage
 from ..pruning.scoring import weigh_languages
 from ..pruning.sparsity_plan import SparsityPlan
+from ..pruning.tuning import Outcome
 from ..utils import portable_name
 from ..version import __version__
 from .fields import MAX_EXPERT_NAMES, SCHEMA
@@ -38,6 +40,7 @@ def build_record(
     plan: SparsityPlan,
     statistics: CalibrationStatistics | None,
     fingerprint: str,
+    trained: Mapping[str, Outcome] = MappingProxyType({}),
 ) -> SparsityRecord:
     """Describes a pruning that has just been done.
 
@@ -50,6 +53,7 @@ def build_record(
         statistics: Calibration, with all experts that it covers; gives languages, fingerprints and the tokens of the
             experts.
         fingerprint: `model_fingerprint` of the model before this pruning.
+        trained: Module path of each of these blocks to what training it has brought; empty if none was trained.
 
     Returns:
         The record, for `attach_record`.
@@ -70,6 +74,7 @@ def build_record(
         "blocks": {
             "names": list(counts),
             "sparsity": [round(share_of_zeros(found), 6) for found in counts.values()],
+            **_reconstruction([trained[block] for block in counts] if trained else ()),
         },
         "matrices": _matrices(counts),
         **_calibration(config, statistics),
@@ -114,6 +119,23 @@ def _matrices(counts: dict[str, list[RecordedMatrix]]) -> dict[str, Any]:
             "zeros": [column[block].zeros if block in column else None for block in counts],
         }
     return matrices
+
+
+def _reconstruction(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """What training the blocks has brought."""
+    if not outcomes:
+        return {}
+    columns = {
+        "epoch": [each.epoch for each in outcomes],
+        "before": [_rounded(each.before) for each in outcomes],
+        "after": [_rounded(each.after) for each in outcomes],
+    }
+    return {"reconstruction": columns}
+
+
+def _rounded(error: float) -> float:
+    """To 6 digits."""
+    return float(f"{error:.6g}")
 
 
 def _calibration(config: MWandaConfig, statistics: CalibrationStatistics | None) -> dict[str, Any]:

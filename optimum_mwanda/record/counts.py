@@ -4,8 +4,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from .fields import is_count, is_name, is_share, require
-from .parts import RecordedBlock, RecordedMatrix
+from .fields import is_count, is_error, is_name, is_share, require
+from .parts import RecordedBlock, RecordedMatrix, RecordedReconstruction
+
+_ERRORS = "numbers that are not negative"
 
 Column = list[tuple[tuple[int, ...], int] | None]
 """Shape and zeros of a path in every block; None in blocks that lack it."""
@@ -36,7 +38,8 @@ def read_counts(document: dict[str, Any]) -> tuple[tuple[RecordedBlock, ...], tu
     share, recorded = sum(zeros) / sum(sizes), document["achieved_sparsity"]
     is_legal = abs(recorded - share) <= 1e-6
     require(is_legal, "achieved_sparsity", recorded, f"{share:.6f}, as the counts give it")
-    return tuple(map(RecordedBlock, names, sparsity)), matrices
+    trained = _read_reconstruction(blocks.get("reconstruction"), len(names))
+    return tuple(map(RecordedBlock, names, sparsity, trained)), matrices
 
 
 def _is_shape(value: Any) -> bool:
@@ -73,6 +76,21 @@ def _spell_out(names: Sequence[str], columns: dict[str, Column]) -> tuple[Record
     is_legal = len({matrix.name for matrix in matrices}) == len(matrices)
     require(is_legal, "matrices", len(matrices), "of different full paths")
     return tuple(matrices)
+
+
+def _read_reconstruction(columns: Any, blocks: int) -> list[RecordedReconstruction | None]:
+    """What training the blocks has brought; only there if they were trained."""
+    if columns is None:
+        return [None] * blocks
+    require(isinstance(columns, dict), "blocks.reconstruction", columns, "an object with epoch, before and after")
+    rules = {"epoch": (is_count, "whole numbers"), "before": (is_error, _ERRORS), "after": (is_error, _ERRORS)}
+    for key, (is_legal, allowed) in rules.items():
+        column = columns.get(key)
+        fits = isinstance(column, list) and len(column) == blocks and all(map(is_legal, column))
+        require(
+            fits, f"blocks.reconstruction.{key}", column, f"a list of {allowed}, one for each of the {blocks} blocks"
+        )
+    return [RecordedReconstruction(*each) for each in zip(*(columns[key] for key in rules), strict=True)]
 
 
 def _totals(names: Sequence[str], matrices: Sequence[RecordedMatrix]) -> tuple[list[int], list[int]]:

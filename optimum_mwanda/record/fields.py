@@ -26,6 +26,11 @@ def is_share(value: Any) -> bool:
     return type(value) in (int, float) and 0 <= value <= 1
 
 
+def is_error(value: Any) -> bool:
+    """Whether a value is a number that is not negative."""
+    return type(value) in (int, float) and value >= 0
+
+
 def is_name(value: Any) -> bool:
     """Whether a value is a string that can be shown unchanged in terminals and tables."""
     return isinstance(value, str) and value.isprintable()

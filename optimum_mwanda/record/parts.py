@@ -7,16 +7,34 @@ from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
+class RecordedReconstruction:
+    """What training a block after it was pruned has brought.
+
+    Attributes:
+        epoch: The epoch whose weights were kept, counted from 1; 0 if none was better than the weights before training.
+        before: Error of the block's outputs on held-back calibration text before training, as a share of what the dense
+            block adds to its input.
+        after: The same with the weights that were kept.
+    """
+
+    epoch: int
+    before: float
+    after: float
+
+
+@dataclasses.dataclass(frozen=True)
 class RecordedBlock:
     """What the record says about one block.
 
     Attributes:
         name: Module path.
         sparsity: Share of zeros in its matrices after pruning.
+        reconstruction: What training it has brought; None if it was not trained.
     """
 
     name: str
     sparsity: float
+    reconstruction: RecordedReconstruction | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,10 +2,11 @@
 
 import copy
 import dataclasses
+from statistics import fmean
 from typing import Any
 
 from ..storage.files import bounded_copy
-from ..utils import abridged
+from ..utils import abridged, as_percent
 from ..values import SELF_WRITTEN
 from .counts import read_counts
 from .fields import FIELDS, is_name, read_experts, read_pruning, require
@@ -85,6 +86,14 @@ class SparsityRecord(RecordedPruning):
         ]
         return ", ".join(parts)
 
+    @property
+    def block_errors(self) -> tuple[float, float] | None:
+        """The errors of the blocks' outputs before and after they were trained, in the mean; None if they were not."""
+        found = [block.reconstruction for block in self.blocks if block.reconstruction is not None]
+        if not found:
+            return None
+        return fmean(each.before for each in found), fmean(each.after for each in found)
+
     def __str__(self) -> str:
         versions = ", ".join(f"{_shown(name)} {_shown(version)}" for name, version in self.versions.items())
         languages = abridged(
@@ -102,6 +111,9 @@ class SparsityRecord(RecordedPruning):
             f"({versions}).",
             f"Calibrated on {languages}." if languages else "No calibration text was used.",
         ]
+        if self.block_errors is not None:
+            before, after = map(as_percent, self.block_errors)
+            lines.append(f"Training each block lowered the error of its outputs from {before} to {after}, in the mean.")
         for training in self.training:
             lines.append(f"Trained afterwards for {training.steps:,} steps ({_shown(training.recipe)}).")
         if self.history:

@@ -108,6 +108,8 @@ class PrunedModelCard:
                 "record": record,
                 "settings": settings,
                 "applied": applied,
+                "updates_matrices": self.settings.updates_matrices,
+                "trains_blocks": self.settings.trains_blocks,
                 "facts": self._facts(),
                 "languages": table(
                     ["language", "tokens", "weight"],
@@ -148,6 +150,10 @@ class PrunedModelCard:
                 [Markdown("sparsity achieved"), percent(record.achieved_sparsity)],
                 [Markdown("least sparse block"), percent(min(sparsities))],
                 [Markdown("sparsest block"), percent(max(sparsities))],
+                *(
+                    [Markdown(f"error of the blocks' outputs {when} training, in the mean"), percent(error)]
+                    for when, error in zip(("before", "after"), record.block_errors or (), strict=False)
+                ),
                 *([[Markdown("seed"), record.seed]] if "seed" in applied else []),
                 [Markdown("optimum-mwanda"), record.library_version],
                 [Markdown("torch"), record.versions["torch"]],

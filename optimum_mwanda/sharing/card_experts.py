@@ -31,7 +31,7 @@ def describe_experts(found: RecordedExperts | None, settings: MWandaConfig) -> M
             f"{found.lacking} of {found.count} experts got fewer than {found.wanted} calibration tokens, "
             f"and {_POLICIES[settings.experts_policy]}."
         )
-        if settings.reconstruction == "obs" and settings.experts_policy != "skip":
+        if settings.updates_matrices and settings.experts_policy != "skip":
             sentences.append("The weights that these experts kept were not updated.")
     if found.unreached:
         missed = abridged([f"{code_span(language)} ({count})" for language, count in found.unreached.items()], 20)

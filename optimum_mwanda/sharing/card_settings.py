@@ -57,7 +57,11 @@ _CONDITIONS: dict[str, Condition] = {
     "refinement": lambda config: not CRITERIA[config.criterion].updates,
     "refinement_shrinkage": _refines,
     "refinement_ridge": _refines,
-    "damping": lambda config: config.reconstruction == "obs",
+    "damping": lambda config: config.updates_matrices,
+    **dict.fromkeys(
+        ("reconstruction_epochs", "reconstruction_learning_rate", "reconstruction_held_out"),
+        lambda config: config.trains_blocks,
+    ),
     **dict.fromkeys(
         (
             *("language_column", "text_column", "target_column", "languages", "language_weights"),

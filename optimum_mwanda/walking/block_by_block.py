@@ -12,10 +12,13 @@ from ..calibration.gram import GramCollector
 from ..calibration.reduction import Reduce
 from ..configuration import MWandaConfig
 from ..data.chunks import CalibrationChunks
+from ..data.hold_back import hold_back
+from ..data.packing import Batch
 from ..modeling.block_source import BlockSource
 from ..modeling.blocks import find_stacks
 from ..modeling.inputs import RunningOrder
 from ..modeling.weights import PrunableWeight, Weights
+from .block_training import BlockTrainer, DenseStream, Piece
 from .finished import Finished
 from .recording import Passed
 from .replay import BlockCalls
@@ -34,6 +37,9 @@ class BlockByBlock(Walk):
     weights inside it: those that read the same input (query, key and value; the output projection; ...) form a step.
     With `"dense"` everything sees the outputs of the unpruned model. Memory is needed for the hidden states of all
     batches, the Gram matrices of one step and, of an offloaded model, two blocks.
+
+    If blocks are trained, the hidden states of the dense model go along, and each block has a last step that decides
+    nothing, but trains what the others have left of it.
 
     Args:
         model: The model, in inference mode.
@@ -66,39 +72,74 @@ class BlockByBlock(Walk):
         self._is_dense = config.calibration == "dense" or only_statistics is not None
         self._needs_grams = config.needs_grams and only_statistics is None
         self._stacks = find_stacks(model, config.blocks)
-        batches = list(chunks.batches(config.batch_size))  # none, if other processes have all of them
-        self._languages, self._batches = [language for language, _ in batches], [inputs for _, inputs in batches]
+        trains = config.trains_blocks and only_statistics is None
+        pieces = list(_pieces(chunks, config, trains))  # none, if other processes have all of them
+        self._pieces, self._batches = [piece for piece, _ in pieces], [inputs for _, inputs in pieces]
+        self._trainer = BlockTrainer(self._pieces, language_weights, config) if trains else None
         self._model, self._store = model, store
         own = [config.activity] if config.activity else []
         self._activities = own if only_statistics is None else only_statistics
         self._language_weights = language_weights
         self._reduce = reduce
 
+    @property
+    def unfinished(self) -> Weights:
+        """Module path of a block to the weights to visit in it."""
+        found = super().unfinished
+        if self._trainer is None or not found:
+            return found
+        # Where the dense model goes along, no finished block comes after one that is not.
+        names = [*self.weights]
+        return {name: self.weights[name] for name in names[names.index(next(iter(found))) :]}
+
     def _steps(self) -> Generator[Step, None, None]:
         unfinished = self.unfinished
         passed: list[Passed] = []
+        passed_dense: list[Passed] = []
         for number, stack in enumerate(self._stacks):
             is_last = not any(unfinished.keys() & later.keys() for later in self._stacks[number + 1 :])
-            finished = [name for name in stack if name in self._finished]
+            finished = [name for name in stack if name in self.weights and name not in unfinished]
             if is_last and not unfinished.keys() & stack.keys():
                 self._adopt(finished)
                 continue
+            dense = None
+            if self._trainer is not None:
+                dense = DenseStream(self._record(stack, passed_dense), self._pieces)
+                self._run_dense(dense, stack, finished)
             if not self._is_dense:
                 self._adopt(finished)
                 finished = []
-            hidden = self._store()
-            calls = BlockCalls(self._model, stack, self._batches, self.source, hidden, passed, is_last)
+            calls = self._record(stack, passed, is_last)
             last = max((position for position, name in enumerate(stack) if name in unfinished), default=0)
             with closing(self.source.one_by_one([*stack][: last + 1 if is_last else None])) as names:
                 for name in names:
-                    yield from self._steps_in(calls, name, stack[name], unfinished.get(name, ()))
+                    yield from self._steps_in(calls, dense, name, stack[name], unfinished.get(name, ()))
             # The next stack reads what this one gives: in a dense walk, what it gave before it was pruned.
             passed.append(calls.passed)
+            if dense is not None:
+                passed_dense.append(dense.passed)
             self._adopt(finished)
 
+    def _record(self, stack: Mapping[str, nn.Module], passed: Sequence[Passed], is_last: bool = False) -> BlockCalls:
+        return BlockCalls(self._model, stack, self._batches, self.source, self._store(), passed, is_last)
+
+    def _run_dense(self, dense: DenseStream, stack: Mapping[str, nn.Module], finished: Sequence[str]) -> None:
+        """Lets the dense model go through finished blocks, before they are pruned."""
+        count = 1 + max((position for position, name in enumerate(stack) if name in finished), default=-1)
+        with closing(self.source.one_by_one([*stack][:count])) as names:
+            for name in names:
+                dense.advance(name, stack[name])
+
     def _steps_in(
-        self, calls: BlockCalls, name: str, block: nn.Module, weights: Sequence[PrunableWeight]
+        self,
+        calls: BlockCalls,
+        dense: DenseStream | None,
+        name: str,
+        block: nn.Module,
+        weights: Sequence[PrunableWeight],
     ) -> Iterator[Step]:
+        if dense is not None and not dense.has_passed(name):
+            dense.advance(name, block)
         if not weights:
             calls.advance(name, block)
             return
@@ -112,6 +153,8 @@ class BlockByBlock(Walk):
         for step in [[group] for group in groups] if self._needs_grams else [groups]:
             last = order.last_module([weight for group in step for weight in group])
             yield self._step(step, partial(calls.run_to, name, block, last))
+        if self._trainer is not None and dense is not None:
+            yield self._training(self._trainer, calls, dense, name, block, weights)
         calls.advance(name, block)
 
     def _step(self, groups: Sequence[list[PrunableWeight]], run: Callable[[], Generator[int, None, None]]) -> Step:
@@ -122,7 +165,40 @@ class BlockByBlock(Walk):
             statistics = StatisticsCollector(weights, languages, self._activities, self._reduce)
             looked_into = groups if self._needs_grams else ()
             grams = GramCollector(looked_into, self._language_weights, self._reduce)
-            run_watched(run(), self._languages, statistics, grams)
+            run_watched(run(), [piece.language for piece in self._pieces], statistics, grams)
             return Seen(statistics.finish(), grams.finish())
 
         return Step(weights, look)
+
+    def _training(
+        self,
+        trainer: BlockTrainer,
+        calls: BlockCalls,
+        dense: DenseStream,
+        name: str,
+        block: nn.Module,
+        weights: Sequence[PrunableWeight],
+    ) -> Step:
+        def look() -> Seen:
+            changed, self.trained[name] = trainer.train(name, block, weights, calls, dense)
+            for weight, values in changed:
+                step.write(weight, values == 0, values)
+            return Seen({}, {})
+
+        step = Step((), look)
+        return step
+
+
+def _pieces(chunks: CalibrationChunks, config: MWandaConfig, trains: bool) -> Iterator[tuple[Piece, Batch]]:
+    """The batches, language by language; if blocks are trained, those that are held back are apart."""
+    if not trains:
+        for language, batch in chunks.batches(config.batch_size):
+            yield Piece(language, False), batch
+        return
+    parts = zip(hold_back(chunks, config.reconstruction_held_out, config.seed), (False, True), strict=True)
+    found = [
+        (Piece(language, is_held), batch)
+        for part, is_held in parts
+        for language, batch in part.batches(config.batch_size)
+    ]
+    yield from sorted(found, key=lambda pair: pair[0])

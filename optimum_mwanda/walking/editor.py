@@ -35,7 +35,7 @@ class WeightEditor:
         self._source = source
         self._reversible = reversible
         self._undo: list[tuple[PrunableWeight, Callable[[Tensor], None]]] = []
-        self._edited: list[PrunableWeight] = []
+        self._edited: dict[PrunableWeight, bool] = {}  # in their order; whether all old values are kept
 
     def zero(self, weight: PrunableWeight, pruned: Tensor, packed: Tensor) -> None:
         """Sets the marked entries to zero.
@@ -49,7 +49,7 @@ class WeightEditor:
         if self._must_keep(weight):
             own = pack_bits(pruned).cpu() if is_sharded(weight.holder) else packed
             self._undo.append((weight, partial(_put_back, own, matrix[pruned].cpu())))
-        self._edited.append(weight)
+        self._edited.setdefault(weight, False)
         matrix.masked_fill_(pruned, 0)
 
     def replace(self, weight: PrunableWeight, values: Tensor) -> None:
@@ -60,9 +60,9 @@ class WeightEditor:
             values: Shape `(out, in)`.
         """
         matrix, values = weight.own, weight.own_of(values)
-        if self._must_keep(weight):
+        if self._must_keep(weight) and not self._edited.get(weight, False):
             self._undo.append((weight, partial(_restore, matrix.to("cpu", copy=True))))
-        self._edited.append(weight)
+        self._edited[weight] = True
         matrix.copy_(values)
 
     def _must_keep(self, weight: PrunableWeight) -> bool:
@@ -79,7 +79,7 @@ class WeightEditor:
         if not self._reversible and not all(self._source.keeps(weight.block) for weight in self._edited):
             raise PartiallyPrunedError(
                 f"Pruning stopped ({type(error).__name__}: {error}) and nothing was kept to undo it: "
-                f"{len(self._edited)} weights are already pruned, the last one, {self._edited[-1].name!r}, perhaps "
+                f"{len(self._edited)} weights are already pruned, the last one, {[*self._edited][-1].name!r}, perhaps "
                 "only in part; the rest is dense. Load the model again."
             ) from error
         try:

@@ -14,6 +14,7 @@ from ..modeling.block_source import BlockSource
 from ..modeling.fingerprint import model_fingerprint
 from ..modeling.weights import PrunableWeight
 from ..processes.group import current
+from ..pruning.tuning import Outcome
 from ..storage.journal import Journal
 from ..version import __version__
 
@@ -62,20 +63,27 @@ class Finished:
         """Whether a block is finished."""
         return False
 
-    def adopt(self, block: str) -> Mapping[str, int]:
+    def adopt(self, block: str) -> tuple[Mapping[str, int], Outcome | None]:
         """Brings the model to the state in which it is when a walk has left a block that is finished.
 
         Returns:
-            `PrunableWeight.stored` of what was pruned to its zeros.
+            `PrunableWeight.stored` of what was pruned to its zeros, and what training the block has brought, if it was
+            trained.
         """
-        return {}
+        return {}, None
 
-    def keep_changes(self, weights: Mapping[str, Sequence[PrunableWeight]], zeros: Mapping[str, int]) -> None:
+    def keep_changes(
+        self,
+        weights: Mapping[str, Sequence[PrunableWeight]],
+        zeros: Mapping[str, int],
+        trained: Mapping[str, Outcome],
+    ) -> None:
         """From now on, keeps what is written back of each block.
 
         Args:
             weights: Module path of a block to the weights that a walk visits in it.
             zeros: `PrunableWeight.stored` to zeros, filled by the walk before it leaves a block.
+            trained: Module path of a block to what training it has brought, filled likewise.
         """
 
 
@@ -132,20 +140,26 @@ class PrunedBlocks(Finished):
         """Whether a block is pruned."""
         return self._journal is not None and self._journal.find(PRUNED, block) is not None
 
-    def adopt(self, block: str) -> Mapping[str, int]:
+    def adopt(self, block: str) -> tuple[Mapping[str, int], Outcome | None]:
         """Lets the model have the pruned weights of a block."""
         if self._journal is None or (path := self._journal.find(PRUNED, block)) is None:
-            return {}
+            return {}, None
         self._source.adopt(block, path)
-        zeros: dict[str, int] = self._journal.facts(PRUNED, block)
-        return zeros
+        facts = self._journal.facts(PRUNED, block)
+        return facts["zeros"], None if facts["trained"] is None else Outcome(*facts["trained"])
 
-    def keep_changes(self, weights: Mapping[str, Sequence[PrunableWeight]], zeros: Mapping[str, int]) -> None:
+    def keep_changes(
+        self,
+        weights: Mapping[str, Sequence[PrunableWeight]],
+        zeros: Mapping[str, int],
+        trained: Mapping[str, Outcome],
+    ) -> None:
         """From now on, keeps the pruned weights of each block."""
         if (journal := self._journal) is None:
             return
 
         def keep(block: str, values: Mapping[str, Tensor]) -> Path:
-            return journal.put(PRUNED, block, values, {w.stored: zeros[w.stored] for w in weights[block]})
+            facts = {"zeros": {w.stored: zeros[w.stored] for w in weights[block]}, "trained": trained.get(block)}
+            return journal.put(PRUNED, block, values, facts)
 
         self._source.keep = keep

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..modeling.block_source import BlockSource
 from ..modeling.interrupts import interruptible
-from .recording import Passed, record_calls
+from .recording import Call, Passed, record_calls
 from .store import HiddenStates, OnDevice
 
 
@@ -84,11 +84,19 @@ class BlockCalls:
             for _ in self.advancing(name, block):
                 pass
         else:
-            del self._calls[name]
+            self.forget(name)
 
     def advancing(self, name: str, block: nn.Module) -> Generator[int, None, None]:
         """Does the same as `advance`, batch by batch, and yields batch numbers; must be read to its end."""
         for index, output in self.outputs(name, block):
             self.hidden[index] = output
             yield index
+        self.forget(name)
+
+    def forget(self, name: str) -> None:
+        """Forgets the calls of a block."""
         del self._calls[name]
+
+    def call(self, name: str, number: int) -> Call:
+        """The arguments of a block in a batch, except hidden states."""
+        return self._calls[name][number]

@@ -15,6 +15,7 @@ from ..modeling.counting import count_zeros
 from ..modeling.interrupts import check_interrupts
 from ..modeling.sharding import whole
 from ..modeling.weights import PrunableWeight, Weights, flat
+from ..pruning.tuning import Outcome
 from ..storage.pages import freed_at_once
 from .editor import WeightEditor
 from .finished import Finished
@@ -97,12 +98,14 @@ class Walk(abc.ABC):
         source: The same.
         zeros: Name of the tensor that holds an edited weight, `PrunableWeight.stored`, to the number of zeros in it;
             filled as the walk leaves each step.
+        trained: Module path of a block to what training it has brought, if blocks are trained; filled likewise.
     """
 
     def __init__(self, weights: Weights, source: BlockSource, finished: Finished | None = None) -> None:
         self.weights = weights
         self.source = source
         self.zeros: dict[str, int] = {}
+        self.trained: dict[str, Outcome] = {}
         self._finished = finished or Finished()
 
     @property
@@ -113,7 +116,10 @@ class Walk(abc.ABC):
     def _adopt(self, finished: Iterable[str]) -> None:
         """Brings finished blocks to their final state."""
         for name in finished:
-            self.zeros |= self._finished.adopt(name)
+            zeros, outcome = self._finished.adopt(name)
+            self.zeros |= zeros
+            if outcome is not None:
+                self.trained[name] = outcome
 
     def steps(self, editor: WeightEditor | None = None) -> Generator[Step, None, None]:
         """Yields one step after the other; the changes of a step are committed when the next step is asked for.
@@ -122,7 +128,7 @@ class Walk(abc.ABC):
             editor: Changes the weights; None to only look at them.
         """
         if editor is not None:
-            self._finished.keep_changes(self.weights, self.zeros)
+            self._finished.keep_changes(self.weights, self.zeros, self.trained)
         memory = nullcontext() if self.source.is_resident else freed_at_once()
         with memory, closing(self._steps()) as steps:
             for step in steps:

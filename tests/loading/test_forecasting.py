@@ -69,6 +69,7 @@ def test_what_would_be_pruned_and_what_not(dense: Path) -> None:
         ({"refinement": "swap", "allocation": "uniform"}, 1),
         ({"calibration": "sequential", "allocation": "uniform"}, 2),
         ({"reconstruction": "obs"}, 3),
+        ({"reconstruction": "block", "reconstruction_epochs": 5}, 9),
     ],
     ids=str,
 )

@@ -183,7 +183,10 @@ def test_a_run_that_is_killed_twenty_times_ends_as_one_that_is_not(tmp_path: Pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "dense", "left.json", "whole"]
 
 
-@pytest.mark.parametrize("settings", [{}, {"calibration": "sequential"}, {"refinement": "swap"}], ids=str)
+TRAINED = {"reconstruction": "block", "reconstruction_epochs": 1}
+
+
+@pytest.mark.parametrize("settings", [{}, {"calibration": "sequential"}, {"refinement": "swap"}, TRAINED], ids=str)
 def test_finished_blocks_are_not_pruned_again(
     settings: dict[str, Any], dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,12 +229,17 @@ def test_another_run_is_refused_and_can_begin_anew(
     assert digests(tmp_path / "out") == digests(tmp_path / "fresh")
 
 
+@pytest.mark.parametrize("settings", [{"calibration": "sequential"}, TRAINED], ids=str)
 def test_a_damaged_part_is_made_again(
-    dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    settings: dict[str, Any],
+    dense: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    config = MWandaConfig(**SMALL, calibration="sequential")
+    config = MWandaConfig(**SMALL, **settings)
     prune_checkpoint(dense, tmp_path / "whole", config, ROWS, progress=False)
-    progress = stopped(dense, tmp_path / "out", monkeypatch, after=2, calibration="sequential")
+    progress = stopped(dense, tmp_path / "out", monkeypatch, after=2, **settings)
     first = min(progress.glob("pruned-*.safetensors"))
     content = bytearray(first.read_bytes())
     content[len(content) // 2] ^= 16

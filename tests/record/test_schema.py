@@ -8,7 +8,13 @@ from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from optimum_mwanda import MWandaConfig, SparsityRecord, sparsity_record
-from optimum_mwanda.record.parts import RecordedBlock, RecordedExperts, RecordedLanguage, RecordedMatrix
+from optimum_mwanda.record.parts import (
+    RecordedBlock,
+    RecordedExperts,
+    RecordedLanguage,
+    RecordedMatrix,
+    RecordedReconstruction,
+)
 
 from .examples import make_mixture_record, make_record
 
@@ -33,6 +39,36 @@ def test_every_field_is_an_attribute() -> None:
     assert record.experts == RecordedExperts("shared", 32, 8, 1, ("layers.0.mlp.experts.3",), 0, {"sw": 2})
     (earlier,) = record.history
     assert (earlier.schema, earlier.settings, earlier.languages) == (1, values["settings"], record.languages)
+
+
+def test_what_training_the_blocks_has_brought_is_read() -> None:
+    values = make_record()
+    assert SparsityRecord.parse(values).block_errors is None
+    values["blocks"]["reconstruction"] = {"epoch": [3, 0], "before": [0.5, 0.25], "after": [0.25, 0.25]}
+    record = SparsityRecord.parse(values)
+    assert record.blocks[0].reconstruction == RecordedReconstruction(3, 0.5, 0.25)
+    assert record.blocks[1].reconstruction == RecordedReconstruction(0, 0.25, 0.25)
+    assert record.block_errors == (0.375, 0.25)
+    assert "error of its outputs from 37.5 % to 25.0 %, in the mean" in str(record)
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        [],
+        {"epoch": [1, 2], "before": [0.5, 0.5]},
+        {"epoch": [1], "before": [0.5, 0.5], "after": [0.5, 0.5]},
+        {"epoch": [1, 1.5], "before": [0.5, 0.5], "after": [0.5, 0.5]},
+        {"epoch": [1, 1], "before": [0.5, -0.5], "after": [0.5, 0.5]},
+        {"epoch": [1, 1], "before": [0.5, 0.5], "after": [0.5, float("inf")]},
+        {"epoch": [1, 1], "before": [0.5, 0.5], "after": [0.5, None]},
+    ],
+)
+def test_a_wrong_account_of_training_the_blocks_is_refused(columns: Any) -> None:
+    values = make_record()
+    values["blocks"]["reconstruction"] = columns
+    with pytest.raises(ValueError, match=r"blocks\.reconstruction|is not finite"):
+        SparsityRecord.parse(values)
 
 
 def test_a_block_that_is_a_matrix_has_an_empty_path() -> None:
@@ -111,7 +147,7 @@ def test_the_record_of_the_largest_models_stays_small(languages: int, indent: in
         entry["settings"] = MWandaConfig(languages=list(tokens)).to_dict()
         entry["languages"] = tokens
     SparsityRecord.parse(record)
-    assert len(json.dumps({"mwanda_config": record}, indent=indent)) < 65_000
+    assert len(json.dumps({"mwanda_config": record}, indent=indent)) < 66_000
 
 
 def test_records_of_the_first_schema_are_read() -> None:

@@ -362,6 +362,21 @@ def test_changed_values_of_weights_that_stay_are_told() -> None:
     assert words in create_card(make_record(criterion="sparsegpt")).text
 
 
+def test_the_training_of_blocks_is_told_with_its_errors() -> None:
+    record = make_record(criterion="wanda", reconstruction="block")
+    record["blocks"]["reconstruction"] = {"epoch": [2, 0], "before": [0.2, 0.1], "after": [0.1, 0.1]}
+    text = create_card(record).text
+    assert "The remaining weights were trained block by block" in text
+    assert "their values differ from the dense model" in text
+    assert "without retraining" not in text
+    assert "OBS" not in text
+    assert re.search(r"before training, in the mean *\| *15\.0 %", text)
+    assert re.search(r"after training, in the mean *\| *10\.0 %", text)
+    both = create_card(make_record(criterion="alps", reconstruction="block")).text
+    assert "OBS" in both
+    assert "The remaining weights were then trained block by block" in both
+
+
 @pytest.mark.parametrize(
     ("settings", "sources"),
     [

@@ -24,8 +24,17 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
         ("ria_exponent", "variance_weight", "activation_threshold", "activation_exponent", "damping"), SHARES
     ),
     **dict.fromkeys(("allocation_strength", "owl_multiplier", "language_temperature", "refinement_ridge"), SHARES),
+    "reconstruction_learning_rate": SHARES,
+    "reconstruction_held_out": st.floats(0, 0.9),
     **dict.fromkeys(
-        ("samples_per_language", "sequence_length", "batch_size", "min_expert_tokens", "reservoir"),
+        (
+            "samples_per_language",
+            "sequence_length",
+            "batch_size",
+            "min_expert_tokens",
+            "reservoir",
+            "reconstruction_epochs",
+        ),
         st.integers(1, 2**40),
     ),
     **dict.fromkeys(("language_column", "text_column", "target_column"), WORDS),
@@ -62,6 +71,8 @@ def parsed(words: list[str], tmp_path: Any, config: MWandaConfig) -> MWandaConfi
 def test_command_gives_the_settings_of_the_record(tmp_path_factory: Any, values: dict[str, Any]) -> None:
     if values.get("criterion") in UPDATING:  # which leaves nothing to refine, and no choice of reconstruction
         values |= {"refinement": "none", "reconstruction": "obs"}
+    if values.get("reconstruction") in ("block", "obs+block"):
+        values.pop("calibration", None)
     config = MWandaConfig(**values)
     assert parsed(command_of(config, {}), tmp_path_factory.getbasetemp(), config) == config
 

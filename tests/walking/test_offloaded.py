@@ -33,6 +33,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "spectrum": {"allocation": "alpha"},
     "sequential": {"calibration": "sequential"},
     "new values": {"refinement": "swap", "reconstruction": "obs"},
+    "trained": {"reconstruction": "block", "reconstruction_epochs": 2},
     "solver": {"criterion": "sparsegpt", "calibration": "sequential", "pattern": "2:4", "allocation": "uniform"},
 }
 

@@ -1,0 +1,127 @@
+"""Slow reference for `reconstruction="block"`: whole models run layer by layer, and Adam is written out."""
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Chunk = tuple[str, Tensor]
+"""A language and one chunk of token ids, shape `(1, tokens)`."""
+
+
+def trained_blocks(
+    dense: Any,
+    masks: Mapping[str, Tensor],
+    chunks: Sequence[Chunk],
+    share: float,
+    epochs: int,
+    rate: float,
+    seed: int,
+) -> tuple[nn.Module, list[tuple[int, float, float]]]:
+    """Prunes a Llama with given masks, block after block, and trains each block on batches of one chunk.
+
+    Args:
+        dense: The dense model, which is not changed.
+        masks: Name of a parameter to the mask, True where pruned.
+        chunks: Calibration text, in sorted order of the languages.
+        share: Share of the chunks of a language to hold back.
+        epochs: Epochs.
+        rate: Learning rate in the beginning.
+        seed: Seed of both choices.
+
+    Returns:
+        The pruned model; and for each block the best epoch and the errors before and after.
+    """
+    model = copy.deepcopy(dense).requires_grad_(False)
+    languages = sorted({language for language, _ in chunks})
+    held, left = divide(chunks, languages, share, seed)
+    outcomes = []
+    for index, layer in enumerate(model.model.layers):
+        wanted = {text: states(dense, text, index + 1) for _, text in chunks}
+        entering = {text: states(dense, text, index) for _, text in chunks}
+        energy = {
+            language: sum(float((wanted[x] - entering[x]).square().sum()) for name, x in chunks if name == language)
+            / sum(x.numel() for name, x in chunks if name == language)
+            for language in languages
+        }
+        matrices = {
+            name.partition(f"layers.{index}.")[2]: mask for name, mask in masks.items() if f"layers.{index}." in name
+        }
+        parameters = dict(layer.named_parameters())
+        for name, mask in matrices.items():
+            parameters[name][mask] = 0
+        trained = [parameters[name] for name in matrices]
+        kept = [each != 0 for each in trained]
+
+        def error(part: Sequence[Chunk], index: int = index, wanted: Any = wanted, energy: Any = energy) -> Tensor:
+            total = torch.zeros(())
+            for language in languages:
+                texts = [text for name, text in part if name == language]
+                if texts:
+                    lack = sum((states(model, text, index + 1) - wanted[text]).square().sum() for text in texts)
+                    tokens = sum(text.numel() for text in texts)
+                    total = total + lack / tokens / energy[language] / len(languages)
+            return total
+
+        before = least = float(error(held))
+        best, chosen = [each.clone() for each in trained], 0
+        first, second = [[torch.zeros_like(each) for each in trained] for _ in range(2)]
+        generator, step, steps = torch.Generator().manual_seed(seed), 0, epochs * len(left)
+        for epoch in range(1, epochs + 1):
+            for number in torch.randperm(len(left), generator=generator).tolist():
+                language, text = left[number]
+                for each in trained:
+                    each.requires_grad_(True)
+                # One chunk counts as if all of its language, and every language, were in the batch in proportion.
+                count = sum(name == language for name, _ in left)
+                with torch.enable_grad():
+                    loss = error([(language, text)]) * len(left) / count
+                gradients = torch.autograd.grad(loss, trained)
+                for each in trained:
+                    each.requires_grad_(False)
+                now = rate * (1 + math.cos(math.pi * step / steps)) / 2
+                step += 1
+                for each, gradient, keep, mean, square in zip(trained, gradients, kept, first, second, strict=True):
+                    gradient = gradient * keep
+                    mean.mul_(0.9).add_(0.1 * gradient)
+                    square.mul_(0.999).add_(0.001 * gradient**2)
+                    unbiased, root = mean / (1 - 0.9**step), (square / (1 - 0.999**step)).sqrt()
+                    each -= now * unbiased / (root + 1e-8)
+            if (reached := float(error(held))) < least:
+                least, chosen, best = reached, epoch, [each.clone() for each in trained]
+        for each, values in zip(trained, best, strict=True):
+            each.copy_(values)
+        outcomes.append((chosen, before, least))
+    return model, outcomes
+
+
+def divide(
+    chunks: Sequence[Chunk], languages: Sequence[str], share: float, seed: int
+) -> tuple[list[Chunk], list[Chunk]]:
+    """What judges, and what is trained on, each language by language."""
+    generator = torch.Generator().manual_seed(seed)
+    held: list[Chunk] = []
+    left: list[Chunk] = []
+    for language in languages:
+        own = [chunk for chunk in chunks if chunk[0] == language]
+        count = min(max(round(share * len(own)), 1), len(own) - 1)
+        chosen = torch.randperm(len(own), generator=generator)[:count].tolist()
+        held += [chunk for number, chunk in enumerate(own) if number in chosen]
+        left += [chunk for number, chunk in enumerate(own) if number not in chosen]
+    return held, left
+
+
+def states(model: Any, text: Tensor, depth: int) -> Tensor:
+    """Hidden states after some layers of a model."""
+    found: list[Tensor] = []
+    hook = model.model.layers[depth - 1].register_forward_hook(lambda _, __, output: found.append(output))
+    try:
+        if depth == 0:
+            return model.model.embed_tokens(text).detach()
+        model(text, use_cache=False)
+    finally:
+        hook.remove()
+    return found[0] if torch.is_tensor(found[0]) else found[0][0]

@@ -1,0 +1,245 @@
+"""Blocks are trained to give the dense model's outputs, whatever has chosen their masks and values."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from optimum_mwanda import MWandaConfig, MWandaPruner, sparsity_record
+from optimum_mwanda.data.chunks import build_chunks
+from optimum_mwanda.modeling.blocks import find_blocks
+from optimum_mwanda.modeling.weights import find_weights, flat
+from optimum_mwanda.processes.group import Processes
+from optimum_mwanda.walking.block_training import BlockTrainer
+from tests.conftest import assert_untouched, has_hooks, make_model, make_rows, state_of
+from tests.families.matrix import FAMILIES
+from tests.reference.block import trained_blocks
+
+ROWS = make_rows(rows=4, length=24)
+TEN = ("llama", "gemma3", "gemma4_text", "gpt2", "bloom", "mixtral", "jamba", "dbrx", "t5", "xlm-roberta")
+COMBINED: dict[str, dict[str, Any]] = {
+    "masks": {"reconstruction": "block"},
+    "swaps": {"reconstruction": "block", "refinement": "swap"},
+    "obs": {"reconstruction": "obs+block"},
+    "alps": {"reconstruction": "block", "criterion": "alps"},
+    "sparsegpt 2:4": {"reconstruction": "block", "criterion": "sparsegpt", "pattern": "2:4"},
+}
+
+
+def settings(**values: Any) -> MWandaConfig:
+    small = {"sequence_length": 24, "batch_size": 2, "reconstruction": "block", "reconstruction_epochs": 2}
+    return MWandaConfig(**{**small, **values})
+
+
+def prune(model: PreTrainedModel, rows: Any = ROWS, **values: Any) -> PreTrainedModel:
+    return MWandaPruner(settings(**values), progress=False).prune(model, rows)
+
+
+def matrices(model: PreTrainedModel) -> dict[str, Tensor]:
+    return {weight.name: weight.matrix.clone() for weight in flat(find_weights(find_blocks(model)))}
+
+
+def is_plain(parameter: nn.Parameter) -> bool:
+    """Whether a parameter is as it is outside of training."""
+    return type(parameter) is nn.Parameter and parameter.is_leaf and parameter.grad is None
+
+
+def outcomes(model: PreTrainedModel) -> list[Any]:
+    record = sparsity_record(model)
+    assert record is not None
+    return [block.reconstruction for block in record.blocks]
+
+
+def test_the_reference_gives_the_same() -> None:
+    """Masks by magnitude do not depend on the text, so that the reference need not know how masks are chosen."""
+    dense = make_model().eval()
+    masked = make_model()
+    MWandaPruner(MWandaConfig(criterion="magnitude", allocation="uniform"), progress=False).prune(masked)
+    masks = {f"{name}.weight": matrix == 0 for name, matrix in matrices(masked).items()}
+    chosen: dict[str, Any] = {"reconstruction_epochs": 3, "reconstruction_held_out": 0.5, "batch_size": 1, "seed": 3}
+    model = prune(make_model(), criterion="magnitude", allocation="uniform", **chosen)
+    chunks = [
+        (language, batch["input_ids"]) for language, batch in build_chunks(ROWS, settings(**chosen), model).batches(1)
+    ]
+    with torch.no_grad(), torch.random.fork_rng():
+        expected, facts = trained_blocks(dense, masks, chunks, share=0.5, epochs=3, rate=1e-3, seed=3)
+    assert [each.epoch for each in outcomes(model)] == [epoch for epoch, _, _ in facts] != [0, 0, 0]
+    for found, (_, before, after) in zip(outcomes(model), facts, strict=True):
+        assert (found.before, found.after) == pytest.approx((before, after), rel=1e-4)
+    # Sums are taken in another order; Adam divides small gradients by themselves, so some differences grow.
+    there = expected.state_dict()
+    for name, tensor in model.state_dict().items():
+        assert torch.allclose(tensor, there[name], atol=1e-5), name
+        assert torch.equal(tensor == 0, there[name] == 0), name
+
+
+@pytest.mark.parametrize("name", COMBINED)
+def test_errors_on_held_back_text_fall_and_zeros_stay(name: str) -> None:
+    values = COMBINED[name]
+    plain = {"masks": "none", "swaps": "none"}.get(name, "obs")
+    without = {**values, "reconstruction": plain, "calibration": "sequential"}
+    # With all else in one block, what is trained starts from what there would be without training.
+    include = {"include": ("model.layers.1.*",)}
+    start, model = (matrices(prune(make_model(), **{**each, **include})) for each in (without, values))
+    for matrix, trained in zip(start.values(), model.values(), strict=True):
+        assert torch.equal(matrix == 0, trained == 0)
+    found = outcomes(prune(make_model(), **values))
+    assert all(each.after <= each.before and each.epoch in (0, 1, 2) for each in found)
+    if name in ("masks", "swaps"):  # of random text there is little to learn beyond the least squares
+        assert all(each.after < each.before for each in found)
+
+
+@pytest.mark.parametrize("family", [name for name in TEN if FAMILIES[name].is_current])
+def test_families_are_trained(family: str) -> None:
+    dense, model = FAMILIES[family].make(), FAMILIES[family].make()
+    prune(model, FAMILIES[family].rows())
+    before = dense.state_dict()
+    holders = {id(weight.module.get_parameter(weight.parameter)) for weight in flat(find_weights(find_blocks(model)))}
+    for name, parameter in model.named_parameters():
+        assert parameter.isfinite().all()
+        if id(parameter) not in holders:
+            assert torch.equal(parameter, before[name]), name
+    found = outcomes(model)
+    assert all(each.after <= each.before for each in found)
+    assert any(each.epoch for each in found)
+    pruned = matrices(model)
+    assert any((pruned[name] != matrix)[pruned[name] != 0].any() for name, matrix in matrices(dense).items())
+
+
+@pytest.mark.parametrize("family", ["mixtral", "llama"])
+def test_two_runs_give_the_same_bits_and_leave_random_numbers_alone(family: str) -> None:
+    torch.manual_seed(7)
+    one = state_of(prune(FAMILIES[family].make(), FAMILIES[family].rows()))
+    torch.manual_seed(8)
+    model = FAMILIES[family].make()
+    state = torch.get_rng_state()
+    other = state_of(prune(model, FAMILIES[family].rows()))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    third = state_of(prune(FAMILIES[family].make(), FAMILIES[family].rows(), seed=1))
+    assert any(not torch.equal(one[name], third[name]) for name in one)
+
+
+def test_nothing_of_the_training_is_left_on_the_model() -> None:
+    model = make_model()
+    frozen = {name for name, _ in model.named_parameters() if "q_proj" in name or "norm" in name}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+    before = matrices(model)
+    prune(model)
+    for name, parameter in model.named_parameters():
+        assert parameter.requires_grad is (name not in frozen), name
+        assert is_plain(parameter), name
+    assert not has_hooks(model)
+    for module in model.modules():
+        assert module.training
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+    assert all((matrices(model)[name] != before[name]).any() for name in before)  # also of what is frozen
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_the_dtype_is_kept(dtype: torch.dtype) -> None:
+    model = prune(make_model().to(dtype))
+    assert {matrix.dtype for matrix in matrices(model).values()} == {dtype}
+    assert all(0.45 < float((matrix == 0).float().mean()) < 0.55 for matrix in matrices(model).values())
+    assert all(each.after < each.before for each in outcomes(model))
+
+
+def test_weights_that_are_not_pruned_are_not_trained() -> None:
+    dense = FAMILIES["mixtral"].make()
+    names = [*matrices(dense)]
+    left_out = ("*.experts.0.*", "*.q_proj", "model.layers.1.*")
+    model = prune(FAMILIES["mixtral"].make(), FAMILIES["mixtral"].rows(), exclude=left_out)
+    before, after = matrices(dense), matrices(model)
+    for name in names:
+        is_left = ".experts.0." in name or "q_proj" in name or "layers.1." in name
+        assert torch.equal(before[name], after[name]) is is_left, name
+
+
+def test_a_language_with_one_chunk_is_trained_on_and_judged_by_it() -> None:
+    found = outcomes(prune(make_model(), make_rows(rows=1, length=24)))
+    assert all(each.after < each.before for each in found)
+
+
+def test_languages_count_by_their_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A language that weighs nothing leaves no trace."""
+    loud = [{**row, "input_ids": row["input_ids"][::-1]} if row["language"] == "sw" else row for row in ROWS]
+    chosen: dict[str, Any] = {"criterion": "magnitude", "allocation": "uniform", "language_weights": {"sw": 0.0}}
+    one, other = (state_of(prune(make_model(), rows, **chosen)) for rows in (ROWS, loud))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_infinite_outputs_are_refused_and_the_model_is_as_before() -> None:
+    model = make_model()
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight.mul_(1e38)
+        model.model.layers[1].mlp.up_proj.weight.mul_(1e10)
+    before = state_of(model)
+    with pytest.raises(FloatingPointError, match=r"layers\.1"):
+        prune(model, criterion="magnitude", allocation="uniform")
+    assert_untouched(model, before)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("out of memory"), KeyboardInterrupt()], ids=["error", "interrupt"])
+@pytest.mark.parametrize("values", COMBINED.values(), ids=COMBINED)
+@pytest.mark.parametrize("number", [1, 4])
+def test_what_fails_in_training_leaves_the_model_as_it_was(
+    number: int, values: dict[str, Any], error: BaseException
+) -> None:
+    model = make_model()
+    before = state_of(model)
+    forward, calls = type(model.model.layers[1]).forward, []
+
+    def fail(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if torch.is_grad_enabled() and self is model.model.layers[1]:
+            calls.append(args)
+            if len(calls) == number:
+                raise error
+        return forward(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(model.model.layers[1]), "forward", fail)
+        with pytest.raises(type(error)):
+            prune(model, **values)
+    assert_untouched(model, before)
+    assert all(map(is_plain, model.parameters()))
+    again = state_of(prune(model, **values))
+    fresh = state_of(prune(make_model(), **values))
+    assert all(torch.equal(again[name], fresh[name]) for name in fresh)
+
+
+@pytest.mark.parametrize("place", ["cpu", "folder"])
+def test_hidden_states_may_lie_elsewhere(place: str, tmp_path: Path) -> None:
+    where = str(tmp_path) if place == "folder" else place
+    model = MWandaPruner(settings(), progress=False, activations=where).prune(make_model(), ROWS)
+    expected = state_of(prune(make_model()))
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
+
+
+def test_dense_inputs_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"reconstruction='block' trains each block.*calibration='sequential'"):
+        settings(calibration="dense")
+
+
+def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("optimum_mwanda.pruning.checks.current", lambda: Processes(0, 2))
+    with pytest.raises(ValueError, match=r"trains blocks in one process, and 2 share this work: start one"):
+        prune(make_model())
+
+
+def test_blocks_are_trained_one_by_one_and_after_their_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    train, seen = BlockTrainer.train, []
+    model = make_model()
+
+    def noted(self: BlockTrainer, name: str, block: nn.Module, weights: Any, *args: Any) -> Any:
+        zeros = [int((weight.matrix == 0).sum()) > 0 for weight in flat(find_weights(find_blocks(model)))]
+        seen.append((name, sum(zeros)))
+        return train(self, name, block, weights, *args)
+
+    monkeypatch.setattr(BlockTrainer, "train", noted)
+    prune(model)
+    assert seen == [(f"model.layers.{number}", 7 * (number + 1)) for number in range(3)]
