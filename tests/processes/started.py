@@ -19,7 +19,9 @@ Work: TypeAlias = Callable[[int, int, Path], Any]
 """Is given the rank, the number of processes and a folder; gives values of JSON."""
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["tests.processes.pruning", "tests.processes.failing", "tests.processes.sharded"])
+_context.set_forkserver_preload(
+    ["tests.processes.pruning", "tests.processes.failing", "tests.processes.sharded", "tests.processes.streaming"]
+)
 
 
 def start(work: Work, size: int, folder: Path) -> list[int]:
