@@ -335,7 +335,6 @@ class MWandaPruner:
                 visited = decide(steps, decisions, self.config)
                 for _ in progress_bar(visited, total=total, description="Pruning", show=is_shown):
                     pass
-            decisions.check()
             record = build_record(
                 model, self.config, walk.weights, walk.zeros, plan, statistics, fingerprint, walk.trained
             )

@@ -8,10 +8,11 @@ import datetime
 import os
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 from .errors import UsageError
 
+T = TypeVar("T")
 _TIMEOUT = datetime.timedelta(hours=2)
 """How long processes wait for each other. A process that ends is noticed at once."""
 
@@ -93,9 +94,13 @@ def leave_to_first() -> None:
         raise Done
 
 
-def is_alone() -> bool:
-    """Whether this is the only process of a command."""
-    return _size() == 1
+def from_first(value: T) -> T:
+    """What the first process has, in all of them."""
+    if _size() == 1:
+        return value
+    from ..processes.group import current
+
+    return current().from_first(lambda: value)
 
 
 def is_first() -> bool:

@@ -116,7 +116,9 @@ def load_model(
         }
         try:
             if offload is not None:
-                model, unused = load_streamed(name, config, offload, blocks=blocks, device=args.device_map, **options)
+                model, unused = load_streamed(
+                    name, config, offload, blocks=blocks, device=args.device_map or own_device(), **options
+                )
             else:
                 model, unused = load_whole(name, config, device_map=args.device_map or default_device_map(), **options)
         except OSError as error:

@@ -39,7 +39,7 @@ def open_journal(args: argparse.Namespace, folder: Path | None) -> "Journal | No
     from ..storage.journal import Journal
 
     journal = Journal(folder.with_name(PROGRESS))
-    if args.restart:
+    if args.restart and is_first():
         journal.clear()
     return journal
 

@@ -14,7 +14,7 @@ from .dataset import add_dataset_options, add_held_out_options, check_calibratio
 from .dry_run import dry_run
 from .errors import DataError, HubError, UsageError, errors_as, one_line
 from .evaluate import compare, measure, write_report
-from .launched import is_alone, leave_to_first
+from .launched import from_first, leave_to_first
 from .models import add_model_options, check_prunable, load_model, load_tokenizer, one_device, pruning_errors
 from .output import (
     add_overwrite,
@@ -141,7 +141,12 @@ class PruneCommand(Subcommand):
             open_text(args, config) as dataset,
             open_held_out(args, config) as held_out,
         ):
-            offload = folder.with_name("offload") if args.stream else None
+            offload = None
+            if args.stream:
+                from ..loading.streamed import offload_folder
+
+                folder = from_first(folder)
+                offload = offload_folder(folder)
             model = load_model(args.model, args, args.revision, warn=self.warn, offload=offload, blocks=config.blocks)
             tokenizer = load_tokenizer(args.model, args)
             check_prunable(model, config)
@@ -179,8 +184,6 @@ class PruneCommand(Subcommand):
             raise UsageError("--stream runs all blocks on one device: give --device-map cpu, cuda or cuda:N.")
         if self.args.restart and not self.args.stream:
             raise UsageError("--restart belongs to --stream: without it, every run begins anew.")
-        if self.args.stream and not is_alone():
-            raise UsageError("--stream works in one process: start it without torchrun or accelerate launch.")
         if self.args.stream and self.args.eval_dataset is not None:
             raise UsageError(
                 "--stream does not evaluate: leave out --eval-dataset, and compare OUT with MODEL afterwards, with "

@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,9 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from ..configuration import MWandaConfig
 from ..data.tokenizer_loading import read_tokenizer
 from ..modeling.blocks import find_stacks
-from ..processes.group import sharing
+from ..processes.group import current, sharing
 from ..pruner import MWandaPruner
+from ..pruning.sparsity_plan import SparsityPlan
 from ..record.schema import SparsityRecord
 from ..sharing.folder import save_folder
 from ..sharing.model_card import describe
@@ -27,9 +29,6 @@ from .whole import empty_model, load_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
-
-OFFLOAD = "offload"
-"""Folder beside the output for tensors that transformers stores in another form than the checkpoint."""
 
 
 def prune_checkpoint(
@@ -43,6 +42,7 @@ def prune_checkpoint(
     device: str | int | torch.device | None = None,
     activations: str | os.PathLike[str] = "cpu",
     compressed: bool = False,
+    plan: SparsityPlan | None = None,
     overwrite: bool = False,
     restart: bool = False,
     progress: bool = True,
@@ -53,6 +53,10 @@ def prune_checkpoint(
     The result is what `MWandaPruner.prune` gives in memory, bit for bit. Every finished block is kept beside the output
     until all is done: if the run is stopped, even by `kill -9`, the same call goes on, and the output is the same.
 
+    Several processes share the work if all of them call this while a process group is initialised: each reads the
+    blocks itself, calibrates on a part of the text and keeps a part of every block. They need one file system for the
+    output. In the end the first writes it, and the others wait.
+
     Args:
         model: Folder or repository of a dense checkpoint in safetensors files.
         output: Folder to write. It appears when it is complete.
@@ -60,9 +64,10 @@ def prune_checkpoint(
         dataset: As for `MWandaPruner.prune`.
         tokenizer: Tokenizer for texts, or its name or path; saved with the model. None: the one beside the model.
         dtype: Type to load the weights in; `"auto"` for that of the checkpoint.
-        device: Where blocks run; None for the first GPU if there is one, else the CPU.
+        device: Where blocks run; None for the GPU that is set if there is one, the first by default, else the CPU.
         activations: Where hidden states are kept, as for `MWandaPruner`. On the CPU, "device" and "cpu" are the same.
         compressed: Whether to store only the non-zeros.
+        plan: As for `MWandaPruner.prune`.
         overwrite: Whether to replace a folder at `output`.
         restart: Whether to begin anew if an interrupted run has left its progress.
         progress: Whether to show progress bars.
@@ -77,13 +82,9 @@ def prune_checkpoint(
         OSError: If the output cannot be written, or another process is writing it.
         ValueError: If the settings, the data and the model do not fit together.
     """
-    with sharing() as processes:
-        if processes.size > 1:
-            raise ValueError(
-                "prune_checkpoint works in one process. With several, load the model in each of them with a "
-                "device_map, and an offload_folder of its own for blocks on disk, and call MWandaPruner.prune."
-            )
-    with new_folder(output, overwrite, resumable=True) as folder:
+    with sharing() as processes, ExitStack() as stack:
+        # The first process owns the folder, and the others work in it.
+        folder = processes.from_first(lambda: stack.enter_context(new_folder(output, overwrite, resumable=True)))
         journal = Journal(folder.with_name(PROGRESS))
         pruner = MWandaPruner(
             config, progress=progress, restore_on_failure=False, activations=activations, journal=journal
@@ -94,15 +95,25 @@ def prune_checkpoint(
         }
         found = AutoConfig.from_pretrained(name, **source)
         places: dict[str, Any] = {"blocks": pruner.config.blocks, "device": device}
-        loaded, _ = load_streamed(name, found, folder.with_name(OFFLOAD), **places, dtype=dtype, **load_options)
+        loaded, _ = load_streamed(name, found, offload_folder(folder), **places, dtype=dtype, **load_options)
         reader = _tokenizer(name, tokenizer, source)
-        if restart:
+        if restart and processes.is_first:
             journal.clear()
-        pruner.prune(loaded, dataset, reader)
+        pruner.prune(loaded, dataset, reader, plan)
         record: SparsityRecord = SparsityRecord.parse(loaded.config.mwanda_config)
-        card = dataclasses.replace(describe(loaded, None, None), compressed=compressed)
-        save_folder(loaded, folder, reader, card=card, compressed=compressed)
+        if processes.is_first:
+            card = dataclasses.replace(describe(loaded, None, None), compressed=compressed)
+            save_folder(loaded, folder, reader, card=card, compressed=compressed)
     return record
+
+
+def offload_folder(folder: Path) -> Path:
+    """Where this process keeps tensors that transformers stores in another form than the checkpoint.
+
+    Args:
+        folder: The folder that becomes the output.
+    """
+    return folder.with_name(f"offload-{current().rank}")
 
 
 def load_streamed(
@@ -121,7 +132,7 @@ def load_streamed(
         config: Its config.
         folder: For blocks that are stored in another form than the checkpoint, such as fused experts.
         blocks: Module paths of the lists of blocks, if they are not found.
-        device: Where blocks run; None for the first GPU if there is one, else the CPU.
+        device: Where blocks run; None for the GPU that is set if there is one, the first by default, else the CPU.
         **options: As for `load_whole`.
 
     Raises:
@@ -139,8 +150,8 @@ def load_streamed(
 
 
 def default_device() -> int | str:
-    """Where blocks run unless the user says so: on the first GPU if there is one."""
-    return 0 if torch.cuda.is_available() else "cpu"
+    """Where blocks run unless the user says so: on the GPU that is set, the first one by default, if there is any."""
+    return torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -30,7 +30,8 @@ class BlockSource:
         blocks: Module path to block.
 
     Attributes:
-        keep: Writes the changed tensors of a block and returns the file; None: into the folder that the model has.
+        keep: Writes the changed tensors of a block, or those that are this process's to write, and returns the file;
+            None: into the folder that the model has.
 
     Raises:
         ValueError: If a weight of a block is nowhere, or is on disk and there is no folder for changed ones.
@@ -89,10 +90,10 @@ class BlockSource:
             yield
 
     @contextmanager
-    def held_in_calls(self) -> Iterator[None]:
-        """Inside the block of code, each offloaded block is in memory while the model calls it."""
+    def held_in_calls(self, names: Iterable[str]) -> Iterator[None]:
+        """Inside the block of code, each of some blocks is in memory while the model calls it."""
         with ExitStack() as stack:
-            for name in self._elsewhere:
+            for name in self._elsewhere.intersection(names):
                 holds = ExitStack()
                 stack.callback(holds.close)  # where a call ended in a way that calls no hook
                 enter, leave = partial(_enter, holds, self, name), partial(_leave, holds)
@@ -102,11 +103,7 @@ class BlockSource:
 
     def adopt(self, name: str, path: Path) -> None:
         """Lets accelerate read tensors of a block from a file that was written for it earlier."""
-        with safe_open(path, framework="pt") as file:
-            names = set(file.keys())
-        for tensor in offloaded_tensors(self._blocks[name]):
-            if (place := tensor.place) is not None and place[1] in names:
-                self._redirect(*place, path)
+        self._redirect(offloaded_tensors(self._blocks[name]), path)
 
     def restore(self) -> None:
         """Lets accelerate read the values on disk again that were there in the beginning."""
@@ -162,14 +159,17 @@ class BlockSource:
         else:
             path = _save(name, values, next(tensor.folder for tensor, _ in new.values()))
             self._made.append(path)
-        for tensor, _ in new.values():
-            if (place := tensor.place) is not None:
-                self._redirect(*place, path)
+        self._redirect([tensor for tensor, _ in new.values()], path)
 
-    def _redirect(self, index: dict[str, Any], key: str, path: Path) -> None:
-        """Lets accelerate read a tensor from another file, where it has the name that it has in the model."""
-        self._replaced.append((index, key, index[key]))
-        index[key] = {**index[key], "safetensors_file": str(path), "weight_name": key}
+    def _redirect(self, tensors: Iterable[OffloadedTensor], path: Path) -> None:
+        """Lets accelerate read what is in another file from there, where it has the name that it has in the model."""
+        with safe_open(path, framework="pt") as file:
+            names = set(file.keys())
+        for tensor in tensors:
+            if (place := tensor.place) is not None and place[1] in names:
+                index, key = place
+                self._replaced.append((index, key, index[key]))
+                index[key] = {**index[key], "safetensors_file": str(path), "weight_name": key}
 
 
 def _enter(holds: ExitStack, source: BlockSource, name: str, *_: Any) -> None:

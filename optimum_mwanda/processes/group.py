@@ -92,6 +92,20 @@ class Processes:
             distributed.broadcast_object_list(found)
         return found[0]  # type: ignore[return-value]
 
+    def gather(self, value: T) -> list[T]:
+        """What each process has, in the order of their numbers.
+
+        Args:
+            value: What this one has; it can be pickled.
+        """
+        if self.size == 1:
+            return [value]
+        self.check()
+        found: list[Any] = [None] * self.size
+        with self._answered():
+            distributed.all_gather_object(found, value)
+        return found
+
     def check_alike(self, facts: Mapping[str, Any], advice: str) -> None:
         """Checks that all processes know the same.
 
@@ -104,10 +118,7 @@ class Processes:
         """
         if self.size == 1:
             return
-        self.check()
-        found: list[Mapping[str, Any]] = [{}] * self.size
-        with self._answered():
-            distributed.all_gather_object(found, dict(facts))
+        found = self.gather(dict(facts))
         for name, expected in found[0].items():
             if others := [rank for rank in range(self.size) if found[rank][name] != expected]:
                 raise ValueError(

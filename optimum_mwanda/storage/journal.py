@@ -70,9 +70,32 @@ class Journal:
             partial = path.with_suffix(".partial")
             partial.write_text(json.dumps(described, indent=2), encoding="utf-8")
             self._settle(partial, path)
+        for rest in self._folder.glob("*.partial"):
+            rest.unlink(missing_ok=True)
         self._known, self._is_open = dict(self._intact()), True
         if self._known:
             logger.warning("Going on with an interrupted run, of which %s parts are finished.", len(self._known))
+
+    @property
+    def parts(self) -> Mapping[tuple[str, str], Path]:
+        """Kind and name of every part to its file."""
+        return self._known
+
+    def join(self, parts: Mapping[tuple[str, str], Path]) -> None:
+        """Takes part in a run that another process has opened.
+
+        Args:
+            parts: What that process, or one that works with it, knows to be finished.
+
+        Raises:
+            OSError: If the folder is not here.
+        """
+        if not (self._folder / _RUN).is_file():
+            raise OSError(
+                f"{self._folder} is not the folder of the first process: processes that write one output need the same "
+                "file system."
+            )
+        self._known, self._is_open = {**self._known, **parts}, True
 
     def put(self, kind: str, name: str, tensors: Mapping[str, Tensor], facts: Any = None) -> Path:
         """Keeps a part.
@@ -93,7 +116,7 @@ class Journal:
             raise ValueError(
                 f"The journal in {self._folder} keeps parts of a run: open() it with what the run is first."
             )
-        partial = self._folder / f"{kind}-{name}.partial"
+        partial = self._folder / f"{kind}-{name}.{os.getpid()}.partial"
         cpu = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
         # Old versions of safetensors cannot read a file without tensors.
         save_file(cpu or {_NOTHING: torch.zeros(1)}, partial, {_FACTS: json.dumps(facts)})

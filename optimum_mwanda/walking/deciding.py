@@ -80,3 +80,4 @@ def decide(steps: Iterable[Step], decisions: Decisions, config: MWandaConfig) ->
             step.write(weight, *change)
             check_interrupts()
             yield weight
+        decisions.check()  # before anything of the step is changed

@@ -1,6 +1,6 @@
 """Blocks that a walk need not visit, because an earlier run that was stopped has finished them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from ..configuration import MWandaConfig
 from ..modeling.block_source import BlockSource
 from ..modeling.fingerprint import model_fingerprint
 from ..modeling.weights import PrunableWeight
+from ..processes.dealing import owners
 from ..processes.group import current
 from ..pruning.tuning import Outcome
 from ..storage.journal import Journal
@@ -35,12 +36,11 @@ def begin(
         plan: What else matters: sparsity per block, if somebody else chose it; held-out text.
 
     Raises:
-        OtherRunError: If the journal is of a run in which any of this, or a version of a library, was different.
-        ValueError: If several processes share the run.
+        OtherRunError: If the journal is of a run in which any of this, a version of a library, or the number of
+            processes was different.
     """
     if journal is not None:
-        if current().size > 1:
-            raise ValueError("A journal is for a run in one process: leave it out where several share the work.")
+        processes = current()
         versions = {
             "optimum_mwanda": __version__,
             "torch": str(torch.__version__),
@@ -52,8 +52,14 @@ def begin(
             "data": data,
             "plan": plan,
             "versions": versions,
+            "processes": processes.size,  # sums are rounded otherwise, and each writes its part
         }
-        journal.open(run)
+        journal.join(processes.from_first(lambda: _opened(journal, run)))
+
+
+def _opened(journal: Journal, run: Mapping[str, Any]) -> Mapping[tuple[str, str], Path]:
+    journal.open(run)
+    return journal.parts
 
 
 class Finished:
@@ -86,6 +92,13 @@ class Finished:
             trained: Module path of a block to what training it has brought, filled likewise.
         """
 
+    def gather(self, blocks: Iterable[str]) -> None:
+        """Lets the model of every process have what all of them have kept.
+
+        Args:
+            blocks: What the walk has visited, or need not visit.
+        """
+
 
 class CalibratedBlocks(Finished):
     """Blocks with known statistics.
@@ -111,13 +124,13 @@ class CalibratedBlocks(Finished):
         return found
 
     def keep(self, block: str, entries: Mapping[str, WeightStatistics], importance: float | None) -> None:
-        """Keeps the statistics of a block, and how important it is."""
-        if self._journal is not None:
+        """Keeps the statistics of a block, and how important it is; the first process does it for all."""
+        if self._journal is not None and current().is_first:
             self._journal.put(STATISTICS, block, as_tensors(entries), importance)
 
 
 class PrunedBlocks(Finished):
-    """Blocks that are pruned.
+    """Blocks that are pruned; of several processes, each keeps a part of every block.
 
     Args:
         journal: Where their weights are kept; None: nowhere.
@@ -135,17 +148,19 @@ class PrunedBlocks(Finished):
             )
         self._journal = journal
         self._source = source
+        self._processes = current()
 
     def __contains__(self, block: str) -> bool:
         """Whether a block is pruned."""
-        return self._journal is not None and self._journal.find(PRUNED, block) is not None
+        return bool(self._files(block))
 
     def adopt(self, block: str) -> tuple[Mapping[str, int], Outcome | None]:
         """Lets the model have the pruned weights of a block."""
-        if self._journal is None or (path := self._journal.find(PRUNED, block)) is None:
+        if self._journal is None or not (files := self._files(block)):
             return {}, None
-        self._source.adopt(block, path)
-        facts = self._journal.facts(PRUNED, block)
+        for path in files:
+            self._source.adopt(block, path)
+        facts = self._journal.facts(PRUNED, self._part(block, 0))
         return facts["zeros"], None if facts["trained"] is None else Outcome(*facts["trained"])
 
     def keep_changes(
@@ -159,7 +174,30 @@ class PrunedBlocks(Finished):
             return
 
         def keep(block: str, values: Mapping[str, Tensor]) -> Path:
+            rank, size = self._processes.rank, self._processes.size
+            dealt = zip(values.items(), owners([value.nbytes for value in values.values()], size), strict=True)
+            own = {name: value for (name, value), owner in dealt if owner == rank}
             facts = {"zeros": {w.stored: zeros[w.stored] for w in weights[block]}, "trained": trained.get(block)}
-            return journal.put(PRUNED, block, values, facts)
+            return journal.put(PRUNED, self._part(block, rank), own, facts)
 
         self._source.keep = keep
+
+    def gather(self, blocks: Iterable[str]) -> None:
+        """Lets the model of every process have the pruned weights that others have written."""
+        if self._journal is None or self._processes.size == 1:
+            return
+        for parts in self._processes.gather(self._journal.parts):
+            self._journal.join(parts)
+        for block in blocks:
+            self.adopt(block)
+
+    def _part(self, block: str, rank: int) -> str:
+        """The name of what a process keeps of a block."""
+        return block if self._processes.size == 1 else f"{block}@{rank}"
+
+    def _files(self, block: str) -> list[Path]:
+        """The files of a block; none if not all are there."""
+        if self._journal is None:
+            return []
+        found = [self._journal.find(PRUNED, self._part(block, rank)) for rank in range(self._processes.size)]
+        return [] if None in found else [path for path in found if path is not None]

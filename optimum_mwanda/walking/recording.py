@@ -84,14 +84,14 @@ def record_calls(
     forms: dict[str, Form] = {}
     can_stand_in = False
     for number, batch in enumerate(batches):
-        with _passing_by(passed, number, blocks):
+        with passing_by(passed, number, blocks):
             if number == 0 and (found := _try_forms(model, blocks, batch)) is not None:
                 forms, can_stand_in = found, True
             if can_stand_in:
                 with _standing_in(blocks, forms), _recording(blocks, calls, hidden):
                     run_blocks(model, blocks, batch)
             else:
-                with source.held_in_calls(), _recording(blocks, calls, hidden), _noting(blocks, forms):
+                with source.held_in_calls(blocks), _recording(blocks, calls, hidden), _noting(blocks, forms):
                     run_blocks(model, blocks, batch)
     return Recorded(calls, forms)
 
@@ -139,6 +139,8 @@ def _try(
     try:
         with _standing_in(blocks, dict.fromkeys(blocks, form), pass_on), _recording(blocks, found, None):
             run_blocks(model, blocks, batch)
+    except (MemoryError, torch.cuda.OutOfMemoryError):
+        raise
     except Exception:  # the model cannot do with this form
         return None
     return found if all(_same(given, got) for (_, given), (got, _) in pairwise(seen)) else None
@@ -153,8 +155,14 @@ def _changed(states: Tensor) -> Tensor:
 
 
 @contextmanager
-def _passing_by(passed: Sequence[Passed], number: int, blocks: Mapping[str, nn.Module]) -> Iterator[None]:
-    """Lets stacks that have run give what they gave for a batch, without running."""
+def passing_by(passed: Sequence[Passed], number: int, blocks: Mapping[str, nn.Module] | None = None) -> Iterator[None]:
+    """Lets stacks that have run give what they gave for a batch, without running.
+
+    Args:
+        passed: The stacks.
+        number: Number of the batch.
+        blocks: The blocks that run now, if any do.
+    """
     called: set[str] = set()
 
     def give(*args: Any, stack: Passed, name: str, is_last: bool, **kwargs: Any) -> Any:
@@ -165,8 +173,8 @@ def _passing_by(passed: Sequence[Passed], number: int, blocks: Mapping[str, nn.M
         for stack in passed:
             if called and (missing := stack.blocks.keys() - called) and len(missing) < len(stack.blocks):
                 raise ValueError(
-                    f"{next(iter(blocks))!r} runs between blocks of another list, such as {min(missing)!r}: name the "
-                    "lists with blocks=, in the order in which they run; lists that run by turns cannot be pruned "
+                    f"{next(iter(blocks or ()))!r} runs between blocks of another list, such as {min(missing)!r}: name "
+                    "the lists with blocks=, in the order in which they run; lists that run by turns cannot be pruned "
                     "block by block."
                 )
 
@@ -175,7 +183,8 @@ def _passing_by(passed: Sequence[Passed], number: int, blocks: Mapping[str, nn.M
         *_, last = stack.blocks
         for name, block in stack.blocks.items():
             forwards[block] = partial(give, stack=stack, name=name, is_last=name == last)
-    with _replaced(forwards), _removing([next(iter(blocks.values())).register_forward_pre_hook(check)]):
+    first = [*(blocks or {}).values()][:1]
+    with _replaced(forwards), _removing([block.register_forward_pre_hook(check) for block in first]):
         yield
 
 

@@ -135,6 +135,8 @@ class Walk(abc.ABC):
                 yield step
                 if editor is not None:
                     self.zeros |= step.commit(editor)
+        if editor is not None:
+            self._finished.gather(self.weights)
 
     @abc.abstractmethod
     def _steps(self) -> Generator[Step, None, None]:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from optimum_mwanda.commands.models import default_device_map
 
+from ..processes.test_pruning import NEAR_TIES
 from .conftest import ROOT, SMALL, Run, environment, run_here
 
 CONFIG = ROOT / "integrations" / "accelerate" / "cpu.yaml"
@@ -44,6 +45,18 @@ def test_two_processes_write_what_one_writes(model: Path, data: Path, tmp_path: 
         assert torch.equal(tensor == 0, two[name] == 0), name
         torch.testing.assert_close(tensor, two[name], atol=1e-4, rtol=1e-3)
     assert list(found["coverage"]) == ["en", "fr", "sw"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
+
+
+def test_two_processes_stream_what_one_streams(model: Path, data: Path, tmp_path: Path) -> None:
+    words = ("--dataset", data, "--calibration", "sequential", "--stream", "--json", *SMALL)
+    run = launch("torchrun", "prune", model, tmp_path / "two", *words)
+    assert run.code == 0, run.err
+    assert json.loads(run.out)["output"] == str(tmp_path / "two")
+    assert run_here("prune", model, tmp_path / "one", *words).code == 0
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    assert sum(int(((tensor == 0) != (two[name] == 0)).sum()) for name, tensor in one.items()) <= NEAR_TIES
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
 
 

@@ -18,7 +18,7 @@ from filelock import FileLock
 from packaging.version import Version
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, PreTrainedModel
 
-from optimum_mwanda import MWandaConfig, MWandaPruner, check_saved, prune_checkpoint
+from optimum_mwanda import MWandaConfig, MWandaPruner, check_saved, prune_checkpoint, search_plan
 from optimum_mwanda.loading import streamed
 from optimum_mwanda.loading.whole import load_whole
 from optimum_mwanda.storage import outputs
@@ -292,3 +292,13 @@ def test_a_full_disk_stops_a_run_that_goes_on_when_there_is_room(
         assert digests(place / "out") == digests(tmp_path / "out")
     finally:
         subprocess.run(["umount", place], check=True)
+
+
+def test_a_plan_gives_each_matrix_its_sparsity(dense: Path, tmp_path: Path) -> None:
+    config = MWandaConfig(**SMALL)
+    plan = search_plan(loaded(dense, make_model()), ROWS, None, config, candidates=20, progress=False).plan
+    record = prune_checkpoint(dense, tmp_path / "out", config, ROWS, plan=plan, progress=False)
+    plain = loaded(dense, make_model())
+    MWandaPruner(config, progress=False).prune(plain, ROWS, plan=plan)
+    check_saved(plain, tmp_path / "out")
+    assert record.plan == "search"

@@ -19,7 +19,8 @@ Work: TypeAlias = Callable[[int, int, Path], Any]
 """Is given the rank, the number of processes and a folder; gives values of JSON."""
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload([f"tests.processes.{name}" for name in ("pruning", "failing", "sharded", "split")])
+_MODULES = ("pruning", "failing", "sharded", "split", "streaming")
+_context.set_forkserver_preload([f"tests.processes.{name}" for name in _MODULES])
 
 
 def start(work: Work, size: int, folder: Path) -> list[int]:

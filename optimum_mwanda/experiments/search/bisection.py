@@ -15,6 +15,7 @@ from ...evaluation.settings import EvaluationSettings
 from ...modeling.blocks import find_blocks
 from ...modeling.interrupts import deferred_interrupts
 from ...modeling.weights import find_weights, flat
+from ...processes.group import current
 from ...pruner import MWandaPruner
 from ...record.schema import SparsityRecord
 from ...storage.journal import Journal
@@ -96,6 +97,8 @@ def find_sparsity(
     evaluation = EvaluationSettings.like(config, **settings)
     measure = partial(measure_languages, model, tokenizer, evaluation_dataset, evaluation, progress=progress)
     if journal is not None:
+        if current().size > 1:
+            raise ValueError("A journal is for a search in one process: leave it out where several share the work.")
         text = read_held_out(model, tokenizer, evaluation_dataset, evaluation).digests
         begin(journal, model, config.replace(sparsity=space.bounds[0]), prune.fingerprints, text)
     remembered = Remembered(journal)
