@@ -22,8 +22,9 @@ def add_dataset_options(parser: argparse.ArgumentParser, required: bool, purpose
         metavar="DATASET",
         required=required,
         help=f"{purpose}: a Hub repository, a folder, or JSON, JSONL, CSV, TSV, Parquet or text files, also "
-        "compressed (.gz .xz .zst .bz2); a text file, and a table without a language column, holds one language and "
-        "is named after it: sw.txt " + ("(required)" if required else "(default: none)"),
+        "compressed (.gz .xz .zst .bz2); files in other languages may follow a repository or folder; a text file, and "
+        "a table without a language column, holds one language and is named after it: sw.txt "
+        + ("(required)" if required else "(default: none)"),
     )
     group.add_argument(
         "--dataset-config",

@@ -1,12 +1,14 @@
 """What `--dataset` can name: files, a folder, or a Hub repository."""
 
 import contextlib
+import dataclasses
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..utils import abridged
 from .errors import DataError, errors_as
 from .text_files import (
     FORMATS,
@@ -34,7 +36,7 @@ def open_dataset(
     """Opens the dataset that the user named; it can be read while the block runs.
 
     Args:
-        places: Files, or one folder or repository. None for no dataset.
+        places: Files, or one folder or repository, or both. None for no dataset.
         config: Configuration of a folder or repository; or one per language, as `sw` or `sw=20231101.sw`.
         split: Split of a folder or repository.
         streaming: Whether to read a folder or repository as a stream.
@@ -58,19 +60,24 @@ def open_dataset(
             configs = {} if config is None else dict(map(_named_config, config))
             if len(configs) < len(config or ()):
                 raise DataError("The configurations name a language twice: give one for each.")
-            if config is not None and all(path.is_file() for path in paths):
+            files = [path for path in paths if path.is_file()]
+            named = [name for name, path in zip(places, paths, strict=True) if path not in files]
+            if config is not None and not named:
                 raise DataError("Files have no configurations: leave --dataset-config out, or give a repository.")
-            if all(path.is_file() for path in paths):
-                dataset = place.files(paths)
-            elif len(paths) == 1 and (len(configs) > 1 or any("=" in name for name in config or ())):
-                dataset = {language: place.named(places[0], name) for language, name in configs.items()}
-            elif len(paths) == 1:
-                dataset = place.named(places[0], next(iter(configs.values()), None))
+            if len(named) > 1:
+                listed = ", ".join(map(repr, named))
+                raise DataError(f"{listed} are not files: give one folder or repository, and any files beside it.")
+            if not named:
+                dataset = place.files(files)
+            elif len(configs) > 1 or any("=" in name for name in config or ()):
+                dataset = {language: place.named(named[0], name) for language, name in configs.items()}
             else:
-                missing = next(place for place, path in zip(places, paths, strict=True) if not path.is_file())
-                raise DataError(f"There is no file {missing!r}: give several files, or one folder or repository.")
+                dataset = place.named(named[0], next(iter(configs.values()), None))
             if columns:
                 dataset = _taken_apart(dataset, columns)
+            if named and files:
+                beside = dataclasses.replace(place, streaming=False).files(files)
+                dataset = _joined({named[0]: dataset, ", ".join(map(str, files)): beside}, language_column)
         yield dataset
 
 
@@ -90,21 +97,46 @@ def _taken_apart(dataset: Any, columns: Mapping[str, str]) -> dict[str, Any]:
     return read_wide(dataset, columns)
 
 
+def _joined(datasets: Mapping[str, Any], language_column: str) -> dict[str, Any]:
+    """Language to its texts, in datasets that have none in common, given under the names of their places."""
+    from datasets import IterableDataset
+
+    from ..data.by_language import split_by_language
+    from ..data.columns import Columns
+
+    found: dict[str, Any] = {}
+    for place, dataset in datasets.items():
+        if isinstance(dataset, IterableDataset):
+            raise DataError(
+                f"{place} is a stream, in which languages come as they come, so nothing can be added to it: leave "
+                "--streaming out, or give a configuration for each language."
+            )
+        if not isinstance(dataset, Mapping):
+            dataset = split_by_language(dataset, Columns(language_column, ""))
+        if twice := sorted(found.keys() & dataset.keys()):
+            raise DataError(
+                f"Both {' and '.join(datasets)} have texts of {abridged(map(repr, twice))}: put them into one place, "
+                "or give files only."
+            )
+        found.update(dataset)
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
 class _Place:
     """Reads what is at a place.
 
-    Args:
+    Attributes:
         language_column: Column that names the language; None if there need not be one.
         split: Split to read.
         streaming: Whether to read tables as streams.
         scratch: Folder for temporary files.
     """
 
-    def __init__(self, language_column: str | None, split: str, streaming: bool, scratch: Path) -> None:
-        self.language_column = language_column
-        self.split = split
-        self.streaming = streaming
-        self.scratch = scratch
+    language_column: str | None
+    split: str
+    streaming: bool
+    scratch: Path
 
     def files(self, paths: Sequence[Path]) -> Any:
         """One table, or language to its texts or table."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow
 import pytest
-from datasets import Dataset, DatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from optimum_mwanda.commands.errors import DataError
 from optimum_mwanda.commands.places import open_dataset
@@ -251,6 +251,45 @@ def test_configurations_are_languages(configured: Path, streaming: bool) -> None
     assert contents(configured, config=["sw=1.sw"]) == {"sw": TEXTS["sw"]}
     with open_dataset([str(configured)], config=["1.sw"], streaming=streaming) as dataset:
         assert [row["text"] for row in dataset] == TEXTS["sw"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_files_beside_a_folder_bring_other_languages(configured: Path, tmp_path: Path, streaming: bool) -> None:
+    own = tmp_path / "self.csv"
+    Dataset.from_dict({"language": ["self", "self"], "text": ["a", "b"]}).to_csv(own)
+    places = [str(configured), str(own)]
+    with open_dataset(places, config=["sw=1.sw", "en=1.en"], streaming=streaming) as dataset:
+        texts = {language: [row["text"] for row in rows] for language, rows in dataset.items()}
+    assert texts == {"sw": TEXTS["sw"], "en": TEXTS["en"], "self": ["a", "b"]}
+
+
+def test_files_beside_a_table_with_labels_bring_other_languages(tmp_path: Path) -> None:
+    labels = ClassLabel(names=["sw", "en"])
+    table = Dataset.from_dict(
+        {"language": [1, 0, 1], "text": ["one", "moja", "two"]},
+        features=Features({"language": labels, "text": Value("string")}),
+    )
+    table.save_to_disk(tmp_path / "saved")
+    (tmp_path / "self.jsonl").write_text(as_jsonl({"self": ["a"]}))
+    with open_dataset([str(tmp_path / "saved"), str(tmp_path / "self.jsonl")]) as dataset:
+        assert {language: rows["text"][:] for language, rows in dataset.items()} == {
+            "en": ["one", "two"],
+            "sw": ["moja"],
+            "self": ["a"],
+        }
+
+
+def test_places_that_cannot_be_read_together_are_named(configured: Path, tmp_path: Path) -> None:
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "sw.txt").write_text("moja")
+    own = tmp_path / "more.jsonl"
+    own.write_text(as_jsonl({"sw": ["mbili"]}))
+    with pytest.raises(DataError, match=r"Both .*texts and .*more\.jsonl have texts of 'sw'"):
+        rows_of(tmp_path / "texts", own)
+    with pytest.raises(DataError, match="give one folder or repository, and any files beside it"):
+        rows_of(tmp_path / "texts", configured, own)
+    with pytest.raises(DataError, match=r"is a stream.*leave --streaming out"):
+        rows_of(configured, own, config=["1.sw"], streaming=True)
 
 
 @pytest.mark.parametrize("streaming", [False, True])
