@@ -36,7 +36,7 @@ _LEGAL = {
     "batch_size": _COUNT,
 }
 _MOST_SILENT = 16
-"""Of so many batches without any text is concluded that there will be none."""
+"""After so many batches without any text, the model is taken to write none."""
 
 
 def write_calibration_text(

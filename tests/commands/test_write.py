@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import Dataset
 from huggingface_hub import ModelCard
 
 import optimum_mwanda.calibration.self_written
 import optimum_mwanda.commands.write
 from optimum_mwanda import sparsity_record
+from optimum_mwanda.commands.places import open_dataset
 
 from ..conftest import make_model
 from .conftest import Run, make_tokenizer
@@ -53,6 +55,15 @@ def test_calibration_reads_it_beside_other_text(
     assert card.data.language == ["en", "fr", "sw"]
     assert "--samples-per-language self=3 sw=2" in card.text
     assert "`self` is not a language: the dense model wrote this text itself" in card.text
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
+def test_every_format_holds_every_text(ending: str, tmp_path: Path) -> None:
+    texts = ["two\nlines", 'a "quote", a comma', "నమస్కారం", " nan ", "NA", "a\ttab\u2028and \ufffd", "back\\slash/"]
+    rows = Dataset.from_dict({"language": ["self"] * len(texts), "text": texts})
+    optimum_mwanda.commands.write._save(rows, tmp_path / f"self.{ending}")
+    with open_dataset([str(tmp_path / f"self.{ending}")]) as dataset:
+        assert dataset["text"][:] == texts
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
