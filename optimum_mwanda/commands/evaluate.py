@@ -241,15 +241,25 @@ def measure(
     reference: "PerplexityReport | None" = None,
     *,
     progress: bool,
+    run: Any = None,
 ) -> "PerplexityReport":
     """Evaluates a model in every language.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        dataset: Held-out text.
+        settings: What to read.
+        reference: Report to compare with later.
+        progress: Whether to show a progress bar.
+        run: Runs the model over batches; None: batch by batch.
 
     Raises:
         DataError: If the dataset does not fit the model or the settings.
         ModelError: If perplexity is not defined for the model.
     """
-    from ..evaluation.perplexity import measure_languages
+    from ..evaluation.perplexity import measure_languages, run_each
 
     check_measurable(model)
     with pruning_errors():
-        return measure_languages(model, tokenizer, dataset, settings, reference, progress)
+        return measure_languages(model, tokenizer, dataset, settings, reference, progress, run or run_each)

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from .dataset import add_dataset_options, add_held_out_options, check_calibratio
 from .dry_run import dry_run
 from .errors import DataError, HubError, UsageError, errors_as, one_line
 from .evaluate import compare, measure, write_report
-from .launched import from_first, leave_to_first
+from .launched import from_first, is_first, leave_to_first
 from .models import add_model_options, check_prunable, load_model, load_tokenizer, one_device, pruning_errors
 from .output import (
     add_overwrite,
@@ -111,7 +112,7 @@ class PruneCommand(Subcommand):
         if page is not None and report is not None:
             self._write_report(page, report, record)
             parts.append(f"Wrote {page}.")
-        pushed = None if args.push_to_hub is None else self._push(model, tokenizer, report)
+        pushed = None if args.push_to_hub is None else self._push(model, report)
         if pushed is not None:
             parts.append(f"Pushed to {pushed}.")
         values = {
@@ -184,13 +185,6 @@ class PruneCommand(Subcommand):
             raise UsageError("--stream runs all blocks on one device: give --device-map cpu, cuda or cuda:N.")
         if self.args.restart and not self.args.stream:
             raise UsageError("--restart belongs to --stream: without it, every run begins anew.")
-        if self.args.stream and self.args.eval_dataset is not None:
-            raise UsageError(
-                "--stream does not evaluate: leave out --eval-dataset, and compare OUT with MODEL afterwards, with "
-                "`optimum-cli mwanda evaluate` where they fit into memory."
-            )
-        if self.args.stream and self.args.push_to_hub is not None:
-            raise UsageError("--stream does not push: leave out --push-to-hub, and upload OUT with `hf upload`.")
         if self.args.report is not None and self.args.eval_dataset is None:
             raise UsageError("--report shows an evaluation: give --eval-dataset too.")
         if self.args.push_to_hub is not None:
@@ -200,8 +194,17 @@ class PruneCommand(Subcommand):
                 raise HubError("--push-to-hub needs a token with write access: run `hf auth login`, or set HF_TOKEN.")
 
     def _evaluate(self, model: Any, tokenizer: Any, held_out: Any, config: "MWandaConfig") -> Any:
-        settings = EvaluationSettings.like(config, tokens_per_language=self.args.tokens_per_language)
-        return measure(model, tokenizer, held_out, settings, progress=not self.args.quiet)
+        args = self.args
+        settings = EvaluationSettings.like(config, tokens_per_language=args.tokens_per_language)
+        run = None
+        if args.stream:
+            from ..walking.running import run_block_by_block
+            from ..walking.store import make_store
+
+            store = partial(make_store, args.activations)
+            show = not args.quiet and is_first()
+            run = partial(run_block_by_block, store=store, path=config.blocks, progress=show)
+        return measure(model, tokenizer, held_out, settings, progress=not args.quiet, run=run)
 
     def _write_report(self, page: Path, report: "PerplexityComparison", record: "SparsityRecord") -> None:
         try:
@@ -212,20 +215,14 @@ class PruneCommand(Subcommand):
                 f"`optimum-cli mwanda evaluate` and --dense-report {self.args.output}/evaluation.json."
             ) from error
 
-    def _push(self, model: Any, tokenizer: Any, report: "PerplexityComparison | None") -> str:
-        from ..sharing.hub import push_to_hub
+    def _push(self, model: Any, report: "PerplexityComparison | None") -> str:
+        from ..sharing.hub import push_folder
+        from ..sharing.model_card import describe
 
         args = self.args
         try:
-            info = push_to_hub(
-                model,
-                args.push_to_hub,
-                tokenizer=tokenizer,
-                report=report,
-                base_model=args.base_model,
-                compressed=args.compressed,
-                private=args.private or None,
-            )
+            card = dataclasses.replace(describe(model, report, args.base_model), compressed=args.compressed)
+            info = push_folder(Path(args.output), args.push_to_hub, card, private=args.private or None)
         except Exception as error:
             raise HubError(
                 f"{args.output} is complete, but the push failed: {one_line(error)} "

@@ -3,18 +3,19 @@
 import inspect
 import math
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
+from torch import Tensor
 
 from ..data.special_tokens import warn_of_unknown
 from ..data.tokenised import IGNORED_LABEL
 from ..modeling.architecture import is_masked
-from ..modeling.blocks import inference_mode, input_device
+from ..modeling.blocks import inference_mode, run_model
 from ..modeling.fingerprint import model_fingerprint
-from ..modeling.interrupts import interruptible
 from ..modeling.sharding import divides_text, reshard, shares_parameters
 from ..processes.dealing import even_part
 from ..processes.group import Processes, current, sharing
@@ -28,6 +29,15 @@ from .windows import Window, score_windows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def run_each(model: "PreTrainedModel", batches: Sequence[Mapping[str, Tensor]]) -> Generator[Any, None, None]:
+    """Runs a model batch by batch, and yields what it gives."""
+    for inputs in batches:
+        yield run_model(model, inputs)
+
+
+Run: TypeAlias = Callable[["PreTrainedModel", Sequence[Mapping[str, Tensor]]], Generator[Any, None, None]]
 
 
 def evaluate_languages(
@@ -88,15 +98,16 @@ def measure_languages(
     settings: EvaluationSettings,
     reference: PerplexityReport | None = None,
     progress: bool = True,
+    run: Run = run_each,
 ) -> PerplexityReport:
-    """Does the work of `evaluate_languages`."""
+    """Does the work of `evaluate_languages`; the model is run by `run`."""
     check_measurable(model)
     reading = read_held_out(model, tokenizer, dataset, settings)
     if reference is not None:
         reference.check_text(reading.digests)
     jobs = [(language, batch) for language, parts in reading.batches.items() for batch in parts]
     measured: dict[str, dict[int, Window]] = {language: {} for language in reading.batches}
-    losses = _losses(model, jobs, reading.digests, progress)
+    losses = _losses(model, jobs, reading.digests, progress, run)
     for language, batch in jobs:
         for number, wanted in zip(batch.numbers, batch.targets, strict=True):
             measured[language][number] = Window(next(losses), wanted[wanted != IGNORED_LABEL].tolist())
@@ -114,7 +125,7 @@ def measure_languages(
 
 
 def _losses(
-    model: "PreTrainedModel", jobs: Sequence[tuple[str, Batch]], digests: Mapping[str, str], progress: bool
+    model: "PreTrainedModel", jobs: Sequence[tuple[str, Batch]], digests: Mapping[str, str], progress: bool, run: Run
 ) -> Iterator[float]:
     """The losses of all windows, in order; processes that share the work measure a part of the batches each.
 
@@ -130,10 +141,10 @@ def _losses(
     starts = [0, *accumulate(len(batch.numbers) for _, batch in jobs)]
     losses = torch.zeros(starts[-1], dtype=torch.float64)
     show = progress and processes.is_first
-    with inference_mode(model):
-        for job in progress_bar(own, total=len(own), description="Evaluating", show=show):
+    with inference_mode(model), closing(run(model, [jobs[job][1].inputs for job in own])) as outputs:
+        for job in progress_bar(own, total=len(own), description="Evaluating", show=show and run is run_each):
             language, batch = jobs[job]
-            found = _negative_log_likelihoods(model, batch)
+            found = _negative_log_likelihoods(model, next(outputs), batch)
             for loss in found:
                 if not math.isfinite(loss):
                     raise FloatingPointError(
@@ -142,7 +153,7 @@ def _losses(
             losses[starts[job] : starts[job + 1]] = torch.tensor(found, dtype=torch.float64)
         if shares_parameters(model):
             for _ in range(len(even_part(len(jobs), 0, processes.size)) - len(own)):
-                _negative_log_likelihoods(model, jobs[0][1])  # the others need this process's parts
+                run_model(model, jobs[0][1].inputs)  # the others need this process's parts
             reshard(model)
     (losses,) = processes.add_up([losses])
     return iter(losses.tolist())
@@ -173,16 +184,13 @@ def _headless(model: "PreTrainedModel") -> ValueError:
     )
 
 
-def _negative_log_likelihoods(model: "PreTrainedModel", batch: Batch) -> list[float]:
+def _negative_log_likelihoods(model: "PreTrainedModel", output: Any, batch: Batch) -> list[float]:
     """Sum over the targets of each window of a batch, in nats.
 
     Raises:
-        ValueError: If the model does not give logits per token.
+        ValueError: If what the model gave are not logits per token.
     """
-    device = input_device(model)
-    inputs = {name: values.to(device) for name, values in batch.inputs.items()}
-    with interruptible():
-        logits = getattr(model(**inputs, use_cache=False), "logits", None)
+    logits = getattr(output, "logits", None)
     if logits is None or logits.ndim != 3:
         raise _headless(model)
     sums = [

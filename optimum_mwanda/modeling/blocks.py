@@ -83,6 +83,18 @@ class _BlocksDone(Exception):
     """Ends a forward pass after the last block."""
 
 
+def run_model(model: nn.Module, inputs: Mapping[str, Tensor]) -> Any:
+    """Runs a model, and gives what it gives.
+
+    Args:
+        model: The model.
+        inputs: Keyword arguments of the model, of shape `(batch, sequence)`; moved to the device of the embeddings.
+    """
+    device = input_device(model)
+    with interruptible():
+        return model(**{key: tensor.to(device) for key, tensor in inputs.items()}, use_cache=False)
+
+
 def run_blocks(model: nn.Module, blocks: Mapping[str, nn.Module], inputs: Mapping[str, Tensor]) -> None:
     """Runs a model up to and including the last of some blocks; the final norm and the head are not computed,
     but for FSDP2.
@@ -90,31 +102,24 @@ def run_blocks(model: nn.Module, blocks: Mapping[str, nn.Module], inputs: Mappin
     Args:
         model: The model.
         blocks: Blocks, in the order in which they run.
-        inputs: Keyword arguments of the model, of shape `(batch, sequence)`; moved to the device of the embeddings.
+        inputs: As for `run_model`.
     """
 
     def stop(*_: Any) -> None:
         raise _BlocksDone
 
     if is_fully_sharded(model):  # FSDP2 must see the end of a forward pass
-        with interruptible():
-            model(**_on_device(model, inputs), use_cache=False)
+        run_model(model, inputs)
         return
     *_, last = blocks.values()
     handle = last.register_forward_hook(stop)
     try:
-        with interruptible():
-            model(**_on_device(model, inputs), use_cache=False)
+        run_model(model, inputs)
     except _BlocksDone:
         return
     finally:
         handle.remove()
     raise RuntimeError(f"{type(model).__name__} finished a forward pass without running its last block.")
-
-
-def _on_device(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    device = input_device(model)
-    return {key: tensor.to(device) for key, tensor in inputs.items()}
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..evaluation.harness.comparison import HarnessComparison
 from ..evaluation.report import PerplexityComparison
+from .card_content import PrunedModelCard
 from .card_update import BEGIN
 from .folder import save_folder
 from .model_card import describe, write_card
@@ -77,7 +78,7 @@ def push_to_hub(
         HfHubHTTPError: If the Hub refuses. Nothing is committed then: push again.
     """
     content = describe(model, report, base_model, harness)  # a bad record must fail before anything is uploaded
-    api = HfApi(token=_checked_token(token))
+    _checked_token(token)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name, "model")
         save_folder(
@@ -89,6 +90,50 @@ def push_to_hub(
             compressed=compressed,
             max_shard_size=max_shard_size,
         )
+        return push_folder(
+            folder,
+            repo_id,
+            dataclasses.replace(content, compressed=compressed),
+            private=private,
+            token=token,
+            revision=revision,
+            create_pr=create_pr,
+            commit_message=commit_message,
+            commit_description=commit_description,
+        )
+
+
+def push_folder(
+    source: Path,
+    repo_id: str,
+    content: PrunedModelCard,
+    *,
+    private: bool | None = None,
+    token: bool | str | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    commit_message: str | None = None,
+    commit_description: str | None = None,
+) -> CommitInfo:
+    """Pushes a folder that `save_folder` has written, as `push_to_hub` does; the folder is not changed.
+
+    Args:
+        source: The folder.
+        repo_id: As for `push_to_hub`, and so are the others.
+        content: What the card says; the card in the folder is not pushed.
+        private: Whether a new repository is private.
+        token: Token with write access.
+        revision: Branch to commit to.
+        create_pr: Whether to open a pull request.
+        commit_message: First line of the commit.
+        commit_description: Rest of the commit message.
+
+    Returns:
+        What the Hub says about the commit.
+    """
+    api = HfApi(token=_checked_token(token))
+    with tempfile.TemporaryDirectory() as name:
+        folder = _linked(source, Path(name, "model"))
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if revision is not None and not create_pr and not revision.startswith("refs/"):
             api.create_branch(repo_id, branch=revision, exist_ok=True)
@@ -99,7 +144,7 @@ def push_to_hub(
             card = api.hf_hub_download(repo_id, CARD_NAME, revision=info.sha)
             (folder / CARD_NAME).write_bytes(Path(card).read_bytes())
             has_our_card = BEGIN in (folder / CARD_NAME).read_text(encoding="utf-8-sig")
-        write_card(dataclasses.replace(content, repo_id=repo_id, compressed=compressed), folder)
+        write_card(dataclasses.replace(content, repo_id=repo_id), folder)
         # upload_folder would split a large folder into several commits.
         return api.create_commit(
             repo_id,
@@ -110,6 +155,16 @@ def push_to_hub(
             create_pr=create_pr,
             parent_commit=info.sha,  # refused if somebody has committed since the card was read
         )
+
+
+def _linked(source: Path, folder: Path) -> Path:
+    """A folder with links to the files of another one, but for the card and its pictures."""
+    for path in source.rglob("*"):
+        link = folder / path.relative_to(source)
+        if path.is_file() and link.name not in (CARD_NAME, SPARSITY_PLOT, DEGRADATION_PLOT):
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(path.resolve())
+    return folder
 
 
 def _checked_token(token: bool | str | None) -> str:
