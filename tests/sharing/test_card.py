@@ -111,7 +111,7 @@ def test_text_that_the_model_wrote_is_named_as_such_and_is_not_a_language() -> N
     pruned = section(card, "How it was pruned")
     assert "| `self`   |     64 | 80.0 % |" in pruned
     assert "`self` is not a language: the dense model wrote this text itself" in pruned
-    assert "--dataset calibration.jsonl self.jsonl" in pruned
+    assert "--dataset calibration.jsonl self.jsonl" in card.text
     assert "unless the dense model wrote in them by itself." in section(card, "Perplexity per language")
     other = create_card(make_record(), report=REPORT).text
     assert "wrote" not in other
