@@ -12,6 +12,7 @@ from ..pruning.allocation import SparsityPlan
 from ..pruning.experts_policy import settle
 from ..pruning.planning import block_importance, share_out
 from ..registry import ALLOCATIONS
+from ..storage.pages import trim
 from .together import Decisions
 from .walk import Step, Walk
 
@@ -33,6 +34,7 @@ def make_plan(walk: Walk, statistics: CalibrationStatistics | None, config: MWan
                 for block in dict.fromkeys(weight.block for weight in step.weights):
                     readable = [weight.gathered() for weight in walk.weights[block]]
                     importance[block] = block_importance(readable, seen, config)
+                trim()
                 check_interrupts()
     sizes = {block: sum(weight.numel for weight in found) for block, found in walk.weights.items()}
     return share_out(sizes, list(importance.values()), config)
@@ -46,9 +48,13 @@ def decide(steps: Iterable[Step], decisions: Decisions, config: MWandaConfig) ->
         decisions: Decides about the weights of a step.
         config: The settings.
     """
+    block = ""
     for step in steps:
         entries, grams = settle(step.weights, *step.look(), config)
         for weight, change in decisions.of(step.weights, entries, grams):
             step.write(weight, *change)
+            if weight.block != block:
+                block = weight.block
+                trim()
             check_interrupts()
             yield weight
