@@ -72,12 +72,16 @@ def dry_run(args: argparse.Namespace, config: "MWandaConfig") -> Result:
         args: The arguments of `prune`, which has checked them.
         config: The settings.
     """
+    from ..storage.scratch import progress_bytes
+
     forecast = foresee(args, config)
     chosen = forecast.stream if args.stream else forecast.memory
-    folder = next(parent for parent in Path(args.output).absolute().parents if parent.exists())
+    output = Path(args.output).resolve()
+    folder = next(parent for parent in output.parents if parent.exists())
+    needed = max(0, chosen.disk - (progress_bytes(output) if args.stream else 0))  # that is used again, or deleted
     failure = None
-    if (free := shutil.disk_usage(folder).free) < chosen.disk:
-        failure = f"the disk of the output has {free:,} bytes free, but {chosen.disk:,} are needed."
+    if (free := shutil.disk_usage(folder).free) < needed:
+        failure = f"the disk of the output has {free:,} bytes free, but {needed:,} are needed."
     elif too_little := _lack_of_memory(forecast, args, args.stream):
         failure = f"{too_little}{'.' if args.stream else ': give --stream.'}"
     return Result(str(forecast), forecast.to_dict(), failure)

@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 TOKENS = ("input_ids", "labels")
 """Inputs whose entries are tokens that pass through the model."""
+MOST_ROWS = 60
+"""Most languages in a table that is printed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,16 +57,26 @@ class LanguageCoverage:
 
 
 def coverage_table(coverage: Iterable[LanguageCoverage]) -> str:
-    """The coverage as a Markdown table, with the share of unknown tokens if any is unknown."""
-    entries = list(coverage)
+    """The coverage as a Markdown table, with the share of unknown tokens if any is unknown.
+
+    Of very many languages, those with the fewest tokens are in it; the others are summed up.
+    """
+    every = list(coverage)
+    entries, rest = every, ""
+    if len(every) > MOST_ROWS:
+        by_tokens = sorted(every, key=lambda entry: (entry.tokens, entry.language))
+        entries, others = sorted(by_tokens[:MOST_ROWS], key=lambda entry: entry.language), by_tokens[MOST_ROWS:]
+        tokens = sum(entry.tokens for entry in others)
+        rest = f"\n\n{len(others):,} more languages have {others[0].tokens:,} tokens or more each, {tokens:,} in all."
     has_unknown = any(c.unknown for c in entries)
-    return markdown_table(
+    table = markdown_table(
         ["language", "rows", "tokens", "chunks", "empty rows", *(["unknown"] if has_unknown else [])],
         [
             [c.language, c.rows, c.tokens, c.chunks, c.empty, *([as_percent(c.unknown_share)] if has_unknown else [])]
             for c in entries
         ],
     )
+    return table + rest
 
 
 @dataclasses.dataclass(frozen=True)

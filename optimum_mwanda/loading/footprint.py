@@ -1,19 +1,26 @@
 """How much memory and disk pruning takes, from shapes alone. All numbers are bytes."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..configuration import MWandaConfig
 from ..modeling.weights import Weights, flat
 from ..registry import ALLOCATIONS
 
-LIBRARIES = 280 * 10**6
-"""What is imported and set up only while a model is pruned, and what the C library does not give back in between."""
+LIBRARIES = 55 * 10**6
+"""What is imported and set up only while a model is pruned."""
+FRAGMENTS = 85 * 10**6
+"""What the C library keeps of freed memory at the peak; it is another amount in every run, and may be 300 MB."""
 SCORES = 10
-"""Bytes for each weight of a matrix that its scores, its mask and their sums take."""
+"""Bytes for each weight of a matrix that its scores and their sums take."""
+PARTS = 2**22
+"""Weights of a matrix whose lowest scores are found at a time, with a copy and the place of each in eight bytes."""
+AROUND = 2**19
+"""Bytes that come into memory when a row of a mapped file is read."""
 SWAPS = 2**24 * 4 * 4
 """The candidates for swaps of some rows, with what they are compared by."""
 FACTORS = {"swap": 7, "obs": 12, "solver": 14}
@@ -59,15 +66,17 @@ class Footprint:
         text: Text,
         converted: int = 0,
     ) -> None:
-        self._converting = 2 * converted
+        self._converted = converted
         self._config, self._text, self._weights = config, text, weights
         self.blocks = {name: _bytes(block) for name, block in blocks.items()}
         self.model = _bytes(model)
         self.outside = self.model - sum(self.blocks.values())
         self._width = next(model.parameters()).element_size()
-        text_config: Any = model.config
-        self._hidden = text_config.get_text_config().hidden_size
-        self._unread = self._not_read(model)
+        typed: Any = model
+        self._hidden = typed.config.get_text_config().hidden_size
+        tables = {id(part.weight): int(part.weight.nbytes) for part in _tables(model)}
+        self._tables = sum(tables.values())
+        self._unread = self._tables - self._read_of(typed.get_input_embeddings().weight)
         self._largest = max(weight.numel for weight in flat(weights))
         self._widest = max(weight.in_features for weight in flat(weights))
 
@@ -108,9 +117,10 @@ class Footprint:
             hidden: Bytes of hidden states that are kept there.
             is_mapped: Whether tables that are not read stay in their files, as in the memory of a machine.
         """
-        unread = self._unread if is_mapped else 0
-        pruning = self.model - unread + hidden + self.masks + self.statistics + self.working()
-        return max(pruning, self.model + self._converting)
+        unread, twice, checked = (self._unread, self._converted, self._tables) if is_mapped else (0, 0, 0)
+        pruning = self.model - unread + twice + hidden + self.masks + self.statistics + self.working()
+        # What is converted is in memory twice while it is written, and the tables while they are read back.
+        return max(pruning, self.model + 2 * self._converted, self.model + twice + checked)
 
     def streamed(self, hidden: int, is_mapped: bool) -> int:
         """Peak of pruning a checkpoint whose blocks are on disk, and of writing it, where blocks run.
@@ -119,22 +129,20 @@ class Footprint:
             hidden: As for `in_memory`.
             is_mapped: As for `in_memory`.
         """
-        unread = self._unread if is_mapped else 0
-        pruning = self.outside - unread + self.pair + hidden + self.statistics + self.working()
-        return max(pruning, self.outside + max(self._converting, *self.blocks.values()))
+        unread, twice, checked = (self._unread, self._converted, self._tables) if is_mapped else (0, 0, 0)
+        pruning = self.outside - unread + twice + self.pair + hidden + self.statistics + self.working()
+        largest = max(self.blocks.values())
+        return max(pruning, self.outside + max(2 * self._converted, largest), self.outside + twice + checked + largest)
 
     def journal(self) -> int:
         """What is kept on disk of pruned blocks until the output is complete."""
         holders = {weight.stored: weight.holder.nbytes for weight in flat(self._weights)}
         return sum(holders.values()) + self.statistics
 
-    def _not_read(self, model: Any) -> int:
-        """What stays in the mapped files until the model is written: rows of unused tokens, and the head."""
-        tables = {id(part.weight): part.weight for part in _tables(model)}
-        inputs = model.get_input_embeddings().weight
-        rows = min(self._text.tokens, len(inputs)) if self._config.needs_statistics else 0
-        total: int = sum(table.nbytes for table in tables.values())
-        return total - int(rows * inputs.nbytes // len(inputs))
+    def _read_of(self, table: Tensor) -> int:
+        """How much of the mapped embeddings comes into memory, each row with what lies around it."""
+        tokens = self._text.tokens if self._config.needs_statistics else 0
+        return int(table.nbytes * -math.expm1(-tokens * AROUND / table.nbytes))
 
     def _running(self) -> int:
         """Activations of one batch in the widest place of a block, and their squares."""
@@ -159,7 +167,8 @@ class Footprint:
             return FACTORS["solver" if solver else "obs"] * self._largest * 4 + 2 * self._widest**2 * 4
         if self._config.refinement == "swap":
             return FACTORS["swap"] * self._largest * 4 + self._widest**2 * 4 + SWAPS
-        return SCORES * self._largest
+        scores = 8 if self._width == 4 else 12  # a product of two, and a copy of the matrix in float32
+        return max(scores * self._largest, 5 * self._largest + 12 * min(self._largest, PARTS))
 
     def _grams(self) -> int:
         """Gram matrices that are held together, pooled and of one language; matrices of one module share an input."""

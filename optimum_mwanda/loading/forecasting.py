@@ -23,7 +23,7 @@ from ..storage.coded import COMPRESSED
 from ..storage.read_back import LEAST_SHARD
 from ..utils import portable_name
 from ..walking.store import check_activations
-from .footprint import LIBRARIES, Footprint, Text
+from .footprint import FRAGMENTS, LIBRARIES, Footprint, Text
 from .forecast import ModeForecast, PruningForecast
 from .headers import StoredTensor, dtype_of, read_headers
 from .probe import Clock, time_block
@@ -229,7 +229,7 @@ def _modes(
     for mode, peak in peaks.items():
         elsewhere = machine[mode] + hidden[mode] * (not in_file and not is_beside)
         memory, device = (peak, None) if on_cpu else (elsewhere, peak)
-        found[mode] = ModeForecast(LIBRARIES + memory, device, disk[mode], seconds[mode])
+        found[mode] = ModeForecast(LIBRARIES + FRAGMENTS + memory, device, disk[mode], seconds[mode])
     return found
 
 

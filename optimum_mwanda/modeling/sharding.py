@@ -101,6 +101,16 @@ def shares_parameters(model: nn.Module) -> bool:
     return any(map(is_sharded, model.parameters())) or _has_plain_parts(model)
 
 
+def check_unshared(model: nn.Module, reason: str) -> None:
+    """Checks that every process has whole parameters.
+
+    Raises:
+        ValueError: If it has not, for this reason.
+    """
+    if shares_parameters(model):
+        raise ValueError(reason)
+
+
 def divides_text(model: nn.Module) -> bool:
     """Whether each process runs a model on text of its own: with whole parameters, or with FSDP2 (`fully_shard`).
 

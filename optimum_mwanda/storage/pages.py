@@ -52,5 +52,10 @@ def release_pages(folder: Path) -> None:
         if path.startswith(prefix):
             start, end = (int(address, 16) for address in addresses.split("-"))
             system.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_PAGEOUT)
-    with suppress(AttributeError):  # not every C library has it
-        system.malloc_trim(0)
+    trim()
+
+
+def trim() -> None:
+    """Gives back to the system what the allocator has kept of freed memory, which may be as much as a model has."""
+    with suppress(AttributeError, OSError):  # not every C library has it
+        ctypes.CDLL(None).malloc_trim(0)

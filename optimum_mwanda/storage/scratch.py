@@ -19,6 +19,7 @@ OLD = "old"
 PROGRESS = "progress"
 """Folder for what a run that is stopped will need again."""
 _LOCK = "lock"
+_NAME = ".{}.mwanda"
 
 
 @contextlib.contextmanager
@@ -36,7 +37,7 @@ def scratch_folder(target: Path, resumable: bool = False) -> Iterator[Path]:
         OSError: If the folder cannot be made, another process is using it, or it holds a complete result for which
             there is no room at `target`, or the progress of a run without `resumable`.
     """
-    scratch = target.with_name(f".{target.name}.mwanda")
+    scratch = target.with_name(_NAME.format(target.name))
     lock = FileLock(scratch / _LOCK)
     with contextlib.ExitStack() as stack:
         stack.callback(lock.release)
@@ -67,6 +68,12 @@ def _take(scratch: Path, lock: FileLock) -> None:
         lock.acquire(timeout=0)
     except Timeout:
         raise OSError(f"another process is writing it now (in {scratch}): wait for it, or name another path.") from None
+
+
+def progress_bytes(target: Path) -> int:
+    """What a run that was stopped has left for the next one that makes `target`."""
+    progress = target.with_name(_NAME.format(target.name)) / PROGRESS
+    return sum(path.stat().st_size for path in progress.rglob("*") if path.is_file())
 
 
 def is_free(target: Path) -> bool:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from ..modeling.quantized import quantized_part
-from ..modeling.sharding import is_sharded
+from ..modeling.sharding import check_unshared
 from ..record.matrices import matrix_attributes
 from ..record.verification import match_names, sparsity_record, verify_sparsity
 from ..utils import abridged
@@ -110,11 +110,11 @@ def _check_adapters(model: Any, adapters: Collection[str]) -> None:
                 f"The adapters {abridged(map(repr, module.merged_adapters))} are merged into the weights already: call "
                 "peft_model.unmerge_adapter(), or load the pruned checkpoint and the adapters again."
             )
-    if any(map(is_sharded, model.parameters())):
-        raise ValueError(
-            "The weights are shared out among processes: save the adapter, and load it over the pruned checkpoint in "
-            "one process."
-        )
+    check_unshared(
+        model,
+        "The weights are shared out among processes: save the adapter, and load it over the pruned checkpoint in "
+        "one process.",
+    )
 
 
 def _pruned_parameters(base: nn.Module) -> dict[str, nn.Parameter]:

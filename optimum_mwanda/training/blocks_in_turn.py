@@ -9,7 +9,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from ..evaluation.report import PerplexityComparison
 from ..legal import Number
-from ..modeling.sharding import is_sharded
+from ..modeling.sharding import check_unshared
 from .callback import MWandaCallback
 from .caller import calling_trainer
 from .keeper import MaskKeeper, bare_optimizer
@@ -121,11 +121,11 @@ def check_changing_gradients(model: nn.Module) -> None:
     Raises:
         ValueError: If it is wrapped so that it may not.
     """
-    if any(map(is_sharded, model.parameters())):
-        raise ValueError(
-            "LISA changes which parameters have gradients, and FSDP and tensor parallelism do not see that: use "
-            "DistributedDataParallel or a single process, or MWandaCallback."
-        )
+    check_unshared(
+        model,
+        "LISA changes which parameters have gradients, and FSDP and tensor parallelism do not see that: use "
+        "DistributedDataParallel or a single process, or MWandaCallback.",
+    )
     trainer = calling_trainer()
     wrapped = model if trainer is None else trainer.model_wrapped
     for module in wrapped.modules():

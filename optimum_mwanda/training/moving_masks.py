@@ -12,7 +12,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from ..evaluation.report import PerplexityComparison
 from ..legal import Number, read_pattern
-from ..modeling.sharding import is_sharded
+from ..modeling.sharding import check_unshared
 from ..modeling.weights import PrunableWeight, find_weights, flat
 from ..record.trainings import recount_zeros
 from ..record.verification import sparsity_record
@@ -164,11 +164,11 @@ class RigLCallback(MWandaCallback):
         return redrawn
 
     def _keep(self, model: nn.Module, optimizer: Optimizer) -> MaskKeeper:
-        if any(map(is_sharded, model.parameters())):
-            raise ValueError(
-                "RigL compares all weights of a matrix, but FSDP or tensor parallelism shares them out: use "
-                "DistributedDataParallel, or MWandaCallback, whose masks do not move."
-            )
+        check_unshared(
+            model,
+            "RigL compares all weights of a matrix, but FSDP or tensor parallelism shares them out: use "
+            "DistributedDataParallel, or MWandaCallback, whose masks do not move.",
+        )
         keeper = super()._keep(model, optimizer)
         try:
             self._layout = find_layout(bare_model(model), keeper.matrices)

@@ -13,7 +13,7 @@ from ..evaluation.report import PerplexityComparison
 from ..legal import Number
 from ..modeling.blocks import find_blocks
 from ..modeling.compiled import check_not_compiled
-from ..modeling.sharding import is_sharded
+from ..modeling.sharding import check_unshared
 from ..modeling.weights import find_weights, flat
 from ..pruner import MWandaPruner
 from ..record.attachment import attach_record
@@ -149,11 +149,11 @@ class GradualPruningCallback(MWandaCallback):
         return {**plan, last: self._config}
 
     def _keep(self, model: nn.Module, optimizer: Optimizer) -> MaskKeeper:
-        if any(map(is_sharded, model.parameters())):
-            raise ValueError(
-                "Pruning looks at whole matrices, but FSDP or tensor parallelism shares them out: use "
-                "DistributedDataParallel or a single process."
-            )
+        check_unshared(
+            model,
+            "Pruning looks at whole matrices, but FSDP or tensor parallelism shares them out: use "
+            "DistributedDataParallel or a single process.",
+        )
         inside, config = bare_model(model), self._config
         check_not_compiled(inside)
         if hasattr(inside, "peft_config"):

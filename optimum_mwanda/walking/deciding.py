@@ -12,6 +12,7 @@ from ..pruning.experts_policy import settle
 from ..pruning.planning import block_importance, share_out
 from ..pruning.sparsity_plan import SparsityPlan
 from ..registry import ALLOCATIONS
+from ..storage.pages import trim
 from .together import Decisions
 from .walk import Step, Walk
 
@@ -61,6 +62,7 @@ def make_plan(
                 entries = step.look().entries
                 for block in dict.fromkeys(weight.block for weight in step.weights):
                     importance[block] = importance_of(walk.weights[block], entries, statistics, config)
+                trim()
                 check_interrupts()
     sizes = {block: sum(weight.numel for weight in found) for block, found in walk.weights.items()}
     return share_out(sizes, list(importance.values()), config)
@@ -74,10 +76,14 @@ def decide(steps: Iterable[Step], decisions: Decisions, config: MWandaConfig) ->
         decisions: Decides about the weights of a step.
         config: The settings.
     """
+    block = ""
     for step in steps:
         entries, grams = settle(step.weights, *step.look(), config)
         for weight, change in decisions.of(step.weights, entries, grams):
             step.write(weight, *change)
+            if weight.block != block:
+                block = weight.block
+                trim()
             check_interrupts()
             yield weight
         decisions.check()  # before anything of the step is changed

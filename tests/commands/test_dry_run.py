@@ -1,5 +1,6 @@
 """`plan` and `prune --dry-run` say what pruning would take, and what would go wrong."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -86,3 +87,18 @@ def test_too_little_disk_or_memory_ends_as_a_model_error(
     run = cli("plan", model, *SMALL, "--no-timing")
     assert run.code == 4
     assert "even streamed, the memory does not suffice" in run.error
+
+
+def test_what_a_stopped_run_has_left_on_the_disk_is_not_needed_again(
+    cli: Cli, model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("prune", model, tmp_path / "out", "--dataset", data, *SMALL, "--dry-run", "--stream")
+    needed = json.loads(cli(*words, "--json").out)["stream"]["disk"]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=needed - 1000))
+    assert f"but {needed:,} are needed" in cli(*words).error
+    progress = tmp_path / ".out.mwanda" / "progress"
+    progress.mkdir(parents=True)
+    (progress / "pruned-0-x.safetensors").write_bytes(bytes(1000))
+    assert cli(*words).code == 0
+    (progress / "pruned-0-x.safetensors").write_bytes(bytes(999))
+    assert f"but {needed - 999:,} are needed" in cli(*words).error

@@ -9,7 +9,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset, Iterable
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from optimum_mwanda import MWandaConfig
-from optimum_mwanda.data.chunks import CalibrationChunks, build_chunks, coverage_table
+from optimum_mwanda.data.chunks import CalibrationChunks, LanguageCoverage, build_chunks, coverage_table
 from tests.conftest import make_rows
 
 Row = dict[str, Any]
@@ -445,3 +445,10 @@ def test_coverage_says_how_many_tokens_are_unknown(
     assert "'en'" not in caplog.text
     (untold,) = pack(constant_rows(en=50), model).coverage
     assert untold.unknown is untold.unknown_share is None
+
+
+def test_of_very_many_languages_those_with_the_fewest_tokens_are_shown() -> None:
+    coverage = [LanguageCoverage(f"l{number:03}", 1, 1000 - number, 1) for number in range(100)]
+    table, _, rest = coverage_table(coverage).partition("\n\n")
+    assert [line.split()[1] for line in table.splitlines()[2:]] == [f"l{number:03}" for number in range(40, 100)]
+    assert rest == "40 more languages have 961 tokens or more each, 39,220 in all."

@@ -1,0 +1,45 @@
+"""What pruning a model takes: the peak of this process above what it takes when everything is imported, in bytes.
+
+As argument: the folder of the model.
+"""
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+import transformers.models.llama.modeling_llama
+import transformers.models.mixtral.modeling_mixtral
+import transformers.models.qwen3.modeling_qwen3
+
+from optimum_mwanda import MWandaConfig, MWandaPruner, check_saved
+
+SETTINGS: dict[str, Any] = {"samples_per_language": 2, "sequence_length": 64, "batch_size": 2}
+
+
+def rows() -> list[dict[str, Any]]:
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(8000, (2, 2, 64), generator=generator).tolist()
+    return [{"language": f"l{number}", "input_ids": row} for number, each in enumerate(ids) for row in each]
+
+
+def resident(what: str) -> int:
+    """VmRSS, or VmHWM for its peak, as the operating system counts it, in bytes."""
+    (size,) = re.findall(rf"{what}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))
+    return int(size) * 1024
+
+
+def main(dense: Path) -> None:
+    start = resident("VmRSS")
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(dense, dtype="auto")
+    MWandaPruner(MWandaConfig(**SETTINGS), progress=False, restore_on_failure=False).prune(model, rows())
+    model.save_pretrained(dense / "pruned")
+    check_saved(model, dense / "pruned")
+    print(resident("VmHWM") - start)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]))
