@@ -139,6 +139,8 @@ def _try(
     try:
         with _standing_in(blocks, dict.fromkeys(blocks, form), pass_on), _recording(blocks, found, None):
             run_blocks(model, blocks, batch)
+    except (MemoryError, torch.cuda.OutOfMemoryError):
+        raise
     except Exception:  # the model cannot do with this form
         return None
     return found if all(_same(given, got) for (_, given), (got, _) in pairwise(seen)) else None

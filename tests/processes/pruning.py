@@ -163,7 +163,7 @@ def unreached(model: PreTrainedModel, own: Any, config: MWandaConfig) -> int:
     """Experts that no token of this process reaches."""
     with work_alone(), inference_mode(model):
         blocks = find_blocks(model)
-        tokens = calibrate(model, find_weights(blocks), own, config, BlockSource(blocks)).expert_tokens
+        tokens = calibrate(model, find_weights(blocks), own, config, BlockSource(blocks)).statistics.expert_tokens
     return sum(int(each.sum() == 0) for each in tokens.values())
 
 
