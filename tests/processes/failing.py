@@ -33,12 +33,10 @@ def no_text(model: PreTrainedModel, rows: list[dict[str, Any]]) -> None:
 
 
 def no_memory(model: PreTrainedModel, rows: list[dict[str, Any]]) -> None:
-    """Some time after the first block is pruned."""
-    calls = []
+    """When the first block is pruned."""
 
     def run_out(*_: Any) -> None:
-        calls.append(1)
-        if len(calls) == 9:
+        if (model.model.layers[0].mlp.down_proj.weight == 0).any():
             raise MemoryError("no memory is left")
 
     model.model.layers[1].register_forward_pre_hook(run_out)
