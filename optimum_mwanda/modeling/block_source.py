@@ -4,7 +4,7 @@ import os
 import tempfile
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from .offloading import OffloadedTensor, offloaded_tensors
 
+_OURS = "mwanda"
+"""Whether a file, in what accelerate knows of a tensor, was made here and for this model alone."""
 Read = list[tuple[OffloadedTensor, Tensor]]
 
 
@@ -116,6 +118,16 @@ class BlockSource:
         while self._made:
             self._made.pop().unlink(missing_ok=True)
 
+    def settle(self) -> None:
+        """Deletes the files of earlier changes that nobody reads any more; nothing can be restored afterwards."""
+        before = {entry["safetensors_file"] for *_, entry in self._replaced if entry.get(_OURS)}
+        read = {entry.get("safetensors_file") for index, *_ in self._replaced for entry in index.values()}
+        self._replaced.clear()
+        self._made.clear()
+        for path in before - read:
+            with suppress(OSError):  # some systems do not delete what is open
+                Path(path).unlink()
+
     def _read(self, name: str) -> Read:
         """Everything that is elsewhere of a block; a tensor of a file is copied, so that it is really read now."""
         found = []
@@ -164,12 +176,12 @@ class BlockSource:
             self._made.append(path)
         for tensor, _ in new.values():
             if (place := tensor.place) is not None:
-                self._redirect(*place, path)
+                self._redirect(*place, path, is_ours=self.keep is None)
 
-    def _redirect(self, index: dict[str, Any], key: str, path: Path) -> None:
+    def _redirect(self, index: dict[str, Any], key: str, path: Path, is_ours: bool = False) -> None:
         """Lets accelerate read a tensor from another file, where it has the name that it has in the model."""
         self._replaced.append((index, key, index[key]))
-        index[key] = {**index[key], "safetensors_file": str(path), "weight_name": key}
+        index[key] = {**index[key], "safetensors_file": str(path), "weight_name": key, _OURS: is_ours}
 
 
 def _enter(holds: ExitStack, source: BlockSource, name: str, *_: Any) -> None:
