@@ -341,5 +341,6 @@ class MWandaPruner:
             check_interrupts()
             forget_dequantization(model)
             attach_record(model, record)
+        walk.source.settle()
         warn_of_more_zeros(record, flat(walk.weights))
         return model

@@ -4,7 +4,7 @@ import os
 import tempfile
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from .offloading import OffloadedTensor, offloaded_tensors
 
+_OURS = "mwanda"
+"""Whether a file, in what accelerate knows of a tensor, was made here and for this model alone."""
 Read = list[tuple[OffloadedTensor, Tensor]]
 
 
@@ -113,6 +115,16 @@ class BlockSource:
         while self._made:
             self._made.pop().unlink(missing_ok=True)
 
+    def settle(self) -> None:
+        """Deletes the files of earlier changes that nobody reads any more; nothing can be restored afterwards."""
+        before = {entry["safetensors_file"] for *_, entry in self._replaced if entry.get(_OURS)}
+        read = {entry.get("safetensors_file") for index, *_ in self._replaced for entry in index.values()}
+        self._replaced.clear()
+        self._made.clear()
+        for path in before - read:
+            with suppress(OSError):  # some systems do not delete what is open
+                Path(path).unlink()
+
     def _read(self, name: str) -> Read:
         """Everything that is elsewhere of a block; a tensor of a file is copied, so that it is really read now."""
         found = []
@@ -159,9 +171,9 @@ class BlockSource:
         else:
             path = _save(name, values, next(tensor.folder for tensor, _ in new.values()))
             self._made.append(path)
-        self._redirect([tensor for tensor, _ in new.values()], path)
+        self._redirect([tensor for tensor, _ in new.values()], path, is_ours=self.keep is None)
 
-    def _redirect(self, tensors: Iterable[OffloadedTensor], path: Path) -> None:
+    def _redirect(self, tensors: Iterable[OffloadedTensor], path: Path, is_ours: bool = False) -> None:
         """Lets accelerate read what is in another file from there, where it has the name that it has in the model."""
         with safe_open(path, framework="pt") as file:
             names = set(file.keys())
@@ -169,7 +181,7 @@ class BlockSource:
             if (place := tensor.place) is not None and place[1] in names:
                 index, key = place
                 self._replaced.append((index, key, index[key]))
-                index[key] = {**index[key], "safetensors_file": str(path), "weight_name": key}
+                index[key] = {**index[key], "safetensors_file": str(path), "weight_name": key, _OURS: is_ours}
 
 
 def _enter(holds: ExitStack, source: BlockSource, name: str, *_: Any) -> None:

@@ -319,3 +319,30 @@ def test_files_of_an_offloaded_model_are_no_larger_than_its_blocks(
     assert len(files) > 2
     assert all(path.stat().st_size < block + 4096 for path in files)  # a header comes on top
     assert not [each for each in recwarn if "offloaded modules" in str(each.message)]
+
+
+def test_what_an_earlier_pruning_wrote_goes_when_nobody_reads_it_any_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, model, plain = FAMILIES["llama"].rows(), on_disk(FAMILIES["llama"].make(), tmp_path), FAMILIES["llama"].make()
+    source = digests(tmp_path / "dense")
+    pruner(sparsity=0.4).prune(model, rows)
+    first = {path.name for path in (tmp_path / "offload").glob("*.safetensors")}
+    assert len(first) == len(find_blocks(model))
+    with monkeypatch.context() as patch:
+        patch.setattr("optimum_mwanda.pruner.attach_record", fail)
+        with pytest.raises(RuntimeError, match="no record"):
+            pruner(sparsity=0.6).prune(model, rows)
+    assert {path.name for path in (tmp_path / "offload").glob("*.safetensors")} == first
+    pruner(sparsity=0.6).prune(model, rows)
+    second = {path.name for path in (tmp_path / "offload").glob("*.safetensors")}
+    assert len(second) == len(first)
+    assert not second & first
+    for sparsity in (0.4, 0.6):
+        pruner(sparsity=sparsity).prune(plain, rows)
+    assert same(model, plain)
+    assert digests(tmp_path / "dense") == source
+
+
+def fail(*_: Any) -> None:
+    raise RuntimeError("no record")
