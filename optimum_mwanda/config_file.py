@@ -1,5 +1,7 @@
 """Where settings are kept: a file of JSON in a folder or in a repository of the Hub."""
 
+import dataclasses
+import difflib
 import json
 import os
 from collections.abc import Mapping
@@ -48,7 +50,7 @@ def read_settings(name_or_path: str | os.PathLike[str], **hub_kwargs: Any) -> di
 
 
 class SavedSettings:
-    """Settings that are written to a file and read from one."""
+    """Base of a dataclass of settings that are written to a file and read from one."""
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain JSON values."""
@@ -56,8 +58,18 @@ class SavedSettings:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Builds settings from plain values."""
-        raise NotImplementedError
+        """Builds a config from plain values.
+
+        Raises:
+            ValueError: If a key is not a setting (the message names the nearest one) or a value is not allowed.
+        """
+        legal = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+        for key in values:
+            if key not in legal:
+                near = difflib.get_close_matches(str(key), legal, n=1, cutoff=0.5)
+                hint = f" Did you mean {near[0]!r}?" if near else f" Settings are: {', '.join(legal)}."
+                raise ValueError(f"{key!r} is not a setting of {cls.__name__}.{hint}")
+        return cls(**values)
 
     def to_json_string(self) -> str:
         """The settings as indented JSON."""

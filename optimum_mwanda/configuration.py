@@ -1,7 +1,6 @@
 """`MWandaConfig`: everything that a user can set, checked once."""
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -129,6 +128,12 @@ class MWandaConfig(SavedSettings):
         "error of each block, 'obs+block' does one after the other, 'none' leaves them; criteria that update weights "
         "do so before 'block'. None: 'obs' for such criteria, else 'none'.",
         OneOf(("none", "obs", "block", "obs+block")),
+    )
+    reconstruction_region: str = setting(
+        "block",
+        "What 'block' trains together, to give the outputs that it has in the dense model: the whole 'block', or each "
+        "'part' of it by itself (attention and MLP).",
+        OneOf(("block", "part")),
     )
     reconstruction_epochs: int = setting(6, "Epochs for which 'block' trains a block.", _COUNT)
     reconstruction_learning_rate: float = setting(
@@ -309,21 +314,6 @@ class MWandaConfig(SavedSettings):
             ValueError: If there is no such preset (the message names all), or as the constructor.
         """
         return cls(**{**preset_settings(name), **changes})
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "MWandaConfig":
-        """Builds a config from plain values.
-
-        Raises:
-            ValueError: If a key is not a setting (the message names the nearest one) or a value is not allowed.
-        """
-        legal = [field.name for field in dataclasses.fields(cls)]
-        for key in values:
-            if key not in legal:
-                near = difflib.get_close_matches(str(key), legal, n=1, cutoff=0.5)
-                hint = f" Did you mean {near[0]!r}?" if near else f" Settings are: {', '.join(legal)}."
-                raise ValueError(f"{key!r} is not a setting of MWandaConfig.{hint}")
-        return cls(**values)
 
     def replace(self, **changes: Any) -> "MWandaConfig":
         """A copy with some settings changed; settings that were implied by others are implied anew, unless given.

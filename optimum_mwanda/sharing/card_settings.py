@@ -59,7 +59,10 @@ _CONDITIONS: dict[str, Condition] = {
     "refinement_ridge": _refines,
     "damping": lambda config: config.updates_matrices,
     **dict.fromkeys(
-        ("reconstruction_epochs", "reconstruction_learning_rate", "reconstruction_held_out"),
+        (
+            *("reconstruction_region", "reconstruction_epochs"),
+            *("reconstruction_learning_rate", "reconstruction_held_out"),
+        ),
         lambda config: config.trains_blocks,
     ),
     **dict.fromkeys(

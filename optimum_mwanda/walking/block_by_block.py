@@ -21,6 +21,7 @@ from ..modeling.weights import PrunableWeight, Weights
 from .block_training import BlockTrainer, DenseStream, Piece
 from .finished import Finished
 from .recording import Passed
+from .regions import find_regions
 from .replay import BlockCalls
 from .store import HiddenStates, OnDevice
 from .walk import Seen, Step, Walk
@@ -77,6 +78,7 @@ class BlockByBlock(Walk):
         self._pieces, self._batches = [piece for piece, _ in pieces], [inputs for _, inputs in pieces]
         self._trainer = BlockTrainer(self._pieces, language_weights, config) if trains else None
         self._model, self._store = model, store
+        self._region = config.reconstruction_region
         own = [config.activity] if config.activity else []
         self._activities = own if only_statistics is None else only_statistics
         self._language_weights = language_weights
@@ -104,7 +106,7 @@ class BlockByBlock(Walk):
                 continue
             dense = None
             if self._trainer is not None:
-                dense = DenseStream(self._record(stack, passed_dense), self._pieces)
+                dense = DenseStream(self._record(stack, passed_dense), self._pieces, self._store)
                 self._run_dense(dense, stack, finished)
             if not self._is_dense:
                 self._adopt(finished)
@@ -138,9 +140,9 @@ class BlockByBlock(Walk):
         block: nn.Module,
         weights: Sequence[PrunableWeight],
     ) -> Iterator[Step]:
-        if dense is not None and not dense.has_passed(name):
-            dense.advance(name, block)
         if not weights:
+            if dense is not None and not dense.has_passed(name):
+                dense.advance(name, block)
             calls.advance(name, block)
             return
         ask_first = None if self._reduce is None else self._reduce.processes.from_first
@@ -150,11 +152,14 @@ class BlockByBlock(Walk):
             # Looking also moves on to the next block, before this one is pruned.
             yield self._step(groups, lambda: calls.advancing(name, block))
             return
+        training = None
+        if self._trainer is not None and dense is not None:
+            training = self._training(self._trainer, calls, dense, name, block, [w for group in groups for w in group])
         for step in [[group] for group in groups] if self._needs_grams else [groups]:
             last = order.last_module([weight for group in step for weight in group])
             yield self._step(step, partial(calls.run_to, name, block, last))
-        if self._trainer is not None and dense is not None:
-            yield self._training(self._trainer, calls, dense, name, block, weights)
+        if training is not None:
+            yield training
         calls.advance(name, block)
 
     def _step(self, groups: Sequence[list[PrunableWeight]], run: Callable[[], Generator[int, None, None]]) -> Step:
@@ -179,8 +184,21 @@ class BlockByBlock(Walk):
         block: nn.Module,
         weights: Sequence[PrunableWeight],
     ) -> Step:
+        """The step that trains a block; called before the block is pruned.
+
+        Args:
+            trainer: Trains it.
+            calls: Calls of the block, and what enters it.
+            dense: Goes through the block.
+            name: Name of the block.
+            block: The block, in memory.
+            weights: Its weights, in the order in which they run.
+        """
+        regions = find_regions(block, weights, self._region)
+        aims = dense.advance(name, block, regions)
+
         def look() -> Seen:
-            changed, self.trained[name] = trainer.train(name, block, weights, calls, dense)
+            changed, self.trained[name] = trainer.train(name, block, regions, aims, calls)
             for weight, values in changed:
                 step.write(weight, values == 0, values)
             return Seen({}, {})

@@ -2,8 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +14,12 @@ from ..modeling.interrupts import interruptible
 from ..modeling.weights import PrunableWeight
 from ..pruning.tuning import Outcome, Values, tune
 from .recording import Passed
+from .regions import Aim, Region, catching, count_tokens, first, squares
 from .replay import BlockCalls
+from .store import HiddenStates
+
+Changes = list[tuple[PrunableWeight, Tensor]]
+"""Weights with their new values."""
 
 
 class Piece(NamedTuple):
@@ -36,13 +40,14 @@ class DenseStream:
     Args:
         calls: The calls of its blocks.
         pieces: What each batch is there for.
+        store: Makes a place for hidden states.
     """
 
-    def __init__(self, calls: BlockCalls, pieces: Sequence[Piece]) -> None:
+    def __init__(self, calls: BlockCalls, pieces: Sequence[Piece], store: Callable[[], HiddenStates]) -> None:
         self._calls = calls
         self._pieces = pieces
+        self._store = store
         self._run: set[str] = set()
-        self.energies = dict.fromkeys((piece.language for piece in pieces), 0.0)
 
     @property
     def passed(self) -> Passed:
@@ -53,31 +58,37 @@ class DenseStream:
         """Whether it went through a block."""
         return name in self._run
 
-    def __getitem__(self, batch: int) -> Tensor:
-        """What the last block gave in a batch."""
-        return self._calls.hidden[batch]
-
-    def advance(self, name: str, block: nn.Module) -> None:
+    def advance(self, name: str, block: nn.Module, regions: Sequence[Region] = ()) -> list[Aim]:
         """Runs a block, which must be dense.
 
-        `energies` then holds, by language, the mean over tokens of the sum of squares of what the block adds.
+        Args:
+            name: Name of the block.
+            block: The block, in memory.
+            regions: What will be trained of it.
+
+        Returns:
+            What each of these regions gives.
         """
-        sums, tokens = dict.fromkeys(self.energies, 0.0), dict.fromkeys(self.energies, 0)
-        for number, output in self._calls.outputs(name, block):
-            language = self._pieces[number].language
-            sums[language] += _squares(output, self._calls.hidden[number]).item()
-            tokens[language] += output.shape[:-1].numel()
-            self._calls.hidden[number] = output
+        aims = [Aim(self._calls.hidden if region.module is None else self._store()) for region in regions]
+        with catching(regions) as caught:
+            for number, output in self._calls.outputs(name, block):
+                for region, aim in zip(regions, aims, strict=True):
+                    if region.module is None:
+                        aim.add(self._pieces[number].language, output, self._calls.hidden[number])
+                    else:
+                        aim.outputs.append(caught[region.module])
+                        aim.add(self._pieces[number].language, caught[region.module], None)
+                self._calls.hidden[number] = output
         self._calls.forget(name)
         self._run.add(name)
-        self.energies = {language: total / tokens[language] for language, total in sums.items()}
+        return aims
 
 
 class BlockTrainer:
     """Trains blocks one after the other.
 
-    The error of a language is the mean square of what a token lacks of the dense block's output, as a share of what the
-    dense block adds to a token. What is minimised is the mean over the languages, with their weights.
+    The error of a language is the mean square of what a token lacks of the dense model's output, as a share of what the
+    dense model adds to a token there. What is minimised is the mean over the languages, with their weights.
 
     Args:
         pieces: What each batch is there for.
@@ -93,59 +104,65 @@ class BlockTrainer:
         self._judging = [number for number, piece in enumerate(pieces) if piece.is_held or piece.language not in held]
 
     def train(
-        self,
-        name: str,
-        block: nn.Module,
-        weights: Sequence[PrunableWeight],
-        calls: BlockCalls,
-        dense: DenseStream,
-    ) -> tuple[list[tuple[PrunableWeight, Tensor]], Outcome]:
+        self, name: str, block: nn.Module, regions: Sequence[Region], aims: Sequence[Aim], calls: BlockCalls
+    ) -> tuple[Changes, Outcome]:
         """Trains the entries of some weights of a block that are not zero; the block itself is not changed.
 
         Args:
             name: Name of the block.
             block: The pruned block, in memory.
-            weights: Its pruned weights.
+            regions: What to train, in the order in which it runs.
+            aims: What each region should give.
             calls: Calls of the block, and what enters it.
-            dense: What it should give.
 
         Returns:
-            Each weight with its new values, none if no epoch was better than the start; and what came out.
+            Weights with their new values, none of a region in which no epoch was better than the start; and what came
+            out. Of several regions, the errors are means, and the epoch is the last.
 
         Raises:
-            FloatingPointError: If outputs of the block are NaN or infinite before it is trained.
+            FloatingPointError: If outputs are NaN or infinite before training.
         """
         names = {id(parameter): path for path, parameter in block.named_parameters()}
-        holders = {weight.stored: names[id(weight.module.get_parameter(weight.parameter))] for weight in weights}
-        start: dict[str, Tensor] = {holders[weight.stored]: weight.holder for weight in weights}
-        kept = {path: torch.zeros_like(values, dtype=torch.bool) for path, values in start.items()}
-        for weight in weights:
-            weight.view_of(kept[holders[weight.stored]]).copy_(weight.matrix != 0)
-        module = _Interruptible(block)
+        lent = {path: parameter.detach() for path, parameter in block.named_parameters()}
+        changed: Changes = []
+        outcomes = []
+        for region, aim in zip(regions, aims, strict=True):
+            holders = {
+                weight.stored: names[id(weight.module.get_parameter(weight.parameter))] for weight in region.weights
+            }
+            start = {path: lent[path] for path in holders.values()}
+            kept = {path: torch.zeros_like(values, dtype=torch.bool) for path, values in start.items()}
+            for weight in region.weights:
+                weight.view_of(kept[holders[weight.stored]]).copy_(weight.matrix != 0)
+            values, outcome = self._tune(start, kept, aim, _Runner(block, region, lent, calls, name))
+            if not math.isfinite(outcome.before):
+                raise FloatingPointError(f"The outputs of block {name!r} hold NaN or infinite values.")
+            if outcome.epoch:
+                changed += [(weight, weight.view_of(values[holders[weight.stored]])) for weight in region.weights]
+            lent |= values
+            outcomes.append(outcome)
+        epochs, before, after = zip(*outcomes, strict=True)
+        return changed, Outcome(max(epochs), math.fsum(before) / len(before), math.fsum(after) / len(after))
 
-        def lack(values: Values, number: int) -> Tensor:
-            """Sum of squares of what the outputs of a batch lack."""
-            args, kwargs = calls.call(name, number)
-            lent = {f"block.{path}": each.to(start[path].dtype) for path, each in values.items()}
-            output = functional_call(module, lent, (calls.hidden[number], *args), kwargs)
-            return _squares(output if torch.is_tensor(output) else output[0], dense[number])
-
-        share = partial(self._shares, dense)
-        trained, judging = share(self._trained), share(self._judging)
+    def _tune(self, start: Values, kept: Values, aim: Aim, runner: "_Runner") -> tuple[dict[str, Tensor], Outcome]:
+        trained, judging = self._shares(aim, self._trained), self._shares(aim, self._judging)
 
         def gradients(values: Values, number: int) -> list[Tensor]:
             with torch.enable_grad():
-                loss = lack(values, number) * (trained[number] * len(trained))
+                output = runner.output(values, number)
+                loss = squares(output, aim.outputs[number]) * (trained[number] * len(trained))
+            scale = _scale(loss, trained[number] * len(trained), output)
             with interruptible():
-                found = torch.autograd.grad(loss, list(values.values()), allow_unused=True)
-            return [
-                torch.zeros_like(each) if one is None else one for each, one in zip(values.values(), found, strict=True)
-            ]
+                scaled = torch.full_like(loss, scale)
+                found = torch.autograd.grad(loss, list(values.values()), scaled, allow_unused=True)
+            pairs = zip(values.values(), found, strict=True)
+            return [torch.zeros_like(value) if each is None else each / scale for value, each in pairs]
 
         def error(values: Values) -> float:
-            return math.fsum(share * lack(values, number).item() for number, share in judging.items())
+            lacks = {number: squares(runner.output(values, number), aim.outputs[number]).item() for number in judging}
+            return math.fsum(share * lacks[number] for number, share in judging.items())
 
-        values, outcome = tune(
+        return tune(
             start,
             kept,
             gradients,
@@ -155,37 +172,91 @@ class BlockTrainer:
             learning_rate=self._config.reconstruction_learning_rate,
             seed=self._config.seed,
         )
-        if not math.isfinite(outcome.before):
-            raise FloatingPointError(f"The outputs of block {name!r} hold NaN or infinite values.")
-        changed = [(weight, weight.view_of(values[holders[weight.stored]])) for weight in weights if outcome.epoch]
-        return changed, outcome
 
-    def _shares(self, dense: DenseStream, numbers: Sequence[int]) -> dict[int, float]:
+    def _shares(self, aim: Aim, numbers: Sequence[int]) -> dict[int, float]:
         """Number of a batch to the factor with which its sum of squares counts in the error."""
         tokens: Counter[str] = Counter()
         for number in numbers:
-            tokens[self._pieces[number].language] += dense[number].shape[:-1].numel()
+            tokens[self._pieces[number].language] += count_tokens(aim.outputs[number])
         shares = {}
         for number in numbers:
             language = self._pieces[number].language
-            energy = dense.energies[language] * tokens[language]
+            energy = aim.energy(language) * tokens[language]
             shares[number] = self._language_weights[language] / energy if energy else 0.0
         return shares
+
+
+def _scale(loss: Tensor, factor: float, output: Tensor) -> float:
+    """What to multiply a loss by, so that the gradient of an output in float16 is neither too small nor too large.
+
+    Args:
+        loss: Sum of squares, times the factor.
+        factor: The factor.
+        output: The output, of whose type the gradient will be.
+    """
+    value = loss.item() if output.dtype == torch.float16 else 0.0
+    if not 0 < value < math.inf:
+        return 1.0
+    typical = 2 * math.sqrt(value * factor / output.numel())
+    return float(2.0 ** -(6 + math.floor(math.log2(typical))))
+
+
+class _Reached(Exception):
+    """Ends a run of a block early."""
+
+
+class _Runner:
+    """Runs a block, as far as a region goes, with other values in place of its own.
+
+    Args:
+        block: The block.
+        region: Ends the runs.
+        lent: Path of a parameter to its values.
+        calls: Calls of the block, and what enters it.
+        name: Name of the block.
+    """
+
+    def __init__(self, block: nn.Module, region: Region, lent: Values, calls: BlockCalls, name: str) -> None:
+        self._module, self._lent = _Interruptible(block, region), dict(lent)
+        self._calls, self._name = calls, name
+
+    def output(self, values: Values, number: int) -> Tensor:
+        """What the region gives in a batch.
+
+        Args:
+            values: Path of a parameter to its values, rounded on the way to the type of the parameter.
+            number: Number of the batch.
+        """
+        rounded = {path: each.to(self._lent[path].dtype) for path, each in values.items()}
+        args, kwargs = self._calls.call(self._name, number)
+        lent = {f"block.{path}": each for path, each in {**self._lent, **rounded}.items()}
+        found: Tensor = functional_call(self._module, lent, (self._calls.hidden[number], *args), kwargs)
+        return found
 
 
 class _Interruptible(nn.Module):
     """A block whose forward pass may be interrupted, while whatever is set up around it may not."""
 
-    def __init__(self, block: nn.Module) -> None:
+    def __init__(self, block: nn.Module, region: Region) -> None:
         super().__init__()
         self.block = block
+        self._region = region
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        with interruptible():
-            return self.block(*args, **kwargs)
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        if self._region.module is None:
+            with interruptible():
+                return first(self.block(*args, **kwargs))
 
+        def stop(*_: Any) -> None:
+            raise _Reached
 
-def _squares(output: Tensor, other: Tensor) -> Tensor:
-    """Sum of the squares of a difference, in float32 or wider."""
-    wide = torch.promote_types(output.dtype, torch.float32)
-    return (output.to(wide) - other.to(wide)).square().sum()
+        with catching([self._region]) as caught:
+            handle = self._region.module.register_forward_hook(stop)
+            try:
+                with interruptible():
+                    self.block(*args, **kwargs)
+            except _Reached:
+                pass
+            finally:
+                handle.remove()
+        return caught[self._region.module]

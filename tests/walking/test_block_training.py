@@ -1,5 +1,6 @@
 """Blocks are trained to give the dense model's outputs, whatever has chosen their masks and values."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from optimum_mwanda.data.chunks import build_chunks
 from optimum_mwanda.modeling.blocks import find_blocks
 from optimum_mwanda.modeling.weights import find_weights, flat
 from optimum_mwanda.processes.group import Processes
-from optimum_mwanda.walking.block_training import BlockTrainer
+from optimum_mwanda.walking.block_training import BlockTrainer, _scale
+from optimum_mwanda.walking.regions import find_regions, squares
 from tests.conftest import assert_untouched, has_hooks, make_model, make_rows, state_of
 from tests.families.matrix import FAMILIES
 from tests.reference.block import trained_blocks
@@ -92,10 +94,11 @@ def test_errors_on_held_back_text_fall_and_zeros_stay(name: str) -> None:
         assert all(each.after < each.before for each in found)
 
 
+@pytest.mark.parametrize("region", ["block", "part"])
 @pytest.mark.parametrize("family", [name for name in TEN if FAMILIES[name].is_current])
-def test_families_are_trained(family: str) -> None:
+def test_families_are_trained(family: str, region: str) -> None:
     dense, model = FAMILIES[family].make(), FAMILIES[family].make()
-    prune(model, FAMILIES[family].rows())
+    prune(model, FAMILIES[family].rows(), reconstruction_region=region)
     before = dense.state_dict()
     holders = {id(weight.module.get_parameter(weight.parameter)) for weight in flat(find_weights(find_blocks(model)))}
     for name, parameter in model.named_parameters():
@@ -147,6 +150,33 @@ def test_the_dtype_is_kept(dtype: torch.dtype) -> None:
     assert {matrix.dtype for matrix in matrices(model).values()} == {dtype}
     assert all(0.45 < float((matrix == 0).float().mean()) < 0.55 for matrix in matrices(model).values())
     assert all(each.after < each.before for each in outcomes(model))
+
+
+def test_gradients_in_float16_neither_vanish_nor_overflow() -> None:
+    def trained(dtype: torch.dtype) -> dict[str, Tensor]:
+        model = make_model()
+        with torch.no_grad():
+            for weight in flat(find_weights(find_blocks(model))):
+                if weight.name.endswith(("o_proj", "down_proj")):
+                    weight.matrix.mul_(64)
+        model = model.half().to(dtype)
+        start = matrices(model)
+        after = matrices(prune(model, criterion="magnitude", allocation="uniform"))
+        return {name: (matrix - start[name]).float()[matrix != 0] for name, matrix in after.items()}
+
+    half, full = trained(torch.float16), trained(torch.float32)
+    for name, change in full.items():
+        assert torch.corrcoef(torch.stack([change, half[name]]))[0, 1] > 0.95, name
+
+
+@pytest.mark.parametrize("factor", [1e-12, 1.0, 1e6])
+def test_gradients_of_outputs_in_float16_are_brought_to_one_size(factor: float) -> None:
+    output, aim = torch.ones(2, 8, dtype=torch.float16), torch.full((2, 8), 1.5)
+    loss = factor * squares(output, aim)
+    scale = _scale(loss, factor, output)
+    assert math.log2(scale) == round(math.log2(scale))
+    assert 2**-6 <= scale * 2 * factor * 0.5 < 2**-5
+    assert _scale(loss, factor, output.float()) == _scale(loss * 0, factor, output) == 1
 
 
 def test_weights_that_are_not_pruned_are_not_trained() -> None:
@@ -235,11 +265,54 @@ def test_blocks_are_trained_one_by_one_and_after_their_masks(monkeypatch: pytest
     train, seen = BlockTrainer.train, []
     model = make_model()
 
-    def noted(self: BlockTrainer, name: str, block: nn.Module, weights: Any, *args: Any) -> Any:
+    def noted(self: BlockTrainer, name: str, *args: Any) -> Any:
         zeros = [int((weight.matrix == 0).sum()) > 0 for weight in flat(find_weights(find_blocks(model)))]
         seen.append((name, sum(zeros)))
-        return train(self, name, block, weights, *args)
+        return train(self, name, *args)
 
     monkeypatch.setattr(BlockTrainer, "train", noted)
     prune(model)
     assert seen == [(f"model.layers.{number}", 7 * (number + 1)) for number in range(3)]
+
+
+PARTS: dict[str, list[list[str]]] = {
+    "llama": [
+        ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"],
+        ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"],
+    ],
+    "opt": [["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj"], ["fc1", "fc2"]],
+    "t5": [
+        ["layer.0.SelfAttention.q", "layer.0.SelfAttention.k", "layer.0.SelfAttention.v", "layer.0.SelfAttention.o"],
+        ["layer.1.DenseReluDense.wi", "layer.1.DenseReluDense.wo"],
+    ],
+}
+
+
+LAST_PARTS = {"llama": "mlp", "opt": "fc2", "t5": "layer.1"}
+
+
+@pytest.mark.parametrize("family", PARTS)
+def test_parts_are_children_of_the_block_and_matrices_between_them(family: str) -> None:
+    blocks = find_blocks(FAMILIES[family].make())
+    name, block = next(iter(blocks.items()))
+    weights = find_weights(blocks)[name]
+    regions = find_regions(block, weights, "part")
+    found = [[weight.name.removeprefix(f"{name}.") for weight in region.weights] for region in regions]
+    assert [sorted(part) for part in found] == [sorted(part) for part in PARTS[family]]
+    assert regions[-1].module is block.get_submodule(LAST_PARTS[family])
+    assert find_regions(block, weights, "block") == [(weights, None)]
+
+
+def test_a_part_is_trained_behind_the_parts_before_it() -> None:
+    """Attention does not know of the MLP, which reads what the trained attention gives."""
+    include = ("model.layers.1.self_attn.*",)
+    alone, both = (
+        prune(make_model(), reconstruction_region="part", include=include),
+        prune(make_model(), reconstruction_region="part", include=("model.layers.1.*",)),
+    )
+    name = "model.layers.1.self_attn.o_proj"
+    assert torch.equal(matrices(alone)[name], matrices(both)[name])
+    whole = prune(make_model(), include=("model.layers.1.*",))
+    assert not torch.equal(matrices(whole)[name], matrices(both)[name])
+    found = outcomes(both)
+    assert all(each.after < each.before for each in found)

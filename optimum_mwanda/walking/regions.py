@@ -1,0 +1,117 @@
+"""Which weights of a block are trained together, and the outputs that are to be as in the dense model."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..modeling.weights import PrunableWeight
+from .store import HiddenStates
+
+
+class Region(NamedTuple):
+    """Weights that are trained together.
+
+    Attributes:
+        weights: They.
+        module: The module of the block whose output is to be as in the dense model; None for the block itself.
+    """
+
+    weights: Sequence[PrunableWeight]
+    module: nn.Module | None
+
+
+def find_regions(block: nn.Module, weights: Sequence[PrunableWeight], kind: str) -> list[Region]:
+    """Divides the weights of a block.
+
+    A part is a child of the block (a member of a list of modules counts as a child). Matrices that are children
+    themselves form one part as long as they follow each other.
+
+    Args:
+        block: The block.
+        weights: Its weights, in the order in which they run.
+        kind: `"block"` or `"part"`.
+    """
+    if kind == "block":
+        return [Region(weights, None)]
+    parts: dict[nn.Module, list[PrunableWeight]] = {}
+    lone: nn.Module | None = None
+    for weight in weights:
+        part = _part_of(block, weight.module)
+        if part is weight.module:
+            parts[part] = [*(parts.pop(lone) if lone is not None else ()), weight]
+            lone = part
+        else:
+            parts.setdefault(part, []).append(weight)
+            lone = None
+    return [Region(found, part) for part, found in parts.items()]
+
+
+def _part_of(module: nn.Module, inner: nn.Module) -> nn.Module:
+    """The child of a module that holds another module."""
+    child = next(child for child in module.children() if any(each is inner for each in child.modules()))
+    return _part_of(child, inner) if isinstance(child, (nn.ModuleList, nn.ModuleDict)) else child
+
+
+class Aim:
+    """What a region gives in the dense model.
+
+    Args:
+        outputs: Its outputs, batch by batch.
+    """
+
+    def __init__(self, outputs: HiddenStates) -> None:
+        self.outputs = outputs
+        self._squares: dict[str, float] = {}
+        self._tokens: dict[str, int] = {}
+
+    def add(self, language: str, output: Tensor, start: Tensor | None) -> None:
+        """Counts a batch.
+
+        Args:
+            language: Its language.
+            output: What the region gives.
+            start: What its output is added to, if the output holds that too.
+        """
+        other = torch.zeros_like(output) if start is None else start
+        self._squares[language] = self._squares.get(language, 0.0) + squares(output, other).item()
+        self._tokens[language] = self._tokens.get(language, 0) + count_tokens(output)
+
+    def energy(self, language: str) -> float:
+        """Mean over the tokens of a language of the sum of squares of what the region adds to them."""
+        return self._squares[language] / self._tokens[language]
+
+
+@contextmanager
+def catching(regions: Sequence[Region]) -> Iterator[Mapping[nn.Module, Tensor]]:
+    """Inside the block of code, holds what the modules of some regions gave when they were called last."""
+    caught: dict[nn.Module, Tensor] = {}
+
+    def catch(module: nn.Module, _: Any, output: Any) -> None:
+        caught[module] = first(output)
+
+    handles = [region.module.register_forward_hook(catch) for region in regions if region.module is not None]
+    try:
+        yield caught
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def first(output: Any) -> Tensor:
+    """Hidden states come alone or first."""
+    states: Tensor = output if torch.is_tensor(output) else output[0]
+    return states
+
+
+def count_tokens(states: Tensor) -> int:
+    """How many tokens hidden states are of."""
+    return states.shape[:-1].numel()
+
+
+def squares(output: Tensor, other: Tensor) -> Tensor:
+    """Sum of the squares of a difference, in float32 or wider."""
+    wide = torch.promote_types(output.dtype, torch.float32)
+    return (output.to(wide) - other.to(wide)).square().sum()
