@@ -210,6 +210,30 @@ def test_finished_blocks_are_not_pruned_again(
     assert len([name for name in parts if name.startswith("pruned")]) == 2
 
 
+@pytest.mark.parametrize("family", [name for name in ("t5", "gemma4_text") if FAMILIES[name].is_current])
+def test_blocks_go_on_being_trained_where_blocks_give_each_other_more_than_hidden_states(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped in the decoder of an encoder-decoder, and behind keys that later blocks share."""
+    FAMILIES[family].make().save_pretrained(tmp_path / "dense")
+    rows, settings = FAMILIES[family].rows(), {**SMALL, "sequence_length": 24, **TRAINED}
+    prune_checkpoint(tmp_path / "dense", tmp_path / "whole", MWandaConfig(**settings), rows, progress=False)
+    put, pruned = Journal.put, []
+
+    def failing(self: Journal, kind: str, *args: Any) -> Path:
+        pruned.extend([kind] if kind == "pruned" else [])
+        if len(pruned) == 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return put(self, kind, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "put", failing)
+        with pytest.raises(OSError, match="No space left"):
+            prune_checkpoint(tmp_path / "dense", tmp_path / "out", MWandaConfig(**settings), rows, progress=False)
+    prune_checkpoint(tmp_path / "dense", tmp_path / "out", MWandaConfig(**settings), rows, progress=False)
+    assert digests(tmp_path / "out") == digests(tmp_path / "whole")
+
+
 def test_another_run_is_refused_and_can_begin_anew(
     dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
