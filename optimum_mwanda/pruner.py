@@ -132,7 +132,8 @@ class MWandaPruner:
         chunks = self._read(model, dataset, tokenizer)
         begin(self.journal, model, self.config, chunks.fingerprints, plan and plan.to_dict())
         seen = to_calibrate(weights, self.config, is_planned=plan is not None)
-        statistics, known = self._calibrate(model, seen, chunks, source, (), self.journal, for_all=seen is weights)
+        for_all = plan is None and seen is weights
+        statistics, known = self._calibrate(model, seen, chunks, source, (), self.journal, for_all)
         weights = self._reached(weights, statistics)
         plan = plan or self._plan(model, weights, statistics, source, known)
         walk: Walk = Known(weights, statistics, source, pruned)

@@ -86,6 +86,8 @@ class AllocateCommand(Subcommand):
         check_paths(args, {"PLAN": args.output})
         target = check_file(args.output, args.overwrite)
         check_calibration_text(args.dataset, config)
+        if args.restart and args.search is None:
+            raise UsageError("--restart belongs to --search: without it, every run begins anew.")
         if args.search is not None and args.dataset is None:
             raise UsageError("--search tries plans on text: give --dataset.")
         with errors_as(UsageError, OSError), whole_file(target, resumable=args.search is not None) as partial:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .offloading import OffloadedTensor, offloaded_tensors
 
 _OURS = "mwanda"
-"""Whether a file, in what accelerate knows of a tensor, was made here and for this model alone."""
+"""In what accelerate knows of a tensor: the index of the model for which its file was made here; a copy has another."""
 Read = list[tuple[OffloadedTensor, Tensor]]
 
 
@@ -117,8 +117,9 @@ class BlockSource:
 
     def settle(self) -> None:
         """Deletes the files of earlier changes that nobody reads any more; nothing can be restored afterwards."""
-        before = {entry["safetensors_file"] for *_, entry in self._replaced if entry.get(_OURS)}
-        read = {entry.get("safetensors_file") for index, *_ in self._replaced for entry in index.values()}
+        before = {entry["safetensors_file"] for index, _, entry in self._replaced if entry.get(_OURS) == id(index)}
+        indices = {id(index): index for index, *_ in self._replaced}.values()
+        read = {entry.get("safetensors_file") for index in indices for entry in index.values()}
         self._replaced.clear()
         self._made.clear()
         for path in before - read:
@@ -181,7 +182,8 @@ class BlockSource:
             if (place := tensor.place) is not None and place[1] in names:
                 index, key = place
                 self._replaced.append((index, key, index[key]))
-                index[key] = {**index[key], "safetensors_file": str(path), "weight_name": key, _OURS: is_ours}
+                owner = id(index) if is_ours else None
+                index[key] = {**index[key], "safetensors_file": str(path), "weight_name": key, _OURS: owner}
 
 
 def _enter(holds: ExitStack, source: BlockSource, name: str, *_: Any) -> None:

@@ -12,6 +12,7 @@ from ..modeling.quantized import check_dense
 from ..modeling.sharding import check_sharing
 from ..modeling.weights import Weights, flat
 from ..processes.group import current
+from ..values import is_close
 from .sparsity_plan import SparsityPlan
 
 logger = logging.getLogger(__name__)
@@ -111,6 +112,12 @@ def check_plan(plan: SparsityPlan, weights: Weights, config: MWandaConfig) -> No
     Raises:
         ValueError: If it does not.
     """
+    if not is_close(plan.target, config.target_sparsity):
+        logger.warning(
+            "The plan was made for a sparsity of %g, and not for sparsity=%g: the plan counts.",
+            plan.target,
+            config.target_sparsity,
+        )
     missing = set(weights) - {block.name for block in plan.blocks}
     if missing:
         raise ValueError(f"The plan has no sparsity for {min(missing)!r}: it was made for another model.")

@@ -40,7 +40,7 @@ class SparsityPlan:
 
     Attributes:
         target: Sparsity asked for.
-        allocation: Name of the allocation, or "search".
+        allocation: Name of the allocation, "search", or "edited" once it was changed.
         blocks: One entry per block, in the order of the model.
     """
 
@@ -86,7 +86,7 @@ class SparsityPlan:
             dataclasses.replace(b, sparsity=sparsities[b.name], weights={}) if b.name in sparsities else b
             for b in self.blocks
         )
-        return dataclasses.replace(self, blocks=blocks)
+        return dataclasses.replace(self, allocation="edited", blocks=blocks)
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON values."""
@@ -143,7 +143,7 @@ def _parse(values: Any) -> SparsityPlan:
     """
     if values.get("schema") != _SCHEMA:
         raise ValueError(f"its schema is {values.get('schema')!r}, and not {_SCHEMA}.")
-    blocks = []
+    blocks: list[BlockPlan] = []
     for entry in values["blocks"]:
         block = BlockPlan(
             str(entry["name"]), int(entry["parameters"]), entry["importance"], entry["sparsity"], dict(entry["weights"])
@@ -151,6 +151,14 @@ def _parse(values: Any) -> SparsityPlan:
         for name, sparsity in {block.name: block.sparsity, **block.weights}.items():
             if type(sparsity) not in (int, float) or not 0 <= sparsity <= 1:
                 raise ValueError(f"the sparsity of {name!r} must be a number in [0, 1], and is {sparsity!r}.")
+        low, high = min(block.weights.values(), default=0), max(block.weights.values(), default=1)
+        if not low - 1e-6 <= block.sparsity <= high + 1e-6:
+            raise ValueError(
+                f"the sparsity of {block.name!r}, {block.sparsity!r}, is not the mean of those of its matrices: change "
+                "these too, or give the block none (weights: {})."
+            )
+        if any(block.name == other.name for other in blocks):
+            raise ValueError(f"{block.name!r} is there twice.")
         if block.parameters < 1:
             raise ValueError(f"{block.name!r} must have at least one parameter, and has {block.parameters}.")
         blocks.append(block)

@@ -25,7 +25,7 @@ class SparsityRecord(RecordedPruning):
     Attributes:
         blocks: Every pruned block.
         matrices: Every pruned matrix, block by block and sorted by path.
-        plan: How the sparsities were found, if not by the allocation of the settings: "search"; else None.
+        plan: How the sparsities were found, if not by the allocation of the settings: "search", for example; else None.
         experts: How calibration reached the experts of a mixture; None for other models and if no data was used.
         history: Earlier prunings of the same model, oldest first.
     """
@@ -113,7 +113,9 @@ class SparsityRecord(RecordedPruning):
         ]
         if self.block_errors is not None:
             before, after = map(as_percent, self.block_errors)
-            lines.append(f"Training each block lowered the error of its outputs from {before} to {after}, in the mean.")
+            lines.append(
+                f"Training what stays of a block took the error of its outputs from {before} to {after}, in the mean."
+            )
         for training in self.training:
             lines.append(f"Trained afterwards for {training.steps:,} steps ({_shown(training.recipe)}).")
         if self.history:

@@ -60,7 +60,7 @@ def whole_file(target: Path, resumable: bool = False) -> Iterator[Path]:
     """
     target = Path(os.path.abspath(target))  # a link is replaced, not followed
     with _scratch(target, target, resumable) as scratch:
-        partial = scratch / target.name
+        partial = scratch / (f"new {target.name}" if target.name == PROGRESS else target.name)
         yield partial
         partial.replace(target)
         shutil.rmtree(scratch / PROGRESS, ignore_errors=True)  # nobody needs it any more

@@ -199,6 +199,7 @@ class BlockByBlock(Walk):
 
         def look() -> Seen:
             changed, self.trained[name] = trainer.train(name, block, regions, aims, calls)
+            aims.clear()  # the step itself is there for longer
             for weight, values in changed:
                 step.write(weight, values == 0, values)
             return Seen({}, {})

@@ -186,8 +186,10 @@ class PrunedBlocks(Finished):
         """Lets the model of every process have the pruned weights that others have written."""
         if self._journal is None or self._processes.size == 1:
             return
-        for parts in self._processes.gather(self._journal.parts):
-            self._journal.join(parts)
+        for rank, parts in enumerate(self._processes.gather(self._journal.parts)):
+            # What others knew when they began may have been made again since.
+            own = {key: path for key, path in parts.items() if key[1].endswith(f"@{rank}")}
+            self._journal.join(own)
         for block in blocks:
             self.adopt(block)
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from itertools import pairwise
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -130,11 +129,14 @@ def _try(
 ) -> Calls | None:
     """The calls of stand-ins that give one form; None if the model does not pass on what it is given."""
     found: Calls = {name: [] for name in blocks}
-    seen: list[tuple[Tensor, Tensor]] = []
+    given: Tensor | None = None
+    is_passed_on = True
 
     def pass_on(states: Tensor) -> Tensor:
-        seen.append((states, change(states)))
-        return seen[-1][1]
+        nonlocal given, is_passed_on
+        is_passed_on &= given is None or _same(given, states)
+        given = change(states)
+        return given
 
     try:
         with _standing_in(blocks, dict.fromkeys(blocks, form), pass_on), _recording(blocks, found, None):
@@ -143,7 +145,7 @@ def _try(
         raise
     except Exception:  # the model cannot do with this form
         return None
-    return found if all(_same(given, got) for (_, given), (got, _) in pairwise(seen)) else None
+    return found if is_passed_on else None
 
 
 def _unchanged(states: Tensor) -> Tensor:

@@ -90,7 +90,7 @@ def catching(regions: Sequence[Region]) -> Iterator[Mapping[nn.Module, Tensor]]:
     caught: dict[nn.Module, Tensor] = {}
 
     def catch(module: nn.Module, _: Any, output: Any) -> None:
-        caught[module] = first(output)
+        caught[module] = first(output).clone()  # blocks may go on to compute in it
 
     handles = [region.module.register_forward_hook(catch) for region in regions if region.module is not None]
     try:

@@ -127,7 +127,8 @@ class Decisions:
             pruned[rows] = part[0].to(torch.uint8)
             if part[1] is not None:
                 values[rows] = part[1].to(dtype)
-        pruned, sent = self._processes.add_up([pruned, values.view(torch.uint8)])
+        # Values come first: the bytes of a mask may end where no value can begin.
+        sent, pruned = self._processes.add_up([values.view(torch.uint8), pruned])
         return pruned.bool(), sent.view(dtype) if has_values else None
 
     def _note(self, change: Change) -> None:

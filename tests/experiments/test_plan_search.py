@@ -122,6 +122,10 @@ class TestSearch:
         assert record["achieved_sparsity"] == pytest.approx(0.6, abs=0.005)
         assert verify_sparsity(sample_model).ok
 
+    def test_what_is_no_model_is_refused(self) -> None:
+        with pytest.raises(TypeError, match="pass a loaded transformers model"):
+            search_plan("model", make_rows(), None, TINY, **QUICK)  # type: ignore[arg-type]
+
     def test_the_same_search_finds_the_same_plan(self) -> None:
         plans = [search_plan(make_model(), make_rows(), None, TINY, **QUICK).plan for _ in range(2)]
         assert plans[0] == plans[1]
@@ -144,18 +148,33 @@ class TestSearch:
         assert_untouched(model, before)
         rest = search_plan(model, make_rows(), None, TINY, **QUICK, journal=Journal(tmp_path / "progress"))
         assert rest == whole
-        with pytest.raises(OtherRunError, match="step"):
-            search_plan(model, make_rows(), None, TINY, **QUICK, step=0.1, journal=Journal(tmp_path / "progress"))
+        with pytest.raises(OtherRunError, match="tokens"):
+            search_plan(model, make_rows(), None, TINY, **QUICK, tokens=9, journal=Journal(tmp_path / "progress"))
 
     def test_the_worst_language_can_be_all_that_counts(self, monkeypatch: pytest.MonkeyPatch) -> None:
         made: list[Any] = []
         monkeypatch.setattr(
-            fitness.Fitness, "_value", lambda self, languages: made.append(self) or max(languages.values())
+            fitness.Fitness, "value", lambda self, languages: made.append(self) or max(languages.values())
         )
         by_worst = search_plan(make_model(), make_rows(), None, TINY, **QUICK)
         monkeypatch.undo()
         assert search_plan(make_model(), make_rows(), None, TINY, **QUICK, worst=1.0).plan == by_worst.plan
         assert made
+
+    def test_languages_count_by_their_weight_however_many_chunks_they_have(self) -> None:
+        parts = ({"en": 1.0, "sw": 9.0}, {"en": 1.0})
+        rows = [row for row in make_rows("en sw") if row["language"] == "en" or row == make_rows("en sw")[4]]
+        model = make_model()
+        measured = fitness.Measured(parts)
+        assert measured.languages == {"en": 1.0, "sw": 9.0}
+        value = fitness.Fitness(None, None, {"en": 0.5, "sw": 0.5}, 0.0, None).value  # type: ignore[arg-type]
+        assert value(measured.languages) == 5.0
+        assert search_plan(model, rows, None, TINY, **QUICK).before.keys() == {"en", "sw"}
+
+    def test_a_language_may_weigh_nothing(self) -> None:
+        rows = [*make_rows("en"), make_rows("sw", seed=1)[0]]
+        config = TINY.replace(language_weights={"en": 0.0, "sw": 1.0})
+        assert search_plan(make_model(), rows, None, config, **QUICK).plan.planned == pytest.approx(0.6)
 
     def test_solvers_get_a_plan_too(self) -> None:
         config = TINY.replace(criterion="alps", group="matrix", reconstruction=None, calibration=None, damping=None)
@@ -175,6 +194,7 @@ class TestSearch:
             (make_model, TINY, {"worst": 2.0}, "worst=2.0 is not allowed"),
             (make_model, TINY, {"step": 1.0}, "step=1.0 is not allowed"),
             (make_model, TINY, {"tokens": 1}, "tokens=1 is not allowed"),
+            (make_model, TINY.replace(include=("*.0.mlp.up_proj",)), {}, "Only one matrix is pruned"),
         ],
     )
     def test_what_cannot_be_searched_is_refused(
@@ -205,6 +225,22 @@ class TestPlanInPruner:
         with pytest.raises(ValueError, match=r"which is not pruned: it was made for another model"):
             MWandaPruner(TINY.replace(exclude=("*.q_proj",)), progress=False).prune(model, make_rows(), plan=plan)
         assert_untouched(model, before)
+
+    def test_a_plan_for_another_sparsity_counts_but_not_in_silence(self, caplog: pytest.LogCaptureFixture) -> None:
+        model = make_model()
+        plan = search_plan(model, make_rows(), None, TINY, **QUICK).plan
+        MWandaPruner(TINY.replace(sparsity=0.5), progress=False).prune(model, make_rows(), plan=plan)
+        assert "made for a sparsity of 0.6, and not for sparsity=0.5" in caplog.text
+        assert model.config.mwanda_config["target_sparsity"] == pytest.approx(0.6)
+
+    def test_allocations_that_compare_languages_are_not_asked_where_a_plan_is_given(self) -> None:
+        config = TINY.replace(allocation="cwl", languages=("en",))
+        model = make_model()
+        plan = MWandaPruner(TINY.replace(allocation="uniform"), progress=False).allocate(
+            model, MWandaPruner(TINY, progress=False).calibrate(model, make_rows())
+        )
+        MWandaPruner(config, progress=False).prune(model, make_rows(), plan=plan.replace({plan.blocks[0].name: 0.5}))
+        assert model.config.mwanda_config["plan"] == "edited"
 
     def test_a_plan_saved_and_loaded_prunes_alike(self, tmp_path: Path) -> None:
         plan = search_plan(make_model(), make_rows(), None, TINY, **QUICK).plan

@@ -92,6 +92,14 @@ def test_a_saved_plan_is_read_back(tmp_path: Path) -> None:
             r"'a\.b' must be a number in \[0, 1\], and is 'x'",
         ),
         ({"blocks": [{"name": "a"}]}, "parameters"),
+        (
+            {"blocks": [{"name": "a", "parameters": 1, "importance": None, "sparsity": 0.1, "weights": {"a.b": 0.5}}]},
+            "is not the mean of those of its matrices",
+        ),
+        (
+            {"blocks": 2 * [{"name": "a", "parameters": 1, "importance": None, "sparsity": 0.5, "weights": {}}]},
+            "'a' is there twice",
+        ),
     ],
 )
 def test_a_file_that_is_no_plan_is_refused(changes: dict[str, object], reason: str, tmp_path: Path) -> None:

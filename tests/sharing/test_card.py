@@ -701,3 +701,15 @@ def test_the_snippet_keeps_the_zeros_of_fused_experts() -> None:
             parameter += 1
     callback.on_optimizer_step(None, None, None, model=model)
     assert verify_sparsity(model).ok
+
+
+def test_a_plan_is_named_in_the_card_and_in_what_repeats_the_pruning() -> None:
+    card = section(create_card(make_record() | {"plan": "search"}, report=REPORT), "How it was pruned")
+    text = create_card(make_record() | {"plan": "search"}, report=REPORT).text
+    assert "A search gave every matrix its sparsity" in card
+    assert "Every block got the same sparsity" not in text
+    assert "kept more weights" not in text
+    assert 'plan=SparsityPlan.load("plan.json")' in text
+    edited = create_card(make_record() | {"plan": "edited"}, report=REPORT).text
+    assert "A plan gave every block its sparsity (" in edited
+    assert "a search" not in edited.lower()

@@ -316,3 +316,18 @@ def test_a_part_is_trained_behind_the_parts_before_it() -> None:
     assert not torch.equal(matrices(whole)[name], matrices(both)[name])
     found = outcomes(both)
     assert all(each.after < each.before for each in found)
+
+
+@pytest.mark.parametrize("region", ["block", "part"])
+@pytest.mark.parametrize("family", [*TEN, "falcon"])
+def test_what_was_not_pruned_has_no_error(family: str, region: str) -> None:
+    if not FAMILIES[family].is_current:
+        pytest.skip("this transformers does not know the family")
+    model = FAMILIES[family].make()
+    config = MWandaConfig(
+        sequence_length=24, batch_size=2, sparsity=0.0, reconstruction="block", reconstruction_region=region
+    )
+    before = {name: values.clone() for name, values in model.state_dict().items()}
+    MWandaPruner(config, progress=False).prune(model, FAMILIES[family].rows())
+    assert all(each.before == 0 for each in outcomes(model))
+    assert all(torch.equal(values, before[name]) for name, values in model.state_dict().items())

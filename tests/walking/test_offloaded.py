@@ -1,5 +1,6 @@
 """Offloaded models are pruned block by block, with the same result as in memory, and nothing is lost on failure."""
 
+import copy
 import gc
 import hashlib
 import weakref
@@ -343,6 +344,14 @@ def test_what_an_earlier_pruning_wrote_goes_when_nobody_reads_it_any_more(
         pruner(sparsity=sparsity).prune(plain, rows)
     assert same(model, plain)
     assert digests(tmp_path / "dense") == source
+
+
+def test_what_a_copy_of_the_model_reads_stays(tmp_path: Path) -> None:
+    rows, model, plain = FAMILIES["llama"].rows(), on_disk(FAMILIES["llama"].make(), tmp_path), FAMILIES["llama"].make()
+    pruner(sparsity=0.4).prune(model, rows)
+    pruner(sparsity=0.6).prune(copy.deepcopy(model), rows)
+    pruner(sparsity=0.4).prune(plain, rows)
+    assert same(model, plain)
 
 
 def fail(*_: Any) -> None:

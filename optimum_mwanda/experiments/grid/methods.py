@@ -180,7 +180,10 @@ def plan_of(settings: Mapping[str, Any], sparsity: float) -> "SparsityPlan | Non
     from ...pruning.sparsity_plan import SparsityPlan
 
     named = settings[PLAN]
-    for path in [named] if isinstance(named, str) else named:
+    paths = [named] if isinstance(named, str) else named
+    if not isinstance(paths, (list, tuple)) or not paths or not all(isinstance(path, str) for path in paths):
+        raise ValueError(f"plan={named!r} is not allowed: give the path of a file with a plan, or a list of paths.")
+    for path in paths:
         plan = SparsityPlan.load(path)
         if is_close(plan.target, sparsity):
             return plan

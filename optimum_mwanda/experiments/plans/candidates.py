@@ -2,7 +2,6 @@
 
 import dataclasses
 import random
-import re
 from collections.abc import Mapping, Sequence
 
 from ...modeling.weights import PrunableWeight, Weights
@@ -36,8 +35,8 @@ def find_units(weights: Weights) -> list[Unit]:
     for block, matrices in weights.items():
         for weight in matrices:
             path = weight.name.removeprefix(f"{block}.")
-            if weight.expert_name is not None:
-                path = re.sub(r"\d+", "*", path)
+            if (expert := weight.expert_name) is not None:
+                path = f"{expert.rpartition('.')[0]}.*{weight.name[len(expert) :]}"
             found.setdefault((block, path), []).append(weight)
     return [Unit(block, tuple(matrices)) for (block, _), matrices in found.items()]
 

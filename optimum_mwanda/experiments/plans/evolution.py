@@ -2,7 +2,7 @@
 
 import dataclasses
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from ...modeling.interrupts import deferred_interrupts
 from ...modeling.sharding import shares_parameters
 from ...modeling.weights import find_weights, flat
 from ...pruner import MWandaPruner
+from ...pruning.checks import check_model
 from ...pruning.experts_policy import leave_out_experts
 from ...pruning.scoring import weigh_languages
 from ...pruning.sparsity_plan import SparsityPlan
@@ -27,7 +28,7 @@ from ..dense_state import DenseState
 from .candidates import find_units, mutate, start_of, to_plan
 from .divergence import Divergence
 from .evolution_defaults import CANDIDATES, CHUNKS, STEP, TOKENS
-from .fitness import Fitness, Masked, Measured
+from .fitness import Fitness, Masked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -109,17 +110,20 @@ def search_plan(
         OtherRunError: If the journal is of a search with another model, other data or settings.
     """
     config = _only_scores(MWandaPruner(config).config)
-    settings = {"candidates": candidates, "step": step, "chunks": chunks, "tokens": tokens, "worst": worst}
-    _check(model, config, settings)
+    check_model(model, config)
+    text_settings = {"chunks": chunks, "tokens": tokens}
+    _check(model, config, {"candidates": candidates, "step": step, "worst": worst, **text_settings})
     pruner = MWandaPruner(config, progress=progress)
     statistics = pruner.calibrate(model, dataset, tokenizer)
     text = build_chunks(dataset, config, model, tokenizer)
     if journal is not None:
-        begin(journal, model, config, statistics.fingerprints, settings)
+        begin(journal, model, config, statistics.fingerprints, text_settings)
     weights = find_weights(find_blocks(model, config.blocks), config.include, config.exclude)
     weights = leave_out_experts(weights, statistics, config)
     first = pruner.allocate(model, statistics)
     units = find_units(weights)
+    if len(units) < 2:
+        raise ValueError("Only one matrix is pruned, so there is nothing to search for: choose more with include.")
     rng = random.Random(config.seed)
     with deferred_interrupts(), inference_mode(model), DenseState(model, flat(weights)) as state:
         divergence = Divergence(model, text, chunks, tokens, config.batch_size)
@@ -127,33 +131,19 @@ def search_plan(
         languages = dict(zip(statistics.tokens, weigh_languages(config, statistics.tokens).tolist(), strict=True))
         fitness = Fitness(divergence, masked, languages, worst, journal)
         best = start_of(first, units)
-        before = measured = [fitness(best, part) for part in range(divergence.parts)]
-        accepted = 0
+        before = measured = fitness.of(best)
+        tried = accepted = 0
         for _ in progress_bar(range(candidates), total=candidates, description="Searching", show=progress):
             child = mutate(best, units, rng, step, (config.min_block_sparsity, config.max_block_sparsity))
             if child == best:
                 continue
-            found = []
-            for part in range(divergence.parts):
-                found.append(fitness(child, part))
-                if part == 0 and found[0].value > measured[0].value:
-                    break
-            else:
-                if sum(each.value for each in found) < sum(each.value for each in measured):
-                    best, measured, accepted = child, found, accepted + 1
+            tried += 1
+            if (found := fitness.better(child, measured)) is not None:
+                best, measured, accepted = child, found, accepted + 1
         state.restore()
     importance = {block.name: block.importance for block in first.blocks}
     plan = to_plan(best, units, weights, importance, config.target_sparsity)
-    return PlanSearch(plan, _joined(before), _joined(measured), candidates, accepted)
-
-
-def _joined(parts: Sequence[Measured]) -> dict[str, float]:
-    """Language to its mean over the parts of the text that have it."""
-    found: dict[str, list[float]] = {}
-    for part in parts:
-        for language, value in part.languages.items():
-            found.setdefault(language, []).append(value)
-    return {language: sum(values) / len(values) for language, values in sorted(found.items())}
+    return PlanSearch(plan, before.languages, measured.languages, tried, accepted)
 
 
 def _only_scores(config: MWandaConfig) -> MWandaConfig:

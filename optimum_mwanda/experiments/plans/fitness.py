@@ -18,10 +18,18 @@ _KIND = "divergence"
 
 
 class Measured(NamedTuple):
-    """How far a plan takes the model from the dense one, on a part of the text."""
+    """How far a plan takes the model from the dense one: language to divergence, for each part of the text."""
 
-    value: float
-    languages: dict[str, float]
+    parts: tuple[Mapping[str, float], ...]
+
+    @property
+    def languages(self) -> dict[str, float]:
+        """Language to its mean over the parts that have it."""
+        found: dict[str, list[float]] = {}
+        for part in self.parts:
+            for language, value in part.items():
+                found.setdefault(language, []).append(value)
+        return {language: sum(values) / len(values) for language, values in sorted(found.items())}
 
 
 class Masked:
@@ -64,19 +72,34 @@ class Fitness:
         self._divergence, self._masked, self._journal = divergence, masked, journal
         self._language_weights, self._worst = language_weights, worst
 
-    def __call__(self, sparsities: Sparsities, part: int) -> Measured:
+    def of(self, sparsities: Sparsities) -> Measured:
+        """Measures a plan."""
+        return Measured(tuple(self._measure(sparsities, part) for part in range(self._divergence.parts)))
+
+    def better(self, sparsities: Sparsities, than: Measured) -> Measured | None:
+        """Measures a plan if it is better than another; if it is worse on the first part, only there."""
+        first = self._measure(sparsities, 0)
+        if self.value(first) > self.value(than.parts[0]):
+            return None
+        rest = (self._measure(sparsities, part) for part in range(1, self._divergence.parts))
+        found = Measured((first, *rest))
+        return found if self.value(found.languages) < self.value(than.languages) else None
+
+    def _measure(self, sparsities: Sparsities, part: int) -> dict[str, float]:
         """Measures a plan on a part of the text, or tells what is known of it."""
         name = hashlib.sha256(json.dumps([sparsities, part]).encode()).hexdigest()[:16]
         if self._journal is not None and self._journal.find(_KIND, name) is not None:
-            languages = self._journal.facts(_KIND, name)
+            languages: dict[str, float] = self._journal.facts(_KIND, name)
         else:
             self._masked.become(sparsities)
             languages = self._divergence.measure(part)
             if self._journal is not None:
                 self._journal.put(_KIND, name, {}, languages)
-        return Measured(self._value(languages), languages)
+        return languages
 
-    def _value(self, languages: Mapping[str, float]) -> float:
+    def value(self, languages: Mapping[str, float]) -> float:
+        """What the search makes as small as it can, of the divergence in each language."""
         weight = sum(self._language_weights[language] for language in languages)
-        mean = sum(self._language_weights[language] * each for language, each in languages.items()) / weight
+        mean = sum(self._language_weights[language] * each for language, each in languages.items())
+        mean = mean / weight if weight else 0.0  # a part of the text may hold only languages that weigh nothing
         return (1 - self._worst) * mean + self._worst * max(languages.values())
