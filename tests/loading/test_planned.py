@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from packaging.version import Version
 
 from optimum_mwanda import MWandaConfig, plan_pruning
 from optimum_mwanda.loading.footprint import FRAGMENTS
@@ -30,6 +31,9 @@ AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+@pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5.14"), reason="older transformers hold less than is planned for"
+)
 def test_memory_is_right_to_within_15_percent(tmp_path: Path) -> None:
     found, said = {}, {}
     for name, (family, sizes, dtype) in MODELS.items():
