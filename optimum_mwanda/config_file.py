@@ -1,5 +1,6 @@
 """Where settings are kept: a file of JSON in a folder or in a repository of the Hub."""
 
+import abc
 import dataclasses
 import difflib
 import json
@@ -49,12 +50,12 @@ def read_settings(name_or_path: str | os.PathLike[str], **hub_kwargs: Any) -> di
     return values
 
 
-class SavedSettings:
+class SavedSettings(abc.ABC):
     """Base of a dataclass of settings that are written to a file and read from one."""
 
+    @abc.abstractmethod
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain JSON values."""
-        raise NotImplementedError
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

@@ -169,6 +169,8 @@ class TestSearch:
         assert measured.languages == {"en": 1.0, "sw": 9.0}
         value = fitness.Fitness(None, None, {"en": 0.5, "sw": 0.5}, 0.0, None).value  # type: ignore[arg-type]
         assert value(measured.languages) == 5.0
+        partly = fitness.Fitness(None, None, {"en": 0.5, "sw": 0.5}, 0.25, None)  # type: ignore[arg-type]
+        assert partly.value(measured.languages) == 0.75 * 5 + 0.25 * 9
         assert search_plan(model, rows, None, TINY, **QUICK).before.keys() == {"en", "sw"}
 
     def test_a_language_may_weigh_nothing(self) -> None:

@@ -3,12 +3,12 @@
 import dataclasses
 import random
 from collections.abc import Mapping
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ...configuration import MWandaConfig
 from ...data.chunks import build_chunks
 from ...evaluation.perplexity import check_measurable
+from ...legal import Number
 from ...modeling.block_source import BlockSource
 from ...modeling.blocks import find_blocks, inference_mode
 from ...modeling.interrupts import deferred_interrupts
@@ -22,7 +22,6 @@ from ...pruning.sparsity_plan import SparsityPlan
 from ...registry import CRITERIA
 from ...storage.journal import Journal
 from ...utils import markdown_table, progress_bar
-from ...values import check_number
 from ...walking.finished import begin
 from ..dense_state import DenseState
 from .candidates import find_units, mutate, start_of, to_plan
@@ -32,6 +31,15 @@ from .fitness import Fitness, Masked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_COUNT = Number(at_least=1, whole=True)
+_LEGAL = {
+    "candidates": _COUNT,
+    "step": Number(above=0, below=1),
+    "chunks": _COUNT,
+    "tokens": Number(at_least=2, whole=True),
+    "worst": Number(at_least=0, at_most=1),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,10 +167,8 @@ def _check(model: "PreTrainedModel", config: MWandaConfig, settings: Mapping[str
     Raises:
         ValueError: If there is not.
     """
-    for name, least in (("candidates", 1), ("chunks", 1), ("tokens", 2)):
-        check_number(name, settings[name], partial(_is_count, least), f"a whole number of at least {least}")
-    check_number("step", settings["step"], lambda value: 0 < value < 1, "a number between 0 and 1")
-    check_number("worst", settings["worst"], lambda value: 0 <= value <= 1, "a number in [0, 1]")
+    for name, value in settings.items():
+        _LEGAL[name].check(name, value)
     if config.kept_of is not None:
         raise ValueError(
             f"pattern={config.pattern!r} fixes the sparsity of every matrix, so there is nothing to search for: use "
@@ -178,7 +184,3 @@ def _check(model: "PreTrainedModel", config: MWandaConfig, settings: Mapping[str
             "A search for a plan prunes the model again and again, so all of it must be in the memory of one process: "
             "load it whole, or choose an allocation."
         )
-
-
-def _is_count(least: int, value: float) -> bool:
-    return type(value) is int and value >= least
