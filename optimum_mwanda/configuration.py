@@ -4,17 +4,17 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from .config_file import SavedSettings
-from .legal import Number, NumberPerLanguage, OneOf, Text, Weighting, read_pattern, setting
+from .implied import Implied
+from .legal import Number, NumberPerLanguage, OneOf, Text, Weighting, setting
 from .presets import preset_settings
 from .registry import ALLOCATIONS, CRITERIA, list_criteria
-from .values import FrozenDict, activity_key, describe_fields, is_close, plain, strings
+from .values import FrozenDict, describe_fields, is_close, plain, strings
 
 _COUNT = Number(at_least=1, whole=True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MWandaConfig(SavedSettings):
+class MWandaConfig(Implied):
     """The settings of one pruning run. Immutable: derive another config with `replace`.
 
     `docs/method.md` gives the equations, and `docs/benchmarks.md` the measurements behind the defaults.
@@ -111,8 +111,15 @@ class MWandaConfig(SavedSettings):
     refinement: str = setting(
         "none",
         "'swap' exchanges pruned and kept weights of a row as long as this lowers a regularised estimate of the "
-        "layer's error (refinement_shrinkage, refinement_ridge); the plain error on the calibration text may rise.",
-        OneOf(("none", "swap")),
+        "layer's error (refinement_shrinkage, refinement_ridge); the plain error on the calibration text may rise. "
+        "'block' trains which weights stay, to minimise the error of each block, with the settings of reconstruction "
+        "and refinement_learning_rate; 'swap+block' does one after the other. No weight changes its value.",
+        OneOf(("none", "swap", "block", "swap+block")),
+    )
+    refinement_learning_rate: float = setting(
+        0.02,
+        "Learning rate with which 'block' begins to train which weights stay; it falls to zero along a cosine.",
+        Number(above=0),
     )
     refinement_shrinkage: float = setting(
         0.3,
@@ -152,7 +159,7 @@ class MWandaConfig(SavedSettings):
     calibration: str | None = setting(
         None,
         "'dense' (the unpruned model) or 'sequential' (each block after its pruned predecessors). None: 'sequential' "
-        "with reconstruction, else 'dense'.",
+        "with reconstruction or masks that are trained, else 'dense'.",
         OneOf(("dense", "sequential")),
     )
     include: tuple[str, ...] | None = setting(None, "Shell patterns of the weights to prune. None: all prunable ones.")
@@ -235,8 +242,14 @@ class MWandaConfig(SavedSettings):
                 object.__setattr__(self, name, self._implied()[name])
         if self.trains_blocks and self.calibration != "sequential":
             raise ValueError(
-                f"reconstruction={self.reconstruction!r} trains each block on the outputs of its pruned predecessors: "
-                "leave calibration out, or give calibration='sequential'."
+                f"refinement={self.refinement!r} with reconstruction={self.reconstruction!r} trains each block on the "
+                "outputs of its pruned predecessors: leave calibration out, or give calibration='sequential'."
+            )
+        if self.trains_masks and self.updates_matrices:
+            raise ValueError(
+                f"refinement={self.refinement!r} chooses masks for the values that the dense model has, and "
+                f"reconstruction={self.reconstruction!r} changes values before: give reconstruction='block', which "
+                "changes them afterwards, or refinement='swap'."
             )
 
     def _implied(self) -> dict[str, Any]:
@@ -244,7 +257,7 @@ class MWandaConfig(SavedSettings):
         return {
             "reconstruction": "obs" if CRITERIA[self.criterion].updates else "none",
             "damping": CRITERIA[self.criterion].damping,
-            "calibration": "dense" if self.reconstruction == "none" else "sequential",
+            "calibration": "sequential" if self.trains_masks or self.reconstruction != "none" else "dense",
         }
 
     def _check_bounds(self) -> None:
@@ -258,49 +271,6 @@ class MWandaConfig(SavedSettings):
     def __deepcopy__(self, memo: dict[int, Any]) -> "MWandaConfig":
         """Itself: it never changes, and transformers would copy it together with a whole dataset."""
         return self
-
-    @property
-    def target_sparsity(self) -> float:
-        """The sparsity as a plain number."""
-        return float(self.sparsity)  # type: ignore[arg-type]
-
-    @property
-    def kept_of(self) -> tuple[int, int] | None:
-        """`(N, M)` of an N:M pattern: N weights are kept of every M. None if unstructured."""
-        return read_pattern(self.pattern)
-
-    @property
-    def needs_grams(self) -> bool:
-        """Whether masks or values depend on the Gram matrices of the layers' inputs."""
-        return self.refinement != "none" or self.updates_matrices
-
-    @property
-    def updates_matrices(self) -> bool:
-        """Whether each matrix gets new values by itself."""
-        return CRITERIA[self.criterion].updates or self.reconstruction in ("obs", "obs+block")
-
-    @property
-    def trains_blocks(self) -> bool:
-        """Whether blocks are trained after they are pruned."""
-        return self.reconstruction in ("block", "obs+block")
-
-    @property
-    def needs_statistics(self) -> bool:
-        """Whether masks or values depend on calibration data at all."""
-        by_itself = CRITERIA[self.criterion].needs_data or ALLOCATIONS[str(self.allocation)].needs_data
-        return by_itself or self.needs_grams or self.trains_blocks
-
-    @property
-    def works_blockwise(self) -> bool:
-        """Whether calibration data are read block by block during pruning, instead of all at once before it."""
-        return self.needs_statistics and (self.calibration == "sequential" or self.needs_grams)
-
-    @property
-    def activity(self) -> str | None:
-        """Key of the activity count that the statistics must hold for these settings; None if none is needed."""
-        if not CRITERIA[self.criterion].uses_activity or self.activation == "none" or self.activation_exponent == 0:
-            return None
-        return activity_key(self.activation, self.activation_threshold)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain JSON values."""

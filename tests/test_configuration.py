@@ -53,6 +53,7 @@ LEGAL = {
 
 
 TRAINING = ("block", "obs+block")
+CHOOSING = ("block", "swap+block")
 
 
 @st.composite
@@ -60,7 +61,9 @@ def legal_settings(draw: st.DrawFn) -> dict[str, Any]:
     chosen = draw(st.fixed_dictionaries({}, optional=LEGAL))
     if chosen.get("criterion") in UPDATING:
         chosen |= {"refinement": "none", "reconstruction": draw(st.none() | st.sampled_from(("obs", *TRAINING)))}
-    if chosen.get("reconstruction") in TRAINING:
+    if chosen.get("refinement") in CHOOSING:
+        chosen |= {"reconstruction": draw(st.none() | st.sampled_from(("none", "block")))}
+    if chosen.get("reconstruction") in TRAINING or chosen.get("refinement") in CHOOSING:
         chosen |= {"calibration": draw(st.none() | st.just("sequential"))}
     if draw(st.booleans()):
         kept, run = sorted(draw(st.lists(st.integers(1, 64), min_size=2, max_size=2, unique=True)))
@@ -344,6 +347,8 @@ def test_what_updates_imply_is_filled_in(
         ({}, {"reconstruction": "obs", "calibration": "dense"}, {"calibration": "dense"}),
         ({}, {"reconstruction": "block"}, {"calibration": "sequential"}),
         ({"reconstruction": "block"}, {"reconstruction": "none"}, {"calibration": "dense"}),
+        ({}, {"refinement": "swap+block"}, {"calibration": "sequential", "reconstruction": "none"}),
+        ({"refinement": "block"}, {"refinement": "swap"}, {"calibration": "dense"}),
         ({"criterion": "alps", "reconstruction": "block"}, {"criterion": "wanda"}, {"reconstruction": "block"}),
     ],
 )
@@ -371,6 +376,7 @@ def test_a_copy_fills_in_what_follows_from_its_changes(
         ({"criterion": "sparsegpt", "calibration": "dense"}, True, True),
         ({"criterion": "alps", "allocation": "uniform"}, True, True),
         ({"criterion": "magnitude", "allocation": "uniform", "reconstruction": "block"}, True, True),
+        ({"criterion": "magnitude", "allocation": "uniform", "refinement": "block"}, True, True),
     ],
 )
 def test_what_data_are_needed_and_when(given: dict[str, Any], statistics: bool, blockwise: bool) -> None:

@@ -34,7 +34,8 @@ _THEMES = {
     ),
     "weights of languages": ("language_weights", "language_temperature"),
     "better masks and new values": (
-        *("refinement", "refinement_shrinkage", "refinement_ridge", "reconstruction", "damping"),
+        *("refinement", "refinement_shrinkage", "refinement_ridge", "refinement_learning_rate"),
+        *("reconstruction", "damping"),
         *("reconstruction_region", "reconstruction_epochs"),
         *("reconstruction_learning_rate", "reconstruction_held_out"),
     ),

@@ -156,7 +156,8 @@ class Footprint:
             return 0
         weights = max(sum(weight.numel for weight in found) for found in self._weights.values())
         widths = max(sum(sum(weight.matrix.shape) for weight in found) for found in self._weights.values())
-        return weights * (TRAINED + 4 * self._width) + self._text.per_batch * widths * (self._width + 4)
+        chosen = self._width + 8 if self._config.trains_masks else 0  # as they were, masked, and their scores
+        return weights * (TRAINED + chosen + 4 * self._width) + self._text.per_batch * widths * (self._width + 4)
 
     def _allocating(self) -> int:
         return 0 if ALLOCATIONS[str(self._config.allocation)].importance is None else SCORES * self._largest
@@ -165,7 +166,7 @@ class Footprint:
         if self._config.updates_matrices:
             solver = self._config.criterion in ("alps", "sparsegpt")
             return FACTORS["solver" if solver else "obs"] * self._largest * 4 + 2 * self._widest**2 * 4
-        if self._config.refinement == "swap":
+        if self._config.swaps:
             return FACTORS["swap"] * self._largest * 4 + self._widest**2 * 4 + SWAPS
         scores = 8 if self._width == 4 else 12  # a product of two, and a copy of the matrix in float32
         return max(scores * self._largest, 5 * self._largest + 12 * min(self._largest, PARTS))

@@ -271,7 +271,8 @@ def _passes(weights: Weights, settings: MWandaConfig) -> dict[str, int]:
             passes["outputs of each pruned block"] = 1
         if settings.trains_blocks:
             passes["outputs of each dense block"] = 1
-            passes["training of each block, forward and back"] = settings.reconstruction_epochs
+            trainings = settings.trains_masks + settings.trains_values
+            passes["training of each block, forward and back"] = trainings * settings.reconstruction_epochs
     return passes
 
 

@@ -50,7 +50,7 @@ def mask_and_values(
     damping: float = config.damping  # type: ignore[assignment]
     pruned = compute_mask(weight, entry, language_weights, sparsity, config)[rows]
     matrix = weight.matrix[rows]
-    if config.refinement == "swap":
+    if config.swaps:
         trusted = shrink_gram(gram, config.refinement_shrinkage, config.refinement_ridge)
         pruned = refine_mask(matrix, pruned, trusted, run=None if config.kept_of is None else config.kept_of[1])
     if not config.updates_matrices:

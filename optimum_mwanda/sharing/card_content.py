@@ -109,7 +109,7 @@ class PrunedModelCard:
                 "settings": settings,
                 "applied": applied,
                 "updates_matrices": self.settings.updates_matrices,
-                "trains_blocks": self.settings.trains_blocks,
+                "settings_of": self.settings,
                 "facts": self._facts(),
                 "languages": table(
                     ["language", "tokens", "weight"],

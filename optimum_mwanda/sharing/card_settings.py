@@ -29,7 +29,7 @@ def _allocates(config: MWandaConfig) -> bool:
 
 
 def _refines(config: MWandaConfig) -> bool:
-    return config.refinement != "none"
+    return config.swaps
 
 
 def _reads_text(config: MWandaConfig) -> bool:
@@ -58,11 +58,10 @@ _CONDITIONS: dict[str, Condition] = {
     "refinement_shrinkage": _refines,
     "refinement_ridge": _refines,
     "damping": lambda config: config.updates_matrices,
+    "refinement_learning_rate": lambda config: config.trains_masks,
+    "reconstruction_learning_rate": lambda config: config.trains_values,
     **dict.fromkeys(
-        (
-            *("reconstruction_region", "reconstruction_epochs"),
-            *("reconstruction_learning_rate", "reconstruction_held_out"),
-        ),
+        ("reconstruction_region", "reconstruction_epochs", "reconstruction_held_out"),
         lambda config: config.trains_blocks,
     ),
     **dict.fromkeys(

@@ -78,7 +78,7 @@ class BlockByBlock(Walk):
         self._pieces, self._batches = [piece for piece, _ in pieces], [inputs for _, inputs in pieces]
         self._trainer = BlockTrainer(self._pieces, language_weights, config) if trains else None
         self._model, self._store = model, store
-        self._region = config.reconstruction_region
+        self._region, self._trains_masks = config.reconstruction_region, config.trains_masks
         own = [config.activity] if config.activity else []
         self._activities = own if only_statistics is None else only_statistics
         self._language_weights = language_weights
@@ -196,10 +196,12 @@ class BlockByBlock(Walk):
         """
         regions = find_regions(block, weights, self._region)
         aims = dense.advance(name, block, regions)
+        before = {weight: weight.matrix.clone() for weight in weights if self._trains_masks}
 
         def look() -> Seen:
-            changed, self.trained[name] = trainer.train(name, block, regions, aims, calls)
+            changed, self.trained[name] = trainer.train(name, block, regions, aims, calls, before)
             aims.clear()  # the step itself is there for longer
+            before.clear()
             for weight, values in changed:
                 step.write(weight, values == 0, values)
             return Seen({}, {})

@@ -1,4 +1,4 @@
-"""Training what stays of a block, so that it gives the dense outputs from the inputs that it has when all is pruned."""
+"""Training a block, so that it gives the dense outputs from the inputs that it has when all is pruned."""
 
 import math
 from collections import Counter
@@ -12,7 +12,7 @@ from torch.func import functional_call
 from ..configuration import MWandaConfig
 from ..modeling.interrupts import interruptible
 from ..modeling.weights import PrunableWeight
-from ..pruning.tuning import Outcome, Values, tune
+from ..pruning.tuning import Choice, Group, Kept, Outcome, Trained, Values, tune
 from .recording import Passed
 from .regions import Aim, Region, catching, count_tokens, first, squares
 from .replay import BlockCalls
@@ -104,9 +104,15 @@ class BlockTrainer:
         self._judging = [number for number, piece in enumerate(pieces) if piece.is_held or piece.language not in held]
 
     def train(
-        self, name: str, block: nn.Module, regions: Sequence[Region], aims: Sequence[Aim], calls: BlockCalls
+        self,
+        name: str,
+        block: nn.Module,
+        regions: Sequence[Region],
+        aims: Sequence[Aim],
+        calls: BlockCalls,
+        dense: Mapping[PrunableWeight, Tensor],
     ) -> tuple[Changes, Outcome]:
-        """Trains the entries of some weights of a block that are not zero; the block itself is not changed.
+        """Trains which weights of a block stay, their values, or one after the other; the block itself is not changed.
 
         Args:
             name: Name of the block.
@@ -114,10 +120,11 @@ class BlockTrainer:
             regions: What to train, in the order in which it runs.
             aims: What each region should give.
             calls: Calls of the block, and what enters it.
+            dense: Weights to their values before they were pruned, where masks are trained.
 
         Returns:
             Weights with their new values, none of a region in which no epoch was better than the start; and what came
-            out. Of several regions, the errors are means, and the epoch is the last.
+            out. Of several trainings, the errors are means, and the epoch is the last.
 
         Raises:
             FloatingPointError: If outputs are NaN or infinite before training.
@@ -127,24 +134,52 @@ class BlockTrainer:
         changed: Changes = []
         outcomes = []
         for region, aim in zip(regions, aims, strict=True):
-            holders = {
-                weight.stored: names[id(weight.module.get_parameter(weight.parameter))] for weight in region.weights
-            }
-            start = {path: lent[path] for path in holders.values()}
-            kept = {path: torch.zeros_like(values, dtype=torch.bool) for path, values in start.items()}
-            for weight in region.weights:
-                weight.view_of(kept[holders[weight.stored]]).copy_(weight.matrix != 0)
-            values, outcome = self._tune(start, kept, aim, _Runner(block, region, lent, calls, name))
-            if not math.isfinite(outcome.before):
+            holders = {weight: names[id(weight.module.get_parameter(weight.parameter))] for weight in region.weights}
+            runner = _Runner(block, region, lent, calls, name)
+            values: Values = {path: lent[path] for path in holders.values()}
+            found = []
+            if self._config.trains_masks:
+                values, outcome = self._choose(values, holders, dense, aim, runner)
+                found.append(outcome)
+            if self._config.trains_values:
+                kept = _marks(values, holders)
+                rate = self._config.reconstruction_learning_rate
+                values, outcome = self._tune(values, Kept(values, kept), rate, aim, runner)
+                found.append(outcome)
+            if not all(math.isfinite(outcome.before) for outcome in found):
                 raise FloatingPointError(f"The outputs of block {name!r} hold NaN or infinite values.")
-            if outcome.epoch:
-                changed += [(weight, weight.view_of(values[holders[weight.stored]])) for weight in region.weights]
+            if any(outcome.epoch for outcome in found):
+                changed += [(weight, weight.view_of(values[path])) for weight, path in holders.items()]
             lent |= values
-            outcomes.append(outcome)
+            outcomes.append(Outcome(max(each.epoch for each in found), found[0].before, found[-1].after))
         epochs, before, after = zip(*outcomes, strict=True)
         return changed, Outcome(max(epochs), math.fsum(before) / len(before), math.fsum(after) / len(after))
 
-    def _tune(self, start: Values, kept: Values, aim: Aim, runner: "_Runner") -> tuple[dict[str, Tensor], Outcome]:
+    def _choose(
+        self,
+        start: Values,
+        holders: Mapping[PrunableWeight, str],
+        dense: Mapping[PrunableWeight, Tensor],
+        aim: Aim,
+        runner: "_Runner",
+    ) -> tuple[dict[str, Tensor], Outcome]:
+        """Trains which weights stay."""
+        whole = {path: values.clone() for path, values in start.items()}
+        for weight, path in holders.items():
+            weight.view_of(whole[path]).copy_(dense[weight])
+        groups = [Group(path, weight.view_of, self._competing(weight)) for weight, path in holders.items()]
+        choice = Choice(whole, _marks(start, holders), groups)
+        return self._tune(start, choice, self._config.refinement_learning_rate, aim, runner)
+
+    def _competing(self, weight: PrunableWeight) -> int:
+        """How many entries of a matrix, in row-major order, compete with each other."""
+        if self._config.kept_of is not None:
+            return self._config.kept_of[1]
+        return weight.in_features if self._config.group == "row" else weight.numel
+
+    def _tune(
+        self, start: Values, what: Trained, learning_rate: float, aim: Aim, runner: "_Runner"
+    ) -> tuple[dict[str, Tensor], Outcome]:
         trained, judging = self._shares(aim, self._trained), self._shares(aim, self._judging)
 
         def gradients(values: Values, number: int) -> list[Tensor]:
@@ -164,12 +199,12 @@ class BlockTrainer:
 
         return tune(
             start,
-            kept,
+            what,
             gradients,
             error,
             self._trained,
             epochs=self._config.reconstruction_epochs,
-            learning_rate=self._config.reconstruction_learning_rate,
+            learning_rate=learning_rate,
             seed=self._config.seed,
         )
 
@@ -184,6 +219,14 @@ class BlockTrainer:
             energy = aim.energy(language) * tokens[language]
             shares[number] = self._language_weights[language] / energy if energy else 0.0
         return shares
+
+
+def _marks(values: Values, holders: Mapping[PrunableWeight, str]) -> dict[str, Tensor]:
+    """Marks the entries of some weights that are not zero."""
+    marks = {path: torch.zeros_like(each, dtype=torch.bool) for path, each in values.items()}
+    for weight, path in holders.items():
+        weight.view_of(marks[path]).copy_(weight.view_of(values[path]) != 0)
+    return marks
 
 
 def _scale(loss: Tensor, factor: float, output: Tensor) -> float:

@@ -330,7 +330,12 @@ SHAPED_BY = {
     "refined": (
         {"refinement": "swap"},
         {"refinement_shrinkage"},
-        {"damping", "experts_policy", "language_temperature"},
+        {"damping", "experts_policy", "language_temperature", "refinement_learning_rate", "reconstruction_epochs"},
+    ),
+    "trained masks": (
+        {"refinement": "block"},
+        {"refinement_learning_rate", "reconstruction_epochs", "reconstruction_region"},
+        {"refinement_ridge", "reconstruction_learning_rate", "damping"},
     ),
 }
 
@@ -376,6 +381,10 @@ def test_the_training_of_blocks_is_told_with_its_errors() -> None:
     both = create_card(make_record(criterion="alps", reconstruction="block")).text
     assert "OBS" in both
     assert "The remaining weights were then trained block by block" in both
+    masks = create_card(make_record(refinement="swap+block")).text
+    assert "Which weights stay was then trained block by block" in masks
+    assert "without retraining" in masks
+    assert "values differ" not in masks
 
 
 @pytest.mark.parametrize(

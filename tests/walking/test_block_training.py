@@ -24,6 +24,9 @@ ROWS = make_rows(rows=4, length=24)
 TEN = ("llama", "gemma3", "gemma4_text", "gpt2", "bloom", "mixtral", "jamba", "dbrx", "t5", "xlm-roberta")
 COMBINED: dict[str, dict[str, Any]] = {
     "masks": {"reconstruction": "block"},
+    "trained masks": {"reconstruction": "none", "refinement": "block"},
+    "swaps, trained masks and values": {"reconstruction": "block", "refinement": "swap+block"},
+    "trained masks 2:4": {"reconstruction": "none", "refinement": "block", "pattern": "2:4"},
     "swaps": {"reconstruction": "block", "refinement": "swap"},
     "obs": {"reconstruction": "obs+block"},
     "alps": {"reconstruction": "block", "criterion": "alps"},
@@ -81,13 +84,15 @@ def test_the_reference_gives_the_same() -> None:
 @pytest.mark.parametrize("name", COMBINED)
 def test_errors_on_held_back_text_fall_and_zeros_stay(name: str) -> None:
     values = COMBINED[name]
-    plain = {"masks": "none", "swaps": "none"}.get(name, "obs")
-    without = {**values, "reconstruction": plain, "calibration": "sequential"}
+    plain = "obs" if name in ("obs", "alps", "sparsegpt 2:4") else "none"
+    before = {"none": "none", "block": "none", "swap+block": "swap", "swap": "swap"}[values.get("refinement", "none")]
+    without = {**values, "reconstruction": plain, "refinement": before, "calibration": "sequential"}
     # With all else in one block, what is trained starts from what there would be without training.
     include = {"include": ("model.layers.1.*",)}
     start, model = (matrices(prune(make_model(), **{**each, **include})) for each in (without, values))
     for matrix, trained in zip(start.values(), model.values(), strict=True):
-        assert torch.equal(matrix == 0, trained == 0)
+        assert torch.equal((matrix == 0).sum(1), (trained == 0).sum(1))
+        assert torch.equal(matrix == 0, trained == 0) or "trained masks" in name
     found = outcomes(prune(make_model(), **values))
     assert all(each.after <= each.before and each.epoch in (0, 1, 2) for each in found)
     if name in ("masks", "swaps"):  # of random text there is little to learn beyond the least squares
@@ -257,7 +262,7 @@ def test_dense_inputs_are_refused() -> None:
 
 def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("optimum_mwanda.pruning.checks.current", lambda: Processes(0, 2))
-    with pytest.raises(ValueError, match=r"trains blocks in one process, and 2 share this work: start one"):
+    with pytest.raises(ValueError, match=r"trains blocks in one process, and 2 share"):
         prune(make_model())
 
 
@@ -329,3 +334,37 @@ def test_what_was_not_pruned_has_no_error(family: str, region: str) -> None:
     MWandaPruner(config, progress=False).prune(model, FAMILIES[family].rows())
     assert all(each.before == 0 for each in outcomes(model))
     assert all(torch.equal(values, before[name]) for name, values in model.state_dict().items())
+
+
+def test_masks_are_trained_and_values_stay() -> None:
+    """Judged by the text that it is trained on, as one random text has nothing in common with another."""
+    dense = matrices(make_model())
+    fast = {"refinement_learning_rate": 0.1, "reconstruction_epochs": 4, "reconstruction_held_out": 0.0}
+    start, model = (
+        prune(make_model(), reconstruction="none", refinement=refinement, calibration="sequential", **fast)
+        for refinement in ("none", "block")
+    )
+    moved = 0
+    for name, matrix in matrices(model).items():
+        stays = matrix != 0
+        assert torch.equal(matrix[stays], dense[name][stays])
+        moved += int((stays != (matrices(start)[name] != 0)).sum())
+    assert moved
+    assert all(each.after < each.before for each in outcomes(model))
+
+
+def test_masks_are_trained_across_rows_where_the_whole_matrix_competes() -> None:
+    chosen: dict[str, Any] = {"reconstruction": "none", "criterion": "magnitude", "allocation": "uniform"}
+    model = prune(make_model(), refinement="block", group="matrix", **chosen)
+    zeros = [(matrix == 0).sum(1) for matrix in matrices(model).values()]
+    assert all(
+        count.sum() == 0.5 * count.numel() * matrix.shape[1]
+        for count, matrix in zip(zeros, matrices(model).values(), strict=True)
+    )
+    assert any(len(set(count.tolist())) > 1 for count in zeros)
+
+
+@pytest.mark.parametrize("reconstruction", ["obs", "obs+block"])
+def test_masks_are_not_trained_behind_new_values(reconstruction: str) -> None:
+    with pytest.raises(ValueError, match=r"refinement='block' chooses masks for the values that the dense model has"):
+        settings(refinement="block", reconstruction=reconstruction)
