@@ -38,9 +38,9 @@ def check_model(model: Any, config: MWandaConfig) -> None:
     check_sharing(model, config.works_blockwise)
     if config.trains_blocks and current().size > 1:
         raise ValueError(
-            f"refinement={config.refinement!r} with reconstruction={config.reconstruction!r} trains blocks in one process, "
-            f"and {current().size} share this work: start one, or give refinement='swap' or reconstruction='obs', which "
-            "they share."
+            f"refinement={config.refinement!r} with reconstruction={config.reconstruction!r} trains blocks in one "
+            f"process, and {current().size} share this work: start one, or give refinement='swap' or "
+            "reconstruction='obs', which they share."
         )
 
 

@@ -70,6 +70,7 @@ def test_what_would_be_pruned_and_what_not(dense: Path) -> None:
         ({"calibration": "sequential", "allocation": "uniform"}, 2),
         ({"reconstruction": "obs"}, 3),
         ({"reconstruction": "block", "reconstruction_epochs": 5}, 9),
+        ({"reconstruction": "block", "refinement": "block", "reconstruction_epochs": 5}, 14),
     ],
     ids=str,
 )

@@ -183,7 +183,7 @@ def test_a_run_that_is_killed_twenty_times_ends_as_one_that_is_not(tmp_path: Pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "dense", "left.json", "whole"]
 
 
-TRAINED = {"reconstruction": "block", "reconstruction_epochs": 1}
+TRAINED = {"reconstruction": "block", "refinement": "block", "reconstruction_epochs": 1}
 
 
 @pytest.mark.parametrize("settings", [{}, {"calibration": "sequential"}, {"refinement": "swap"}, TRAINED], ids=str)

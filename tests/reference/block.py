@@ -1,4 +1,4 @@
-"""Slow reference for `reconstruction="block"`: whole models run layer by layer, and Adam is written out."""
+"""Slow reference for training blocks, values or masks: whole models run layer by layer, and Adam is written out."""
 
 import copy
 import math
@@ -20,6 +20,7 @@ def trained_blocks(
     epochs: int,
     rate: float,
     seed: int,
+    chooses: bool = False,
 ) -> tuple[nn.Module, list[tuple[int, float, float]]]:
     """Prunes a Llama with given masks, block after block, and trains each block on batches of one chunk.
 
@@ -31,6 +32,7 @@ def trained_blocks(
         epochs: Epochs.
         rate: Learning rate in the beginning.
         seed: Seed of both choices.
+        chooses: Whether masks are trained, row by row, and not values.
 
     Returns:
         The pruned model; and for each block the best epoch and the errors before and after.
@@ -51,10 +53,12 @@ def trained_blocks(
             name.partition(f"layers.{index}.")[2]: mask for name, mask in masks.items() if f"layers.{index}." in name
         }
         parameters = dict(layer.named_parameters())
+        full = [parameters[name].detach().clone() for name in matrices]
         for name, mask in matrices.items():
             parameters[name][mask] = 0
         trained = [parameters[name] for name in matrices]
         kept = [each != 0 for each in trained]
+        scores = [first_scores(values, keep) for values, keep in zip(full, kept, strict=True)]
 
         def error(part: Sequence[Chunk], index: int = index, wanted: Any = wanted, energy: Any = energy) -> Tensor:
             total = torch.zeros(())
@@ -84,18 +88,41 @@ def trained_blocks(
                     each.requires_grad_(False)
                 now = rate * (1 + math.cos(math.pi * step / steps)) / 2
                 step += 1
-                for each, gradient, keep, mean, square in zip(trained, gradients, kept, first, second, strict=True):
-                    gradient = gradient * keep
+                moved = scores if chooses else trained
+                factors = full if chooses else kept
+                for each, gradient, factor, mean, square in zip(moved, gradients, factors, first, second, strict=True):
+                    gradient = gradient * factor
                     mean.mul_(0.9).add_(0.1 * gradient)
                     square.mul_(0.999).add_(0.001 * gradient**2)
                     unbiased, root = mean / (1 - 0.9**step), (square / (1 - 0.999**step)).sqrt()
                     each -= now * unbiased / (root + 1e-8)
+                if chooses:
+                    for each, values, keep, score in zip(trained, full, kept, scores, strict=True):
+                        each.copy_(values * highest(score, keep))
             if (reached := float(error(held))) < least:
                 least, chosen, best = reached, epoch, [each.clone() for each in trained]
         for each, values in zip(trained, best, strict=True):
             each.copy_(values)
         outcomes.append((chosen, before, least))
     return model, outcomes
+
+
+def first_scores(values: Tensor, kept: Tensor) -> Tensor:
+    """Above 0 where a weight is kept, below where not; within either by the weight's rank in its row."""
+    scores = torch.empty_like(values)
+    for row, (weights, keeps) in enumerate(zip(values.abs().tolist(), kept.tolist(), strict=True)):
+        for column, (weight, keep) in enumerate(zip(weights, keeps, strict=True)):
+            rank = sum(other < weight for other in weights) / len(weights)
+            scores[row, column] = 0.05 + rank if keep else rank - 1.05
+    return scores
+
+
+def highest(scores: Tensor, kept: Tensor) -> Tensor:
+    """As many of every row as are kept, marked by 1."""
+    marks = torch.zeros_like(scores)
+    for row, count in enumerate(kept.sum(1).tolist()):
+        marks[row, scores[row].argsort(descending=True)[:count]] = 1
+    return marks
 
 
 def divide(

@@ -81,6 +81,25 @@ def test_the_reference_gives_the_same() -> None:
         assert torch.equal(tensor == 0, there[name] == 0), name
 
 
+def test_the_reference_gives_the_same_masks() -> None:
+    dense = make_model().double().eval()
+    masked = make_model().double()
+    by_size: dict[str, Any] = {"criterion": "magnitude", "allocation": "uniform"}
+    MWandaPruner(MWandaConfig(**by_size), progress=False).prune(masked)
+    masks = {f"{name}.weight": matrix == 0 for name, matrix in matrices(masked).items()}
+    chosen: dict[str, Any] = {"reconstruction_epochs": 3, "reconstruction_held_out": 0.5, "batch_size": 1, "seed": 3}
+    chosen |= {"reconstruction": "none", "refinement": "block", "refinement_learning_rate": 0.1}
+    model = prune(make_model().double(), **by_size, **chosen)
+    chunks = [
+        (language, batch["input_ids"]) for language, batch in build_chunks(ROWS, settings(**chosen), model).batches(1)
+    ]
+    with torch.no_grad(), torch.random.fork_rng():
+        expected, facts = trained_blocks(dense, masks, chunks, share=0.5, epochs=3, rate=0.1, seed=3, chooses=True)
+    assert [each.epoch for each in outcomes(model)] == [epoch for epoch, _, _ in facts] != [0, 0, 0]
+    there = expected.state_dict()
+    assert all(torch.equal(tensor, there[name]) for name, tensor in model.state_dict().items())
+
+
 @pytest.mark.parametrize("name", COMBINED)
 def test_errors_on_held_back_text_fall_and_zeros_stay(name: str) -> None:
     values = COMBINED[name]
