@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from .combinations import check_combinations
 from .config_file import SavedSettings
 from .legal import Number, NumberPerLanguage, OneOf, Text, Weighting, read_pattern, setting
 from .presets import preset_settings
@@ -122,6 +123,15 @@ class MWandaConfig(SavedSettings):
     refinement_ridge: float = setting(
         2.0, "Energy that refinement gives every channel, as a multiple of the median channel's.", Number(at_least=0)
     )
+    sensitivity: str = setting(
+        "none",
+        "'fisher' takes from one backward pass how much the loss depends on each output of a matrix: with "
+        "group='matrix', rows are weighed by it; with refinement='swap', so are errors that rows make together.",
+        OneOf(("none", "fisher")),
+    )
+    sensitivity_exponent: float = setting(
+        0.25, "Exponent of a row's sensitivity with group='matrix'; 1 takes it as it is.", Number(at_least=0)
+    )
     reconstruction: str | None = setting(
         None,
         "'obs' updates the remaining weights to minimise the error of each matrix, 'block' trains them to minimise the "
@@ -196,7 +206,7 @@ class MWandaConfig(SavedSettings):
                 legal.check(field.name, value)
         self._resolve_pattern()
         self._resolve_update()
-        self._check_bounds()
+        check_combinations(self)
         for name in ("language_weights", "samples_per_language"):
             if isinstance(getattr(self, name), Mapping):
                 object.__setattr__(self, name, FrozenDict(getattr(self, name)))
@@ -233,11 +243,6 @@ class MWandaConfig(SavedSettings):
         for name in ("reconstruction", "damping", "calibration"):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, self._implied()[name])
-        if self.trains_blocks and self.calibration != "sequential":
-            raise ValueError(
-                f"reconstruction={self.reconstruction!r} trains each block on the outputs of its pruned predecessors: "
-                "leave calibration out, or give calibration='sequential'."
-            )
 
     def _implied(self) -> dict[str, Any]:
         """What the criterion and the reconstruction imply for settings that are left out."""
@@ -246,14 +251,6 @@ class MWandaConfig(SavedSettings):
             "damping": CRITERIA[self.criterion].damping,
             "calibration": "dense" if self.reconstruction == "none" else "sequential",
         }
-
-    def _check_bounds(self) -> None:
-        low, high = self.min_block_sparsity, self.max_block_sparsity
-        if self.allocation != "uniform" and not low <= self.target_sparsity <= high:
-            raise ValueError(
-                f"sparsity={self.sparsity!r} cannot be reached with block sparsities in [{low:g}, {high:g}]: widen "
-                "min_block_sparsity and max_block_sparsity, or set allocation='uniform'."
-            )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "MWandaConfig":
         """Itself: it never changes, and transformers would copy it together with a whole dataset."""
@@ -285,10 +282,20 @@ class MWandaConfig(SavedSettings):
         return self.reconstruction in ("block", "obs+block")
 
     @property
+    def weighs_rows(self) -> bool:
+        """Whether the rows of a matrix compete with each other, each weighed by its sensitivity."""
+        return self.sensitivity != "none" and self.group == "matrix" and self.kept_of is None
+
+    @property
+    def couples_rows(self) -> bool:
+        """Whether swaps look at the errors that rows of a matrix make together."""
+        return self.sensitivity != "none" and self.refinement != "none"
+
+    @property
     def needs_statistics(self) -> bool:
         """Whether masks or values depend on calibration data at all."""
         by_itself = CRITERIA[self.criterion].needs_data or ALLOCATIONS[str(self.allocation)].needs_data
-        return by_itself or self.needs_grams or self.trains_blocks
+        return by_itself or self.needs_grams or self.trains_blocks or self.sensitivity != "none"
 
     @property
     def works_blockwise(self) -> bool:

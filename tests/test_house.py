@@ -12,6 +12,7 @@ ROOT = Path(optimum_mwanda.__file__).parent
 FLOORS = (
     ("version", "values", "utils", "config_file", "presets"),
     ("legal", "registry"),
+    ("combinations",),
     ("configuration",),
     ("modeling", "processes"),
     ("data", "storage"),
