@@ -188,7 +188,8 @@ class Footprint:
             solver = self._config.criterion in ("alps", "sparsegpt")
             return FACTORS["solver" if solver else "obs"] * self._largest * 4 + 2 * self._widest**2 * 4
         if self._config.refinement == "swap":
-            return FACTORS["swap"] * self._largest * 4 + self._widest**2 * 4 + SWAPS
+            tallest = max(weight.out_features for weight in flat(self._weights)) if self._config.couples_rows else 0
+            return FACTORS["swap"] * self._largest * 4 + self._widest**2 * 4 + SWAPS + 3 * tallest**2 * 4
         scores = 8 if self._width == 4 else 12  # a product of two, and a copy of the matrix in float32
         return max(scores * self._largest, 5 * self._largest + 12 * min(self._largest, PARTS))
 

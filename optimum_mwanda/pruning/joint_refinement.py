@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .refinement import best_swap, best_swap_in_run
+from .refinement import best_swap, best_swap_in_run, rows_at_a_time
 
 
 def refine_jointly(
@@ -54,13 +54,16 @@ def refine_jointly(
     idle = 0
     for _ in range(rounds):
         rows = torch.randperm(len(matrix), generator=generator)[: (len(matrix) + 1) // 2].to(gram.device)
-        linear = 2 * matrix[rows] * slope[rows]
-        restore = torch.where(result[rows], alone[rows] - linear, torch.inf)
-        remove = torch.where(result[rows], torch.inf, alone[rows] + linear)
-        if run is None:
-            change, back, out = best_swap(scaled[rows], restore, remove, gram, tried)
-        else:
-            change, back, out = best_swap_in_run(scaled[rows], restore, remove, gram, run)
+        found = []
+        for part in torch.split(rows, rows_at_a_time(matrix.shape[1], tried, run)):
+            linear = 2 * matrix[part] * slope[part]
+            restore = torch.where(result[part], alone[part] - linear, torch.inf)
+            remove = torch.where(result[part], torch.inf, alone[part] + linear)
+            if run is None:
+                found.append(best_swap(scaled[part], restore, remove, gram, tried))
+            else:
+                found.append(best_swap_in_run(scaled[part], restore, remove, gram, run))
+        change, back, out = map(torch.cat, zip(*found, strict=True))
         (better,) = torch.where(change < -min_gain[rows])
         idle = 0 if len(better) else idle + 1
         if idle == 4:  # what is drawn leaves out a row so often once in 16 times

@@ -42,7 +42,7 @@ def refine_mask(
     """
     matrix, result = weight.to(gram), pruned.to(gram.device)
     tried = min(candidates, matrix.shape[1])
-    rows = max(1, _ENTRIES // max(tried**2, matrix.shape[1] * (run or 1)))
+    rows = rows_at_a_time(matrix.shape[1], tried, run)
     chunks = zip(torch.split(matrix, rows), torch.split(result, rows), strict=True)
     return torch.cat([_refine_rows(w, mask, gram, run, tried, rounds, tolerance) for w, mask in chunks]).to(
         pruned.device
@@ -105,6 +105,11 @@ def _refine_rows(
         pruned[live, back], pruned[live, out] = False, True
         slope[live] += weight[live, out, None] * gram[out] - weight[live, back, None] * gram[back]
     return pruned
+
+
+def rows_at_a_time(columns: int, tried: int, run: int | None) -> int:
+    """Of how many rows the swaps are compared at a time, so that they do not take much memory."""
+    return max(1, _ENTRIES // max(tried**2, columns * (run or 1)))
 
 
 def best_swap(weight: Tensor, restore: Tensor, remove: Tensor, gram: Tensor, tried: int) -> tuple[Tensor, ...]:

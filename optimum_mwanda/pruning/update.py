@@ -68,7 +68,7 @@ def mask_and_values(
         if sensitivity is None or sensitivity.factor is None:
             pruned = refine_mask(matrix, pruned, trusted, run=run)
         else:
-            coupling = shrink_gram(sensitivity.factor, OUTPUT_SHRINKAGE, OUTPUT_RIDGE)
+            coupling = shrink_gram(sensitivity.factor.to(gram), OUTPUT_SHRINKAGE, OUTPUT_RIDGE)
             pruned = refine_jointly(matrix, pruned, trusted, coupling, run=run)
     if not config.updates_matrices:
         return pruned, None
