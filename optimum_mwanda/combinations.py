@@ -14,6 +14,11 @@ def check_combinations(config: Any) -> None:
     Raises:
         ValueError: If two of them contradict each other, or one has no effect because of the others.
     """
+    if CRITERIA[config.criterion].updates and (config.reconstruction == "none" or config.refinement != "none"):
+        raise ValueError(
+            f"criterion={config.criterion!r} chooses masks while it updates weights: leave reconstruction and "
+            "refinement out, or choose another criterion."
+        )
     _check_bounds(config)
     if config.trains_blocks and config.calibration != "sequential":
         raise ValueError(

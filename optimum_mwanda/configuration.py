@@ -234,12 +234,6 @@ class MWandaConfig(SavedSettings):
 
     def _resolve_update(self) -> None:
         """Fills in what the criterion implies for weight updates and calibration."""
-        updates = CRITERIA[self.criterion].updates
-        if updates and (self.reconstruction == "none" or self.refinement != "none"):
-            raise ValueError(
-                f"criterion={self.criterion!r} chooses masks while it updates weights: leave reconstruction and "
-                "refinement out, or choose another criterion."
-            )
         for name in ("reconstruction", "damping", "calibration"):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, self._implied()[name])
@@ -301,6 +295,11 @@ class MWandaConfig(SavedSettings):
     def works_blockwise(self) -> bool:
         """Whether calibration data are read block by block during pruning, instead of all at once before it."""
         return self.needs_statistics and (self.calibration == "sequential" or self.needs_grams)
+
+    @property
+    def needs_row_statistics(self) -> bool:
+        """Whether statistics must hold sensitivities of rows, because masks are made of statistics alone."""
+        return self.weighs_rows and not self.works_blockwise
 
     @property
     def activity(self) -> str | None:

@@ -133,12 +133,13 @@ class MWandaPruner:
         if plan is not None:
             check_plan(plan, weights, self.config)
         pruned = PrunedBlocks(self.journal, source)
-        chunks = self._read(model, dataset, tokenizer, weights, (self.config,))
+        check_differentiable(model, weights, self.config)
+        chunks = self._read(model, dataset, tokenizer)
         begin(self.journal, model, self.config, chunks.fingerprints, plan and plan.to_dict())
         seen = to_calibrate(weights, self.config, is_planned=plan is not None)
         for_all = plan is None and seen is weights
         statistics, known = self._calibrate(model, seen, chunks, source, (), self.journal, for_all)
-        found = differentiate(model, weights, chunks, (self.config,), self.progress)
+        found = differentiate(model, weights, chunks, self.config, self.progress)
         statistics = dataclasses.replace(statistics, row_sensitivities=found.rows)
         weights = self._reached(weights, statistics)
         plan = plan or self._plan(model, weights, statistics, source, known)
@@ -173,11 +174,14 @@ class MWandaPruner:
             FloatingPointError: If activations are NaN or infinite.
         """
         configs = (self.config, *also_for)
+        asking = next((config for config in configs if config.needs_row_statistics), None)
         weights, source = self._open(model)
-        chunks = self._read(model, dataset, tokenizer, weights, configs)
+        if asking is not None:
+            check_differentiable(model, weights, asking)
+        chunks = self._read(model, dataset, tokenizer)
         statistics = self._calibrate(model, weights, chunks, source, configs).statistics
-        found = differentiate(model, weights, chunks, configs, self.progress, needs_factors=False)
-        return dataclasses.replace(statistics, row_sensitivities=found.rows)
+        rows = {} if asking is None else differentiate(model, weights, chunks, asking, self.progress).rows
+        return dataclasses.replace(statistics, row_sensitivities=rows)
 
     @shared_by_holders
     def allocate(self, model: "PreTrainedModel", statistics: CalibrationStatistics | None = None) -> SparsityPlan:
@@ -274,11 +278,7 @@ class MWandaPruner:
         check_pattern(weights, self.config)
         return weights, BlockSource(blocks)
 
-    def _read(
-        self, model: "PreTrainedModel", dataset: Any, tokenizer: Any, weights: Weights, configs: Iterable[MWandaConfig]
-    ) -> CalibrationChunks:
-        for config in configs:
-            check_differentiable(model, weights, config)
+    def _read(self, model: "PreTrainedModel", dataset: Any, tokenizer: Any) -> CalibrationChunks:
         chunks = build_chunks(dataset, self.config, model, tokenizer)
         self.coverage = chunks.coverage
         check_same(model, self.config, chunks, current())

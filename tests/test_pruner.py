@@ -405,6 +405,14 @@ def test_a_plan_of_another_model_is_refused() -> None:
         pruner.apply(make_model(), plan=plan)
 
 
+def test_statistics_hold_sensitivities_only_for_who_uses_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pruner_module, "differentiate", None)
+    swaps = quiet(sensitivity="fisher", refinement="swap", allocation="owl")
+    statistics = swaps.calibrate(make_model(), ROWS, also_for=[settings(sensitivity="fisher", refinement="swap")])
+    assert statistics.row_sensitivities == {}
+    assert swaps.allocate(make_model(), statistics).planned == pytest.approx(0.5)
+
+
 def test_missing_sensitivities_are_named() -> None:
     statistics = quiet().calibrate(make_model(), ROWS)
     with pytest.raises(

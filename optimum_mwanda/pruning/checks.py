@@ -130,7 +130,7 @@ def check_statistics(
             f"activation={config.activation!r} needs the activity {config.activity!r}, but the statistics count: "
             f"{', '.join(statistics.activities) or 'none'}. Calibrate with this config, or with also_for=[config]."
         )
-    if config.sensitivity != "none" and {w.name for w in flat(weights)} - statistics.row_sensitivities.keys():
+    if config.needs_row_statistics and {w.name for w in flat(weights)} - statistics.row_sensitivities.keys():
         raise ValueError(
             f"sensitivity={config.sensitivity!r} needs the sensitivities of all rows, but the statistics lack them: "
             "calibrate with this config, or with also_for=[config]."

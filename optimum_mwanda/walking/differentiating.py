@@ -1,6 +1,6 @@
 """How much the loss of the dense model depends on the outputs of each weight: one forward and one backward pass."""
 
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -45,9 +45,8 @@ def differentiate(
     model: "PreTrainedModel",
     weights: Weights,
     chunks: CalibrationChunks,
-    configs: Iterable[MWandaConfig],
+    config: MWandaConfig,
     progress: bool = False,
-    needs_factors: bool = True,
 ) -> Differentiated:
     """Runs all calibration text forward and back through a dense model, which is not changed.
 
@@ -58,26 +57,23 @@ def differentiate(
         model: A model that is wholly in memory and gives text a likelihood.
         weights: Module path of a block to the weights to watch in it.
         chunks: Calibration data; processes that share the work run a part each.
-        configs: Settings; the model runs if any of them asks for sensitivities. The first ones say how.
+        config: The settings; the model is only run if they ask for sensitivities.
         progress: Whether to show a progress bar.
-        needs_factors: Whether factors are taken if the first settings use them.
 
     Raises:
         FloatingPointError: If gradients are NaN or infinite.
         ValueError: If the model gives no logits for each token.
     """
-    config, *others = configs
-    if all(each.sensitivity == "none" for each in (config, *others)):
+    if config.sensitivity == "none":
         return Differentiated({}, {})
-    couples = needs_factors and config.couples_rows
     *tried, last = _SCALES if model.dtype == torch.float16 else (1.0,)
     with inference_mode(model), _without_parameters(model), recomputed(find_blocks(model, config.blocks).values()):
         for scale in tried:
             try:
-                return _run(model, weights, chunks, config, scale, couples, progress)
+                return _run(model, weights, chunks, config, scale, progress)
             except FloatingPointError:
                 continue
-        return _run(model, weights, chunks, config, last, couples, progress)
+        return _run(model, weights, chunks, config, last, progress)
 
 
 def _run(
@@ -86,14 +82,13 @@ def _run(
     chunks: CalibrationChunks,
     config: MWandaConfig,
     scale: float,
-    couples: bool,
     progress: bool,
 ) -> Differentiated:
     own, reduce = deal(chunks, readers(model))
     found = weigh_languages(config, chunks.tokens).tolist()
     language_weights = dict(zip(chunks.tokens, found, strict=True))
     rows = RowCollector(flat(weights), [*chunks.chunks], scale, reduce)
-    factors = FactorCollector(flat(weights) if couples else [], language_weights, scale, reduce)
+    factors = FactorCollector(flat(weights) if config.couples_rows else [], language_weights, scale, reduce)
     size = config.batch_size
     total, is_shown = own.number_of_batches(size), progress and current().is_first
     batches = progress_bar(own.batches(size), total=total, description="Differentiating", show=is_shown)

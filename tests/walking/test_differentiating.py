@@ -66,7 +66,7 @@ def test_sensitivities_are_those_of_plain_autograd(name: str) -> None:
     model, weights, chunks = open_family(FAMILIES[name])
     expected = plain_gradients(model, weights, chunks)
     before = state_of(model)
-    found = differentiate(model, weights, chunks, [CONFIG])
+    found = differentiate(model, weights, chunks, CONFIG)
     assert_untouched(model, before, training=False)
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
     assert not any("forward" in vars(module) for module in model.modules())
@@ -86,7 +86,7 @@ def test_sensitivities_are_those_of_plain_autograd(name: str) -> None:
 
 def run(model: PreTrainedModel, config: MWandaConfig = CONFIG) -> Differentiated:
     weights = find_weights(find_blocks(model))
-    return differentiate(model, weights, build_chunks(make_rows(length=LENGTH), config, model), [config])
+    return differentiate(model, weights, build_chunks(make_rows(length=LENGTH), config, model), config)
 
 
 def test_blocks_run_once_more_and_keep_nothing_meanwhile() -> None:
