@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from .combinations import check_combinations
 from .implied import Implied
 from .legal import Number, NumberPerLanguage, OneOf, Text, Weighting, setting
 from .presets import preset_settings
@@ -129,6 +130,15 @@ class MWandaConfig(Implied):
     refinement_ridge: float = setting(
         2.0, "Energy that refinement gives every channel, as a multiple of the median channel's.", Number(at_least=0)
     )
+    sensitivity: str = setting(
+        "none",
+        "'fisher' takes from one backward pass how much the loss depends on each output of a matrix: with "
+        "group='matrix', rows are weighed by it; with refinement='swap', so are errors that rows make together.",
+        OneOf(("none", "fisher")),
+    )
+    sensitivity_exponent: float = setting(
+        0.25, "Exponent of a row's sensitivity with group='matrix'; 1 takes it as it is.", Number(at_least=0)
+    )
     reconstruction: str | None = setting(
         None,
         "'obs' updates the remaining weights to minimise the error of each matrix, 'block' trains them to minimise the "
@@ -203,7 +213,7 @@ class MWandaConfig(Implied):
                 legal.check(field.name, value)
         self._resolve_pattern()
         self._resolve_update()
-        self._check_bounds()
+        check_combinations(self)
         for name in ("language_weights", "samples_per_language"):
             if isinstance(getattr(self, name), Mapping):
                 object.__setattr__(self, name, FrozenDict(getattr(self, name)))
@@ -231,26 +241,9 @@ class MWandaConfig(Implied):
 
     def _resolve_update(self) -> None:
         """Fills in what the criterion implies for weight updates and calibration."""
-        updates = CRITERIA[self.criterion].updates
-        if updates and (self.reconstruction == "none" or self.refinement != "none"):
-            raise ValueError(
-                f"criterion={self.criterion!r} chooses masks while it updates weights: leave reconstruction and "
-                "refinement out, or choose another criterion."
-            )
         for name in ("reconstruction", "damping", "calibration"):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, self._implied()[name])
-        if self.trains_blocks and self.calibration != "sequential":
-            raise ValueError(
-                f"refinement={self.refinement!r} with reconstruction={self.reconstruction!r} trains each block on the "
-                "outputs of its pruned predecessors: leave calibration out, or give calibration='sequential'."
-            )
-        if self.trains_masks and self.updates_matrices:
-            raise ValueError(
-                f"refinement={self.refinement!r} chooses masks for the values that the dense model has, and "
-                f"reconstruction={self.reconstruction!r} changes values before: give reconstruction='block', which "
-                "changes them afterwards, or refinement='swap'."
-            )
 
     def _implied(self) -> dict[str, Any]:
         """What the criterion and the reconstruction imply for settings that are left out."""
@@ -259,14 +252,6 @@ class MWandaConfig(Implied):
             "damping": CRITERIA[self.criterion].damping,
             "calibration": "sequential" if self.trains_masks or self.reconstruction != "none" else "dense",
         }
-
-    def _check_bounds(self) -> None:
-        low, high = self.min_block_sparsity, self.max_block_sparsity
-        if self.allocation != "uniform" and not low <= self.target_sparsity <= high:
-            raise ValueError(
-                f"sparsity={self.sparsity!r} cannot be reached with block sparsities in [{low:g}, {high:g}]: widen "
-                "min_block_sparsity and max_block_sparsity, or set allocation='uniform'."
-            )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "MWandaConfig":
         """Itself: it never changes, and transformers would copy it together with a whole dataset."""

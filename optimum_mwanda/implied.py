@@ -15,7 +15,9 @@ class Implied(SavedSettings):
     activation: str
     activation_threshold: float
     activation_exponent: float
+    group: str
     allocation: str | None
+    sensitivity: str
     refinement: str
     reconstruction: str | None
     calibration: str | None
@@ -61,15 +63,30 @@ class Implied(SavedSettings):
         return self.trains_masks or self.trains_values
 
     @property
+    def weighs_rows(self) -> bool:
+        """Whether the rows of a matrix compete with each other, each weighed by its sensitivity."""
+        return self.sensitivity != "none" and self.group == "matrix" and self.kept_of is None
+
+    @property
+    def couples_rows(self) -> bool:
+        """Whether swaps look at the errors that rows of a matrix make together."""
+        return self.sensitivity != "none" and self.swaps
+
+    @property
     def needs_statistics(self) -> bool:
         """Whether masks or values depend on calibration data at all."""
         by_itself = CRITERIA[self.criterion].needs_data or ALLOCATIONS[str(self.allocation)].needs_data
-        return by_itself or self.needs_grams or self.trains_blocks
+        return by_itself or self.needs_grams or self.trains_blocks or self.sensitivity != "none"
 
     @property
     def works_blockwise(self) -> bool:
         """Whether calibration data are read block by block during pruning, instead of all at once before it."""
         return self.needs_statistics and (self.calibration == "sequential" or self.needs_grams)
+
+    @property
+    def needs_row_statistics(self) -> bool:
+        """Whether statistics must hold sensitivities of rows, because masks are made of statistics alone."""
+        return self.weighs_rows and not self.works_blockwise
 
     @property
     def activity(self) -> str | None:

@@ -1,11 +1,12 @@
 """`MWandaPruner`: calibrate, allocate, apply."""
 
+import dataclasses
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
-from .calibration.reduction import check_same, deal, readers
+from .calibration.reduction import check_same
 from .calibration.statistics import CalibrationStatistics
 from .configuration import MWandaConfig
 from .data.chunks import CalibrationChunks, LanguageCoverage, build_chunks
@@ -16,18 +17,20 @@ from .modeling.interrupts import check_interrupts
 from .modeling.quantized import forget_dequantization
 from .modeling.weights import Weights, find_weights, flat
 from .processes.group import current, sharing
-from .pruning.checks import check_model, check_pattern, check_plan, check_statistics
+from .pruning.checks import check_differentiable, check_model, check_pattern, check_plan, check_statistics
 from .pruning.experts_policy import leave_out_experts
 from .pruning.planning import to_calibrate
 from .pruning.scoring import weigh_languages
+from .pruning.sensitivity import find_sensitivities
 from .pruning.sparsity_plan import SparsityPlan
 from .record.attachment import attach_record
 from .record.build import build_record, warn_of_more_zeros
 from .storage.journal import Journal
 from .utils import progress_bar
-from .walking.block_by_block import BlockByBlock
+from .walking.block_by_block import go_block_by_block
 from .walking.calibrating import Calibrated, calibrate
 from .walking.deciding import decide, make_plan
+from .walking.differentiating import differentiate
 from .walking.editor import WeightEditor
 from .walking.finished import PrunedBlocks, begin
 from .walking.store import HiddenStates, check_activations, make_store
@@ -36,6 +39,7 @@ from .walking.walk import Known, Walk
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from .evaluation.report import PerplexityComparison
@@ -129,17 +133,20 @@ class MWandaPruner:
         if plan is not None:
             check_plan(plan, weights, self.config)
         pruned = PrunedBlocks(self.journal, source)
+        check_differentiable(model, weights, self.config)
         chunks = self._read(model, dataset, tokenizer)
         begin(self.journal, model, self.config, chunks.fingerprints, plan and plan.to_dict())
         seen = to_calibrate(weights, self.config, is_planned=plan is not None)
         for_all = plan is None and seen is weights
         statistics, known = self._calibrate(model, seen, chunks, source, (), self.journal, for_all)
+        found = differentiate(model, weights, chunks, self.config, self.progress)
+        statistics = dataclasses.replace(statistics, row_sensitivities=found.rows)
         weights = self._reached(weights, statistics)
         plan = plan or self._plan(model, weights, statistics, source, known)
         walk: Walk = Known(weights, statistics, source, pruned)
         if self.config.works_blockwise:
-            walk = self._block_by_block(model, weights, chunks, source, pruned)
-        return self._run(model, walk, plan, statistics, statistics.model_fingerprint)
+            walk = go_block_by_block(model, weights, chunks, self.config, source, self._store, pruned)
+        return self._run(model, walk, plan, statistics, statistics.model_fingerprint, found.factors)
 
     @sharing()
     def calibrate(
@@ -155,7 +162,8 @@ class MWandaPruner:
             model: A causal language model; it is not changed.
             dataset: As for `prune`.
             tokenizer: As for `prune`.
-            also_for: Other settings to use the statistics with, in case they count other kinds of activity.
+            also_for: Other settings to use the statistics with, in case they need kinds of activity or sensitivities
+                that these do not.
 
         Returns:
             Statistics per matrix and language.
@@ -165,9 +173,15 @@ class MWandaPruner:
             ValueError: As for `prune`.
             FloatingPointError: If activations are NaN or infinite.
         """
+        configs = (self.config, *also_for)
+        asking = next((config for config in configs if config.needs_row_statistics), None)
         weights, source = self._open(model)
+        if asking is not None:
+            check_differentiable(model, weights, asking)
         chunks = self._read(model, dataset, tokenizer)
-        return self._calibrate(model, weights, chunks, source, also_for).statistics
+        statistics = self._calibrate(model, weights, chunks, source, configs).statistics
+        rows = {} if asking is None else differentiate(model, weights, chunks, asking, self.progress).rows
+        return dataclasses.replace(statistics, row_sensitivities=rows)
 
     @shared_by_holders
     def allocate(self, model: "PreTrainedModel", statistics: CalibrationStatistics | None = None) -> SparsityPlan:
@@ -280,7 +294,7 @@ class MWandaPruner:
         journal: Journal | None = None,
         for_all: bool = False,
     ) -> Calibrated:
-        activities = {config.activity for config in (self.config, *also_for) if config.activity is not None}
+        activities = {config.activity for config in (*also_for, self.config) if config.activity is not None}
         with inference_mode(model):
             options = (sorted(activities), self.progress, self._store, journal, for_all)
             return calibrate(model, weights, chunks, self.config, source, *options)
@@ -303,21 +317,6 @@ class MWandaPruner:
     def _store(self) -> HiddenStates:
         return make_store(self.activations)
 
-    def _block_by_block(
-        self,
-        model: "PreTrainedModel",
-        weights: Weights,
-        chunks: CalibrationChunks,
-        source: BlockSource,
-        pruned: PrunedBlocks,
-    ) -> BlockByBlock:
-        found = weigh_languages(self.config, chunks.tokens).tolist()
-        language_weights = dict(zip(chunks.tokens, found, strict=True))
-        own, reduce = deal(chunks, readers(model))
-        return BlockByBlock(
-            model, weights, own, language_weights, self.config, source, self._store, reduce, finished=pruned
-        )
-
     def _run(
         self,
         model: "PreTrainedModel",
@@ -325,11 +324,13 @@ class MWandaPruner:
         plan: SparsityPlan,
         statistics: CalibrationStatistics | None,
         fingerprint: str,
+        factors: Mapping[str, "Tensor"] | None = None,
     ) -> "PreTrainedModel":
         """Prunes on a walk; if it ends early, the editor undoes the changes and there is no record."""
         weighted = None if statistics is None else weigh_languages(self.config, statistics.tokens)
         total = len(flat(walk.unfinished))
-        decisions = Decisions(plan, weighted, self.config, current())
+        sensitivities = find_sensitivities(statistics, factors or {}, self.config)
+        decisions = Decisions(plan, weighted, self.config, current(), sensitivities)
         is_shown = self.progress and current().is_first
         with inference_mode(model), WeightEditor(walk.source, self.restore_on_failure) as editor:
             with closing(walk.steps(editor)) as steps:

@@ -42,6 +42,8 @@ class Criterion:
         uses_activity: Whether it reads the activity counts that `activation` asks for.
         fallback: Criterion that replaces it where its data are missing.
         damping: The default of `damping` for it.
+        weighs_rows: Whether a solver takes one more argument, factors by which the scores of rows are weighed against
+            each other, shape `(out, 1)`; scores are weighed in any case.
     """
 
     score: Function | None = None
@@ -50,6 +52,7 @@ class Criterion:
     uses_activity: bool = False
     fallback: str = "magnitude"
     damping: float = 0.1
+    weighs_rows: bool = False
 
     @property
     def updates(self) -> bool:
@@ -82,8 +85,8 @@ CRITERIA: dict[str, Criterion] = {
     "wanda": Criterion(_from("pruning.scoring:wanda")),
     "ria": Criterion(_from("pruning.scoring:ria")),
     "mwanda": Criterion(_from("pruning.scoring:mwanda"), uses_activity=True),
-    "sparsegpt": Criterion(solve=_from("pruning.solvers:sparsegpt"), fallback="wanda", damping=0.01),
-    "alps": Criterion(solve=_from("pruning.solvers:alps"), fallback="wanda"),
+    "sparsegpt": Criterion(solve=_from("pruning.solvers:sparsegpt"), fallback="wanda", damping=0.01, weighs_rows=True),
+    "alps": Criterion(solve=_from("pruning.solvers:alps"), fallback="wanda", weighs_rows=True),
 }
 ALLOCATIONS: dict[str, Allocation] = {
     "uniform": Allocation(needs_data=False),

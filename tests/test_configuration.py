@@ -45,6 +45,7 @@ LEGAL = {
     "damping": st.none() | NOT_NEGATIVE,
     "refinement_shrinkage": st.floats(0, 1),
     "refinement_ridge": NOT_NEGATIVE,
+    "sensitivity_exponent": NOT_NEGATIVE,
     "reconstruction_epochs": COUNTS,
     "reconstruction_learning_rate": POSITIVE,
     "reconstruction_held_out": st.floats(0, 1, exclude_max=True),
@@ -65,7 +66,11 @@ def legal_settings(draw: st.DrawFn) -> dict[str, Any]:
         chosen |= {"reconstruction": draw(st.none() | st.sampled_from(("none", "block")))}
     if chosen.get("reconstruction") in TRAINING or chosen.get("refinement") in CHOOSING:
         chosen |= {"calibration": draw(st.none() | st.just("sequential"))}
+    if chosen.get("refinement") != "swap" and chosen.get("group") != "matrix":
+        chosen.pop("sensitivity", None)
     if draw(st.booleans()):
+        if chosen.get("refinement") != "swap":
+            chosen.pop("sensitivity", None)
         kept, run = sorted(draw(st.lists(st.integers(1, 64), min_size=2, max_size=2, unique=True)))
         return chosen | {"pattern": f"{kept}:{run}"}
     low = draw(st.floats(0, 0.99))
@@ -390,3 +395,26 @@ def test_the_docstring_says_what_each_setting_may_be() -> None:
     assert "base (`'wanda' | 'ria'`, defaults to `'wanda'`)" in text
     assert "batch_size (`int at least 1`, defaults to `8`)" in text
     assert "owl_multiplier (`float above 0`, defaults to `5.0`)" in text
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, r"has no effect with group='row' and refinement='none'.*give group='matrix' or refinement='swap'"),
+        ({"criterion": "alps"}, r"has no effect with group='row'.*give group='matrix', or sensitivity='none'"),
+        ({"pattern": "2:4", "group": "matrix"}, r"has no effect with pattern='2:4'.*give refinement='swap', or"),
+        ({"pattern": "2:4", "criterion": "alps"}, r"has no effect with pattern='2:4'.*give a score with swaps, or"),
+    ],
+    ids=str,
+)
+def test_sensitivity_without_an_effect_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        MWandaConfig(sensitivity="fisher", **settings)
+
+
+def test_what_sensitivities_are_for() -> None:
+    rows = MWandaConfig(sensitivity="fisher", group="matrix", criterion="magnitude", allocation="uniform")
+    assert (rows.weighs_rows, rows.couples_rows, rows.needs_statistics) == (True, False, True)
+    swaps = MWandaConfig(sensitivity="fisher", pattern="2:4", refinement="swap")
+    assert (swaps.weighs_rows, swaps.couples_rows) == (False, True)
+    assert not MWandaConfig(group="matrix", refinement="swap").couples_rows

@@ -12,7 +12,7 @@ ROOT = Path(optimum_mwanda.__file__).parent
 FLOORS = (
     ("version", "values", "utils", "config_file", "presets"),
     ("legal", "registry"),
-    ("implied",),
+    ("implied", "combinations"),
     ("configuration",),
     ("modeling", "processes"),
     ("data", "storage"),

@@ -183,6 +183,7 @@ def test_one_calibration_serves_other_sparsities_criteria_and_allocations() -> N
         settings(
             activation="above_rms", activation_threshold=0.5, variance="relative_variance", languages=("en", "sw")
         ),
+        settings(sensitivity="fisher", group="matrix", criterion="magnitude", languages=("en", "sw")),
     ]
     statistics = quiet().calibrate(make_model(), ROWS, also_for=others)
     for config in others:
@@ -402,6 +403,46 @@ def test_a_plan_of_another_model_is_refused() -> None:
     plan = pruner.allocate(make_model("gpt2"))
     with pytest.raises(ValueError, match=r"no sparsity for 'model\.layers\.0'"):
         pruner.apply(make_model(), plan=plan)
+
+
+def test_statistics_hold_sensitivities_only_for_who_uses_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pruner_module, "differentiate", None)
+    swaps = quiet(sensitivity="fisher", refinement="swap", allocation="owl")
+    statistics = swaps.calibrate(make_model(), ROWS, also_for=[settings(sensitivity="fisher", refinement="swap")])
+    assert statistics.row_sensitivities == {}
+    assert swaps.allocate(make_model(), statistics).planned == pytest.approx(0.5)
+
+
+def test_missing_sensitivities_are_named() -> None:
+    statistics = quiet().calibrate(make_model(), ROWS)
+    with pytest.raises(
+        ValueError, match=r"needs the sensitivities of all rows, but the statistics lack them.*also_for"
+    ):
+        quiet(sensitivity="fisher").apply(make_model(), statistics)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"refinement": "swap"},
+        {"pattern": "2:4", "refinement": "swap"},
+        {"reconstruction": "obs"},
+        {"criterion": "alps"},
+        {"criterion": "sparsegpt"},
+        {"calibration": "sequential", "refinement": "swap"},
+    ],
+    ids=str,
+)
+def test_sensitivities_change_masks_and_keep_the_number_of_zeros(values: dict[str, str]) -> None:
+    plain, weighed = (
+        matrices(quiet(sensitivity=sensitivity, **values).prune(make_model(), ROWS))
+        for sensitivity in ("none", "fisher")
+    )
+    assert all(int((one == 0).sum()) == int((weighed[name] == 0).sum()) for name, one in plain.items())
+    assert any(not torch.equal(one == 0, weighed[name] == 0) for name, one in plain.items())
+    if values.get("pattern"):
+        assert all((each.view(len(each), -1, 4) == 0).sum(2).eq(2).all() for each in weighed.values())
 
 
 def test_missing_activity_counts_are_named() -> None:

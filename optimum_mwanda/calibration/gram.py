@@ -68,6 +68,9 @@ class GramCollector:
             self._add_up(self._reduce)
         return {name: gram for first, gram in self._pooled.items() for name in self._readers[first]}
 
+    def _width(self, weight: PrunableWeight) -> int:
+        return weight.in_features
+
     def _add(self, name: str, x: Tensor) -> None:
         flat = x.detach().reshape(-1, x.shape[-1]).float()
         gram = self._grams.get(name)
@@ -109,7 +112,7 @@ class GramCollector:
         reached = [weight for weight, row in zip(self._watched, traces.tolist(), strict=True) if row[-1]]
         for weight in reached:
             if weight.name not in self._pooled:
-                width = weight.in_features
+                width = self._width(weight)
                 self._pooled[weight.name] = torch.zeros(width, width, device=weight.device)
         totals = reduce([self._pooled[weight.name] for weight in reached])
         self._pooled = {weight.name: total for weight, total in zip(reached, totals, strict=True)}

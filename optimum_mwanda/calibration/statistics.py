@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT = "mwanda-statistics"
 FORMAT_VERSION = 1
+_SENSITIVITY = "row_sensitivity"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +62,8 @@ class CalibrationStatistics:
         model_fingerprint: `modeling.fingerprint.model_fingerprint` of the model.
         left_out: Languages of the dataset with too little text to be counted.
         experts: Module paths of the experts of a mixture-of-experts model.
+        row_sensitivities: Module path of a matrix to `Σ_t g_ti²`, shape `(languages, out)`, float64, with the gradient
+            `g` of the loss at its outputs; empty unless settings with `sensitivity="fisher"` asked for it.
     """
 
     weights: dict[str, WeightStatistics]
@@ -70,6 +73,7 @@ class CalibrationStatistics:
     model_fingerprint: str = ""
     left_out: tuple[LanguageCoverage, ...] = ()
     experts: tuple[str, ...] = ()
+    row_sensitivities: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -132,13 +136,21 @@ class CalibrationStatistics:
         }
         coverage = tuple(self.coverage[row] for row in rows)
         fingerprints = {entry.language: self.fingerprints[entry.language] for entry in coverage}
-        return dataclasses.replace(self, weights=weights, coverage=coverage, fingerprints=fingerprints, left_out=())
+        sensitivities = {name: sums[rows] for name, sums in self.row_sensitivities.items()}
+        return dataclasses.replace(
+            self,
+            weights=weights,
+            coverage=coverage,
+            fingerprints=fingerprints,
+            left_out=(),
+            row_sensitivities=sensitivities,
+        )
 
     def merge(self, other: "CalibrationStatistics") -> "CalibrationStatistics":
         """Adds up two calibrations of the same model, as if it had read both texts in one.
 
         Raises:
-            ValueError: If the matrices or the kinds of activity differ, or both read some of the same chunks.
+            ValueError: If the matrices or what is known of them differ, or both read some of the same chunks.
         """
         for language in self.fingerprints.keys() & other.fingerprints.keys():
             if set(self.fingerprints[language]) & set(other.fingerprints[language]):
@@ -157,6 +169,11 @@ class CalibrationStatistics:
             n: e.square_sum.shape[1] for n, e in other.weights.items()
         }:
             raise ValueError("The statistics belong to different models: their matrices differ in name or width.")
+        if self.row_sensitivities.keys() != other.row_sensitivities.keys():
+            raise ValueError(
+                "Only one of the statistics holds sensitivities of the rows of all matrices: calibrate both with, or "
+                "both without, sensitivity='fisher'."
+            )
         languages = sorted({*self.languages, *other.languages})
         parts = (self, other)
         number = {language: row for row, language in enumerate(languages)}
@@ -176,6 +193,7 @@ class CalibrationStatistics:
                 add([e.square_sum for e in entries]),
                 {key: add([e.active[key] for e in entries]) for key in self.activities},
             )
+        sensitivities = {name: add([part.row_sensitivities[name] for part in parts]) for name in self.row_sensitivities}
         found: dict[str, list[tuple[Any, ...]]] = {language: [] for language in languages}
         for entry in (*self.coverage, *other.coverage):
             found[entry.language].append((entry.rows, entry.tokens, entry.chunks, entry.empty, entry.unknown))
@@ -186,7 +204,14 @@ class CalibrationStatistics:
             language: tuple(sorted(self.fingerprints.get(language, ()) + other.fingerprints.get(language, ())))
             for language in languages
         }
-        return dataclasses.replace(self, weights=weights, coverage=coverage, fingerprints=fingerprints, left_out=())
+        return dataclasses.replace(
+            self,
+            weights=weights,
+            coverage=coverage,
+            fingerprints=fingerprints,
+            left_out=(),
+            row_sensitivities=sensitivities,
+        )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes one safetensors file; an existing file is replaced only once the new one is complete."""
@@ -200,7 +225,8 @@ class CalibrationStatistics:
             "experts": self.experts,
         }
         with whole_file(Path(path)) as partial:
-            save_file(as_tensors(self.weights), partial, {FORMAT: json.dumps(header)})
+            sensitivities = {f"{name}:{_SENSITIVITY}": sums for name, sums in self.row_sensitivities.items()}
+            save_file({**as_tensors(self.weights), **sensitivities}, partial, {FORMAT: json.dumps(header)})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "CalibrationStatistics":
@@ -224,6 +250,7 @@ class CalibrationStatistics:
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             if header["version"] != FORMAT_VERSION:
                 raise ValueError(f"its format version is {header['version']}, this library reads {FORMAT_VERSION}")
+            sensitivities = {key: tensors.pop(key) for key in [*tensors] if key.endswith(f":{_SENSITIVITY}")}
             loaded = cls(
                 from_tensors(tensors),
                 tuple(check_types(LanguageCoverage(**entry)) for entry in header["coverage"]),
@@ -232,6 +259,7 @@ class CalibrationStatistics:
                 header["model_fingerprint"],
                 tuple(check_types(LanguageCoverage(**entry)) for entry in header["left_out"]),
                 tuple(header.get("experts", ())),
+                {key.rpartition(":")[0]: sums for key, sums in sensitivities.items()},
             )
             return _checked(loaded)
         except (SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
@@ -258,6 +286,13 @@ def _checked(statistics: CalibrationStatistics) -> CalibrationStatistics:
                 raise ValueError(f"{kind} of {name!r} counts more than there are tokens")
             if bool((sums[tokens == 0] > 0).any()):
                 raise ValueError(f"{kind} of {name!r} holds sums over no tokens")
+    for name, sums in statistics.row_sensitivities.items():
+        if not sums.is_floating_point() or sums.dim() != 2 or len(sums) != len(languages):
+            raise ValueError(
+                f"the sensitivities of {name!r} have the shape {tuple(sums.shape)}, not a row per language"
+            )
+        if not bool((torch.isfinite(sums) & (sums >= 0)).all()):
+            raise ValueError(f"the sensitivities of {name!r} hold a sum that is negative, NaN or infinite")
     return check_types(statistics)
 
 

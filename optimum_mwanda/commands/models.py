@@ -263,7 +263,7 @@ def check_measurable(model: "PreTrainedModel") -> None:
     Raises:
         ModelError: If it cannot.
     """
-    from ..evaluation.perplexity import check_measurable
+    from ..modeling.likelihood import check_measurable
 
     with errors_as(ModelError, ValueError):
         check_measurable(model)

@@ -34,6 +34,7 @@ _THEMES = {
     ),
     "weights of languages": ("language_weights", "language_temperature"),
     "better masks and new values": (
+        *("sensitivity", "sensitivity_exponent"),
         *("refinement", "refinement_shrinkage", "refinement_ridge", "refinement_learning_rate"),
         *("reconstruction", "damping"),
         *("reconstruction_region", "reconstruction_epochs"),

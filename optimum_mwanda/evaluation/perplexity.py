@@ -1,6 +1,5 @@
 """How well a model predicts held-out text, per language."""
 
-import inspect
 import math
 import textwrap
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -13,9 +12,9 @@ from torch import Tensor
 
 from ..data.special_tokens import warn_of_unknown
 from ..data.tokenised import IGNORED_LABEL
-from ..modeling.architecture import is_masked
 from ..modeling.blocks import inference_mode, run_model
 from ..modeling.fingerprint import model_fingerprint
+from ..modeling.likelihood import check_measurable, headless
 from ..modeling.sharding import divides_text, reshard, shares_parameters
 from ..processes.dealing import even_part
 from ..processes.group import Processes, current, sharing
@@ -159,31 +158,6 @@ def _losses(
     return iter(losses.tolist())
 
 
-def check_measurable(model: "PreTrainedModel") -> None:
-    """Checks that a model can give text a likelihood, as far as its type tells.
-
-    Raises:
-        ValueError: If it cannot.
-    """
-    if is_masked(model.config):
-        raise ValueError(
-            f"{type(model).__name__} is a masked language model, which sees both sides of every token: its perplexity "
-            "is not defined. Causal language models and encoder-decoders can be evaluated."
-        )
-    if model.config.is_encoder_decoder and "labels" not in inspect.signature(model.forward).parameters:
-        raise _headless(model)
-    head: Any = model.get_output_embeddings  # not typed in all versions
-    if not model.can_generate() and head() is None:
-        raise _headless(model)
-
-
-def _headless(model: "PreTrainedModel") -> ValueError:
-    return ValueError(
-        f"{type(model).__name__} predicts no tokens: load the model with its language-model head, with "
-        "AutoModelForCausalLM or, if it is an encoder-decoder, AutoModelForSeq2SeqLM."
-    )
-
-
 def _negative_log_likelihoods(model: "PreTrainedModel", output: Any, batch: Batch) -> list[float]:
     """Sum over the targets of each window of a batch, in nats.
 
@@ -192,7 +166,7 @@ def _negative_log_likelihoods(model: "PreTrainedModel", output: Any, batch: Batc
     """
     logits = getattr(output, "logits", None)
     if logits is None or logits.ndim != 3:
-        raise _headless(model)
+        raise headless(model)
     sums = [
         # One window at a time: in float32 the logits of a batch can be larger than the model.
         torch.nn.functional.cross_entropy(

@@ -73,7 +73,8 @@ class Footprint:
         self.outside = self.model - sum(self.blocks.values())
         self._width = next(model.parameters()).element_size()
         typed: Any = model
-        self._hidden = typed.config.get_text_config().hidden_size
+        self._hidden = int(typed.config.get_text_config().hidden_size)
+        self._vocabulary = int(typed.get_input_embeddings().weight.shape[0])
         tables = {id(part.weight): int(part.weight.nbytes) for part in _tables(model)}
         self._tables = sum(tables.values())
         self._unread = self._tables - self._read_of(typed.get_input_embeddings().weight)
@@ -98,12 +99,15 @@ class Footprint:
         if not self._config.needs_statistics:
             return 0
         kinds = 2 if self._config.activity is not None else 1
-        return sum(weight.in_features for weight in flat(self._weights)) * self._text.languages * 8 * kinds
+        inputs = sum(weight.in_features for weight in flat(self._weights)) * self._text.languages * 8 * kinds
+        return inputs + self._rows() + self._factors()
 
     def working(self) -> int:
         """The most that running a block or deciding on its weights takes beside its weights."""
         grams = self._grams()
-        return max(self._running() + grams, self._deciding() + grams, self._allocating(), self._training())
+        deciding = max(self._running() + grams, self._deciding() + grams, self._allocating(), self._training())
+        # While sensitivities are taken, those of one language are beside what is pooled.
+        return max(deciding, self._differentiating() + self._factors())
 
     @property
     def masks(self) -> int:
@@ -159,6 +163,24 @@ class Footprint:
         chosen = self._width + 8 if self._config.trains_masks else 0  # as they were, masked, and their scores
         return weights * (TRAINED + chosen + 4 * self._width) + self._text.per_batch * widths * (self._width + 4)
 
+    def _rows(self) -> int:
+        """Sums per row and language, if the settings ask for sensitivities."""
+        if self._config.sensitivity == "none":
+            return 0
+        return sum(weight.out_features for weight in flat(self._weights)) * self._text.languages * 8
+
+    def _factors(self) -> int:
+        """How the rows of every matrix are coupled; all are kept until the last block is pruned."""
+        return sum(4 * weight.out_features**2 for weight in flat(self._weights)) if self._config.couples_rows else 0
+
+    def _differentiating(self) -> int:
+        """Of a batch: hidden states between blocks, the inside of a block with gradients, and logits."""
+        if self._config.sensitivity == "none":
+            return 0
+        widths = max(sum(sum(weight.shape) for weight in found) for found in self._weights.values())
+        between = len(self.blocks) * self._hidden * self._width
+        return self._text.per_batch * (between + widths * (self._width + 4) + self._vocabulary * 2 * self._width)
+
     def _allocating(self) -> int:
         return 0 if ALLOCATIONS[str(self._config.allocation)].importance is None else SCORES * self._largest
 
@@ -167,7 +189,8 @@ class Footprint:
             solver = self._config.criterion in ("alps", "sparsegpt")
             return FACTORS["solver" if solver else "obs"] * self._largest * 4 + 2 * self._widest**2 * 4
         if self._config.swaps:
-            return FACTORS["swap"] * self._largest * 4 + self._widest**2 * 4 + SWAPS
+            tallest = max(weight.out_features for weight in flat(self._weights)) if self._config.couples_rows else 0
+            return FACTORS["swap"] * self._largest * 4 + self._widest**2 * 4 + SWAPS + 3 * tallest**2 * 4
         scores = 8 if self._width == 4 else 12  # a product of two, and a copy of the matrix in float32
         return max(scores * self._largest, 5 * self._largest + 12 * min(self._largest, PARTS))
 

@@ -264,6 +264,8 @@ def _passes(weights: Weights, settings: MWandaConfig) -> dict[str, int]:
     passes = {}
     if to_calibrate(weights, settings):
         passes["statistics of the dense model"] = 1
+    if settings.sensitivity != "none":
+        passes["sensitivities of the dense model, forward twice and back"] = 1
     if settings.works_blockwise:
         by_group = settings.calibration == "sequential" and settings.needs_grams
         passes["inputs of each " + ("group of matrices that read the same" if by_group else "block")] = 1

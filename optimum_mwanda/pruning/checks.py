@@ -8,8 +8,9 @@ from torch import nn
 from ..calibration.statistics import CalibrationStatistics
 from ..configuration import MWandaConfig
 from ..modeling.compiled import check_not_compiled
+from ..modeling.likelihood import check_measurable
 from ..modeling.quantized import check_dense
-from ..modeling.sharding import check_sharing
+from ..modeling.sharding import check_sharing, check_unshared
 from ..modeling.weights import Weights, flat
 from ..processes.group import current
 from ..values import is_close
@@ -42,6 +43,32 @@ def check_model(model: Any, config: MWandaConfig) -> None:
             f"process, and {current().size} share this work: start one, or give refinement='swap' or "
             "reconstruction='obs', which they share."
         )
+
+
+def check_differentiable(model: Any, weights: Weights, config: MWandaConfig) -> None:
+    """Checks that a backward pass can go through a model and show the outputs of all weights, if settings need one.
+
+    Raises:
+        ValueError: If it cannot.
+    """
+    if config.sensitivity == "none":
+        return
+    what = f"sensitivity={config.sensitivity!r} runs a backward pass through the dense model"
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ValueError(
+            f"{what}, which must be in memory, but parts of it are offloaded: load it whole, or give "
+            "sensitivity='none'."
+        )
+    check_unshared(model, f"{what}, which processes share out: load it whole in each, or give sensitivity='none'.")
+    if fused := next((weight for weight in flat(weights) if weight.expert is not None), None):
+        raise ValueError(
+            f"{what}, which cannot show the outputs of fused experts such as {fused.name!r}: leave them out with "
+            f"exclude=['{fused.stored.rpartition('.')[0]}.*', ...], or give sensitivity='none'."
+        )
+    try:
+        check_measurable(model)
+    except ValueError as error:
+        raise ValueError(f"{what}, which needs the likelihood of text. {error}") from error
 
 
 def check_pattern(weights: Weights, config: MWandaConfig) -> None:
@@ -103,6 +130,11 @@ def check_statistics(
         raise ValueError(
             f"activation={config.activation!r} needs the activity {config.activity!r}, but the statistics count: "
             f"{', '.join(statistics.activities) or 'none'}. Calibrate with this config, or with also_for=[config]."
+        )
+    if config.needs_row_statistics and {w.name for w in flat(weights)} - statistics.row_sensitivities.keys():
+        raise ValueError(
+            f"sensitivity={config.sensitivity!r} needs the sensitivities of all rows, but the statistics lack them: "
+            "calibrate with this config, or with also_for=[config]."
         )
     return statistics.select(config.languages) if config.languages is not None else statistics
 

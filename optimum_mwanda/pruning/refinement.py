@@ -42,7 +42,7 @@ def refine_mask(
     """
     matrix, result = weight.to(gram), pruned.to(gram.device)
     tried = min(candidates, matrix.shape[1])
-    rows = max(1, _ENTRIES // max(tried**2, matrix.shape[1] * (run or 1)))
+    rows = rows_at_a_time(matrix.shape[1], tried, run)
     chunks = zip(torch.split(matrix, rows), torch.split(result, rows), strict=True)
     return torch.cat([_refine_rows(w, mask, gram, run, tried, rounds, tolerance) for w, mask in chunks]).to(
         pruned.device
@@ -97,9 +97,9 @@ def _refine_rows(
         restore = torch.where(pruned[live], alone[live] - linear, torch.inf)
         remove = torch.where(pruned[live], torch.inf, alone[live] + linear)
         if run is None:
-            change, back, out = _best_swap(weight[live], restore, remove, gram, tried)
+            change, back, out = best_swap(weight[live], restore, remove, gram, tried)
         else:
-            change, back, out = _best_swap_in_run(weight[live], restore, remove, gram, run)
+            change, back, out = best_swap_in_run(weight[live], restore, remove, gram, run)
         (better,) = torch.where(change < -min_gain[live])  # the only wait for a GPU in a round
         live, back, out = live[better], back[better], out[better]
         pruned[live, back], pruned[live, out] = False, True
@@ -107,7 +107,12 @@ def _refine_rows(
     return pruned
 
 
-def _best_swap(weight: Tensor, restore: Tensor, remove: Tensor, gram: Tensor, tried: int) -> tuple[Tensor, ...]:
+def rows_at_a_time(columns: int, tried: int, run: int | None) -> int:
+    """Of how many rows the swaps are compared at a time, so that they do not take much memory."""
+    return max(1, _ENTRIES // max(tried**2, columns * (run or 1)))
+
+
+def best_swap(weight: Tensor, restore: Tensor, remove: Tensor, gram: Tensor, tried: int) -> tuple[Tensor, ...]:
     """Change of the error and the two columns of the best swap of every row."""
     (give, back), (take, out) = (change.topk(tried, dim=1, largest=False) for change in (restore, remove))
     joint = weight.gather(1, back)[:, :, None] * weight.gather(1, out)[:, None] * gram[back[:, :, None], out[:, None]]
@@ -116,8 +121,8 @@ def _best_swap(weight: Tensor, restore: Tensor, remove: Tensor, gram: Tensor, tr
     return change, back[rows, position // tried], out[rows, position % tried]
 
 
-def _best_swap_in_run(weight: Tensor, restore: Tensor, remove: Tensor, gram: Tensor, run: int) -> tuple[Tensor, ...]:
-    """As `_best_swap`, but among all swaps within runs of consecutive columns."""
+def best_swap_in_run(weight: Tensor, restore: Tensor, remove: Tensor, gram: Tensor, run: int) -> tuple[Tensor, ...]:
+    """As `best_swap`, but among all swaps within runs of consecutive columns."""
     columns = torch.arange(weight.shape[1], device=weight.device).view(-1, run)
     within = gram[columns[:, :, None], columns[:, None]]
     parts, give, take = (x.view(len(weight), -1, run) for x in (weight, restore, remove))

@@ -78,6 +78,7 @@ def compute_mask(
     language_weights: Tensor | None,
     sparsity: float,
     config: MWandaConfig,
+    factors: Tensor | None = None,
 ) -> Tensor:
     """Marks the entries of one weight to prune.
 
@@ -87,17 +88,26 @@ def compute_mask(
         language_weights: Weight of every language.
         sparsity: Share to prune.
         config: The settings.
+        factors: By what to multiply the scores of each row, shape `(out, 1)`; only used with statistics.
 
     Returns:
         Boolean, shape `(out, in)`, True where pruned.
 
     Raises:
         FloatingPointError: If the weight holds NaN or infinite values.
+        ValueError: If scores that are multiplied are negative.
     """
     check_finite(weight)
     known = None if entry is None or language_weights is None else (entry, reached(language_weights, entry))
     score, needs_data = score_for(config.criterion, has_statistics=known is not None)
     scores = score(weight.matrix, *(known if needs_data and known else (None, None)), config)
+    if factors is not None and known is not None:
+        if (scores < 0).any():
+            raise ValueError(
+                f"criterion={config.criterion!r} gives negative scores, which cannot be weighed by the sensitivity of "
+                "their row: give sensitivity='none'."
+            )
+        scores = scores * factors.to(scores)
     return select(scores, sparsity, config)
 
 

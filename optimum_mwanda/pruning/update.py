@@ -6,9 +6,14 @@ from ..calibration.statistics import WeightStatistics
 from ..configuration import MWandaConfig
 from ..modeling.weights import PrunableWeight, check_finite
 from ..registry import CRITERIA
+from .joint_refinement import refine_jointly
 from .reconstruction import reconstruct
 from .refinement import refine_mask, shrink_gram
 from .scoring import compute_mask
+from .sensitivity import Sensitivity, row_factors
+
+OUTPUT_SHRINKAGE, OUTPUT_RIDGE = 0.5, 0.5
+"""As `refinement_shrinkage` and `refinement_ridge`, but for how rows are coupled."""
 
 
 def mask_and_values(
@@ -19,6 +24,7 @@ def mask_and_values(
     sparsity: float,
     config: MWandaConfig,
     rows: slice = slice(None),
+    sensitivity: Sensitivity | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Decides which entries of one weight to prune, and the values of the others.
 
@@ -30,7 +36,9 @@ def mask_and_values(
         language_weights: Weight of every language.
         sparsity: Share to prune.
         config: The settings.
-        rows: Which rows to refine and reconstruct; for a solver, and without a Gram matrix, all.
+        rows: Which rows to refine and reconstruct; for a solver, for swaps that see how rows are coupled, and without
+            a Gram matrix, all.
+        sensitivity: How much the loss depends on its rows, if that is known.
 
     Returns:
         Boolean mask of shape `(out, in)`, or of these rows, True where pruned, and the new values, or None if the
@@ -40,19 +48,28 @@ def mask_and_values(
         FloatingPointError: If the weight or the Gram matrix holds NaN or infinite values, or the Gram matrix is not
             positive definite with any of the dampings.
     """
+    factors = None
+    if sensitivity is not None and config.weighs_rows:
+        factors = row_factors(sensitivity.rows, config.sensitivity_exponent).to(weight.device)
     if gram is None:
-        return compute_mask(weight, entry, language_weights, sparsity, config), None
+        return compute_mask(weight, entry, language_weights, sparsity, config, factors), None
     check_finite(weight)
     criterion = CRITERIA[config.criterion]
     if criterion.solve is not None:
-        pruned, values = criterion.solve(weight.matrix, gram, sparsity, config)
+        weighed = () if factors is None else (factors,)
+        pruned, values = criterion.solve(weight.matrix, gram, sparsity, config, *weighed)
         return pruned, values
     damping: float = config.damping  # type: ignore[assignment]
-    pruned = compute_mask(weight, entry, language_weights, sparsity, config)[rows]
+    pruned = compute_mask(weight, entry, language_weights, sparsity, config, factors)[rows]
     matrix = weight.matrix[rows]
     if config.swaps:
         trusted = shrink_gram(gram, config.refinement_shrinkage, config.refinement_ridge)
-        pruned = refine_mask(matrix, pruned, trusted, run=None if config.kept_of is None else config.kept_of[1])
+        run = None if config.kept_of is None else config.kept_of[1]
+        if sensitivity is None or sensitivity.factor is None:
+            pruned = refine_mask(matrix, pruned, trusted, run=run)
+        else:
+            coupling = shrink_gram(sensitivity.factor.to(gram), OUTPUT_SHRINKAGE, OUTPUT_RIDGE)
+            pruned = refine_jointly(matrix, pruned, trusted, coupling, run=run)
     if not config.updates_matrices:
         return pruned, None
     return pruned, reconstruct(matrix, pruned, gram, damping=damping)

@@ -44,8 +44,10 @@ _CONDITIONS: dict[str, Condition] = {
     "activation": _is_mwanda,
     "activation_threshold": lambda config: _counts(config) and config.activation == "above_rms",
     "activation_exponent": _counts,
-    # A solver chooses among all weights that it updates together, and a pattern within its runs.
-    "group": lambda config: config.kept_of is None and not CRITERIA[config.criterion].updates,
+    # By default a solver chooses within rows, and a pattern within its runs.
+    "group": lambda config: (
+        config.kept_of is None and (config.group == "matrix" or not CRITERIA[config.criterion].updates)
+    ),
     "allocation": lambda config: config.kept_of is None,
     "allocation_strength": _allocates,
     "cwl_direction": lambda config: config.allocation == "cwl",
@@ -57,6 +59,8 @@ _CONDITIONS: dict[str, Condition] = {
     "refinement": lambda config: not CRITERIA[config.criterion].updates,
     "refinement_shrinkage": _refines,
     "refinement_ridge": _refines,
+    "sensitivity": lambda config: config.sensitivity != "none",
+    "sensitivity_exponent": lambda config: config.weighs_rows,
     "damping": lambda config: config.updates_matrices,
     "refinement_learning_rate": lambda config: config.trains_masks,
     "reconstruction_learning_rate": lambda config: config.trains_values,

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..calibration.collector import StatisticsCollector
 from ..calibration.gram import GramCollector
-from ..calibration.reduction import Reduce
+from ..calibration.reduction import Reduce, deal, readers
 from ..configuration import MWandaConfig
 from ..data.chunks import CalibrationChunks
 from ..data.hold_back import hold_back
@@ -18,6 +18,7 @@ from ..modeling.block_source import BlockSource
 from ..modeling.blocks import find_stacks
 from ..modeling.inputs import RunningOrder
 from ..modeling.weights import PrunableWeight, Weights
+from ..pruning.scoring import weigh_languages
 from .block_training import BlockTrainer, DenseStream, Piece
 from .finished import Finished
 from .recording import Passed
@@ -223,3 +224,29 @@ def _pieces(chunks: CalibrationChunks, config: MWandaConfig, trains: bool) -> It
         for language, batch in part.batches(config.batch_size)
     ]
     yield from sorted(found, key=lambda pair: pair[0])
+
+
+def go_block_by_block(
+    model: "PreTrainedModel",
+    weights: Weights,
+    chunks: CalibrationChunks,
+    config: MWandaConfig,
+    source: BlockSource,
+    store: Callable[[], HiddenStates],
+    finished: Finished,
+) -> BlockByBlock:
+    """The walk on which a model is pruned; of several processes, each has a part of the text.
+
+    Args:
+        model: As for `BlockByBlock`.
+        weights: As for `BlockByBlock`.
+        chunks: All calibration data.
+        config: As for `BlockByBlock`.
+        source: As for `BlockByBlock`.
+        store: As for `BlockByBlock`.
+        finished: As for `BlockByBlock`.
+    """
+    found = weigh_languages(config, chunks.tokens).tolist()
+    language_weights = dict(zip(chunks.tokens, found, strict=True))
+    own, reduce = deal(chunks, readers(model))
+    return BlockByBlock(model, weights, own, language_weights, config, source, store, reduce, finished=finished)

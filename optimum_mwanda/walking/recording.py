@@ -11,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..modeling.block_source import BlockSource
 from ..modeling.blocks import run_blocks
+from ..modeling.forwards import replaced
 from .store import HiddenStates
 
 Call: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
@@ -186,7 +187,7 @@ def passing_by(passed: Sequence[Passed], number: int, blocks: Mapping[str, nn.Mo
         for name, block in stack.blocks.items():
             forwards[block] = partial(give, stack=stack, name=name, is_last=name == last)
     first = [*(blocks or {}).values()][:1]
-    with _replaced(forwards), _removing([block.register_forward_pre_hook(check) for block in first]):
+    with replaced(forwards), _removing([block.register_forward_pre_hook(check) for block in first]):
         yield
 
 
@@ -238,23 +239,8 @@ def _standing_in(
     def pass_on(*args: Any, form: Form, **kwargs: Any) -> Any:
         return _formed(change(_hidden_states(args, kwargs)), form)
 
-    with _replaced({block: partial(pass_on, form=forms[name]) for name, block in blocks.items()}):
+    with replaced({block: partial(pass_on, form=forms[name]) for name, block in blocks.items()}):
         yield
-
-
-@contextmanager
-def _replaced(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """Replaces what modules do when they are called."""
-    own = {module: vars(module).get("forward") for module in forwards}  # an instance's own, if it has one
-    try:
-        for module, forward in forwards.items():
-            module.forward = forward
-        yield
-    finally:
-        for module, before in own.items():
-            vars(module).pop("forward", None)
-            if before is not None:
-                module.forward = before
 
 
 def _formed(states: Tensor, form: Form) -> Any:

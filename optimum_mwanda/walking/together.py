@@ -16,6 +16,7 @@ from ..modeling.sharding import shares_parameters
 from ..modeling.weights import PrunableWeight
 from ..processes.dealing import even_part, owners
 from ..processes.group import Processes, sharing
+from ..pruning.sensitivity import Sensitivity
 from ..pruning.sparsity_plan import SparsityPlan
 from ..pruning.update import mask_and_values
 from ..registry import CRITERIA
@@ -49,12 +50,19 @@ class Decisions:
         language_weights: Weight of every language.
         config: The settings.
         processes: Those that share the work.
+        sensitivities: Name of a weight to how much the loss depends on its rows, where that is known.
     """
 
     def __init__(
-        self, plan: SparsityPlan, language_weights: Tensor | None, config: MWandaConfig, processes: Processes
+        self,
+        plan: SparsityPlan,
+        language_weights: Tensor | None,
+        config: MWandaConfig,
+        processes: Processes,
+        sensitivities: Mapping[str, Sensitivity] | None = None,
     ) -> None:
         self._plan, self._language_weights, self._config = plan, language_weights, config
+        self._sensitivities = sensitivities or {}
         self._processes = processes
         self._digest = hashlib.sha256()
 
@@ -75,7 +83,8 @@ class Decisions:
 
         def decide(weight: PrunableWeight, rows: slice = slice(None)) -> Change:
             entry, gram, sparsity = entries.get(weight.name), grams.get(weight.name), self._plan.of(weight)
-            return mask_and_values(weight, entry, gram, self._language_weights, sparsity, self._config, rows)
+            options = (self._language_weights, sparsity, self._config, rows, self._sensitivities.get(weight.name))
+            return mask_and_values(weight, entry, gram, *options)
 
         long = [weight for weight in weights if weight.name in grams and self._processes.size > 1]
         own = {name: rows for name, rows in self._own_rows(long).items() if rows.start < rows.stop}
@@ -109,10 +118,11 @@ class Decisions:
         """The rows of each weight about which this process decides.
 
         Rows are refined and reconstructed independently of each other, so every process gets some of each matrix. A
-        solver needs whole matrices, and many matrices need not be cut.
+        solver, and swaps that see how rows are coupled, need whole matrices, and many matrices need not be cut.
         """
         rank, size = self._processes.rank, self._processes.size
-        if CRITERIA[self._config.criterion].solve is None and len(weights) < _MANY * size:
+        needs_whole = CRITERIA[self._config.criterion].solve is not None or self._config.couples_rows
+        if not needs_whole and len(weights) < _MANY * size:
             parts = {weight.name: even_part(weight.out_features, rank, size) for weight in weights}
             return {name: slice(part.start, part.stop) for name, part in parts.items()}
         found = zip(weights, owners([_cost(weight) for weight in weights], size), strict=True)

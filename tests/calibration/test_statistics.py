@@ -40,7 +40,7 @@ def tensors(statistics: CalibrationStatistics) -> dict[str, torch.Tensor]:
         f"{name} {kind}": tensor
         for name, entry in statistics.weights.items()
         for kind, tensor in {"tokens": entry.tokens, "squares": entry.square_sum, **entry.active}.items()
-    }
+    } | {f"{name} rows": tensor for name, tensor in statistics.row_sensitivities.items()}
 
 
 def assert_same(a: CalibrationStatistics, b: CalibrationStatistics, rtol: float = 0.0) -> None:
@@ -60,6 +60,25 @@ def test_merging_two_calibrations_equals_one_pass_over_both_texts(deal: list[str
     )
     assert_same(first.merge(second), both, rtol=1e-12)
     assert_same(second.merge(first), both, rtol=1e-12)
+
+
+def test_sensitivities_are_merged_selected_saved_and_loaded_too(tmp_path: Path) -> None:
+    settings = {"sensitivity": "fisher", "group": "matrix"}
+    first, second, both = (calibrate(part, **settings) for part in (POOL[:3], POOL[3:], POOL))
+    assert len(first.row_sensitivities) == 21
+    merged = first.merge(second)
+    assert_same(merged, both, rtol=1e-12)
+    assert_same(merged.select(["sw"]), both.select(["sw"]), rtol=1e-12)
+    merged.save(tmp_path / "stats.safetensors")
+    assert_same(CalibrationStatistics.load(tmp_path / "stats.safetensors"), merged)
+    with pytest.raises(ValueError, match="Only one of the statistics holds sensitivities"):
+        first.merge(calibrate(POOL[3:]))
+    name = next(iter(merged.row_sensitivities))
+    for wrong in (merged.row_sensitivities[name][:1], -merged.row_sensitivities[name]):
+        broken = dataclasses.replace(merged, row_sensitivities={name: wrong})
+        broken.save(tmp_path / "broken.safetensors")
+        with pytest.raises(ValueError, match=f"sensitivities of '{name}'"):
+            CalibrationStatistics.load(tmp_path / "broken.safetensors")
 
 
 def test_merging_disjoint_languages_keeps_the_sums_of_each() -> None:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from optimum_mwanda import MWandaConfig, MWandaPruner, SparsityPlan, search_plan, verify_sparsity
 from optimum_mwanda.data.chunks import build_chunks
+from optimum_mwanda.experiments.dense_state import DenseState
 from optimum_mwanda.experiments.plans import fitness
 from optimum_mwanda.experiments.plans.candidates import Unit, find_units, mutate, start_of, to_plan
 from optimum_mwanda.experiments.plans.divergence import Divergence
@@ -177,6 +178,26 @@ class TestSearch:
         rows = [*make_rows("en"), make_rows("sw", seed=1)[0]]
         config = TINY.replace(language_weights={"en": 0.0, "sw": 1.0})
         assert search_plan(make_model(), rows, None, config, **QUICK).plan.planned == pytest.approx(0.6)
+
+    def test_masks_are_those_of_the_pruner_with_sensitivities_too(self) -> None:
+        rows, model = make_rows(length=16), make_model()
+        config = TINY.replace(sensitivity="fisher", group="matrix")
+        pruner = MWandaPruner(config, progress=False)
+        statistics = pruner.calibrate(model, rows)
+        weights = find_weights(find_blocks(model))
+        units = find_units(weights)
+        plan = pruner.allocate(model, statistics)
+        pruned = pruner.apply(make_model(), statistics, plan).state_dict()
+        with inference_mode(model), DenseState(model, flat(weights)) as state:
+            fitness.Masked(state, units, statistics, config).become(start_of(plan, units))
+            assert all(torch.equal(tensor, pruned[name]) for name, tensor in model.state_dict().items())
+            state.restore()
+
+    @pytest.mark.parametrize("group", ["row", "matrix"])
+    def test_swaps_with_sensitivities_get_a_plan(self, group: str) -> None:
+        config = TINY.replace(sensitivity="fisher", group=group, refinement="swap")
+        found = search_plan(make_model(), make_rows(length=16), None, config, **QUICK)
+        assert found.plan.planned == pytest.approx(0.6)
 
     def test_solvers_get_a_plan_too(self) -> None:
         config = TINY.replace(criterion="alps", group="matrix", reconstruction=None, calibration=None, damping=None)

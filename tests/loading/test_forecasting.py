@@ -67,6 +67,7 @@ def test_what_would_be_pruned_and_what_not(dense: Path) -> None:
         ({}, 1),
         ({"refinement": "swap"}, 2),
         ({"refinement": "swap", "allocation": "uniform"}, 1),
+        ({"refinement": "swap", "allocation": "uniform", "sensitivity": "fisher"}, 2),
         ({"calibration": "sequential", "allocation": "uniform"}, 2),
         ({"reconstruction": "obs"}, 3),
         ({"reconstruction": "block", "reconstruction_epochs": 5}, 9),

@@ -57,6 +57,7 @@ CASES = {
     "wanda": Case("llama", {"criterion": "wanda", "allocation": "uniform", "language_weights": "proportional"}),
     "sequential": Case("qwen3", {"calibration": "sequential", "allocation": "owl"}),
     "swap": Case("llama", {"refinement": "swap", "allocation": "outliers"}),
+    "sensitivity": Case("llama", {"refinement": "swap", "sensitivity": "fisher", "group": "matrix"}),
     "obs": Case("gpt2", {"reconstruction": "obs"}),
     "dense obs": Case("llama", {"reconstruction": "obs", "calibration": "dense"}),
     "sparsegpt": Case("llama", {"criterion": "sparsegpt", "group": "matrix", "damping": 0.1}),

@@ -326,11 +326,21 @@ SHAPED_BY = {
         {"damping", "calibration"},
         {"group", "refinement", "refinement_ridge"},
     ),
+    "weighed rows": (
+        {"criterion": "alps", "group": "matrix", "sensitivity": "fisher"},
+        {"group", "sensitivity", "sensitivity_exponent", "damping"},
+        {"refinement", "refinement_ridge"},
+    ),
+    "coupled rows": (
+        {"refinement": "swap", "sensitivity": "fisher"},
+        {"sensitivity", "refinement_ridge"},
+        {"sensitivity_exponent"},
+    ),
     "pattern": ({"criterion": "wanda", "pattern": "2:4"}, {"pattern"}, {"group", "allocation", "max_block_sparsity"}),
     "refined": (
         {"refinement": "swap"},
         {"refinement_shrinkage"},
-        {"damping", "experts_policy", "language_temperature", "refinement_learning_rate", "reconstruction_epochs"},
+        {"damping", "language_temperature", "refinement_learning_rate", "reconstruction_epochs", "sensitivity"},
     ),
     "trained masks": (
         {"refinement": "block"},

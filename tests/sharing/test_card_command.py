@@ -44,6 +44,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "max_block_sparsity": st.floats(0.9, 1),
     "language_weights": st.sampled_from(WEIGHTINGS) | st.dictionaries(WORDS, SHARES, min_size=1, max_size=3),
     "refinement_shrinkage": st.floats(0, 1),
+    "sensitivity_exponent": SHARES,
     "seed": st.integers(0, 2**64 - 1),
 }
 
@@ -73,6 +74,8 @@ def test_command_gives_the_settings_of_the_record(tmp_path_factory: Any, values:
         values |= {"refinement": "none", "reconstruction": "obs"}
     if values.get("reconstruction") in ("block", "obs+block"):
         values.pop("calibration", None)
+    if values.get("refinement") != "swap" and values.get("group") != "matrix":
+        values.pop("sensitivity", None)
     config = MWandaConfig(**values)
     assert parsed(command_of(config, {}), tmp_path_factory.getbasetemp(), config) == config
 

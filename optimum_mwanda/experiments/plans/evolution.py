@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from ...configuration import MWandaConfig
 from ...data.chunks import build_chunks
-from ...evaluation.perplexity import check_measurable
 from ...legal import Number
 from ...modeling.block_source import BlockSource
 from ...modeling.blocks import find_blocks, inference_mode
 from ...modeling.interrupts import deferred_interrupts
+from ...modeling.likelihood import check_measurable
 from ...modeling.sharding import shares_parameters
 from ...modeling.weights import find_weights, flat
 from ...pruner import MWandaPruner
@@ -158,7 +158,9 @@ def _only_scores(config: MWandaConfig) -> MWandaConfig:
     """The settings, without all that looks at blocks one after the other."""
     criterion = CRITERIA[config.criterion]
     name = criterion.fallback if criterion.updates else config.criterion
-    return config.replace(criterion=name, refinement="none", reconstruction="none", calibration="dense", damping=None)
+    sensitivity = config.sensitivity if config.weighs_rows else "none"
+    changes = {"refinement": "none", "reconstruction": "none", "calibration": "dense", "damping": None}
+    return config.replace(criterion=name, sensitivity=sensitivity, **changes)
 
 
 def _check(model: "PreTrainedModel", config: MWandaConfig, settings: Mapping[str, float]) -> None:

@@ -9,6 +9,7 @@ from ...calibration.statistics import CalibrationStatistics
 from ...configuration import MWandaConfig
 from ...pruning.experts_policy import settle
 from ...pruning.scoring import compute_mask, weigh_languages
+from ...pruning.sensitivity import find_sensitivities, row_factors
 from ...storage.journal import Journal
 from ..dense_state import DenseState
 from .candidates import Sparsities, Unit
@@ -42,6 +43,8 @@ class Masked:
         weights = [weight for unit in units for weight in unit.weights]
         self._entries, _ = settle(weights, statistics.weights, {}, config)
         self._language_weights = weigh_languages(config, statistics.tokens)
+        known = find_sensitivities(statistics, {}, config)
+        self._factors = {name: row_factors(each.rows, config.sensitivity_exponent) for name, each in known.items()}
         self._now: list[float | None] = [None] * len(units)
 
     def become(self, sparsities: Sparsities) -> None:
@@ -51,10 +54,9 @@ class Masked:
                 continue
             for weight in unit.weights:
                 self._state.restore_weight(weight)
-                entry = self._entries.get(weight.name)
-                weight.matrix.masked_fill_(
-                    compute_mask(weight, entry, self._language_weights, sparsity, self._config), 0
-                )
+                known = (self._entries.get(weight.name), self._language_weights)
+                pruned = compute_mask(weight, *known, sparsity, self._config, self._factors.get(weight.name))
+                weight.matrix.masked_fill_(pruned, 0)
             self._now[number] = sparsity
 
 

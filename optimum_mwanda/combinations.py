@@ -1,0 +1,62 @@
+"""Which settings do not go together."""
+
+from typing import Any
+
+from .registry import CRITERIA
+
+
+def check_combinations(config: Any) -> None:
+    """Checks settings that are legal one by one.
+
+    Args:
+        config: An `MWandaConfig` in which everything that others imply is filled in.
+
+    Raises:
+        ValueError: If two of them contradict each other, or one has no effect because of the others.
+    """
+    if CRITERIA[config.criterion].updates and (config.reconstruction == "none" or config.refinement != "none"):
+        raise ValueError(
+            f"criterion={config.criterion!r} chooses masks while it updates weights: leave reconstruction and "
+            "refinement out, or choose another criterion."
+        )
+    _check_bounds(config)
+    if config.trains_blocks and config.calibration != "sequential":
+        raise ValueError(
+            f"refinement={config.refinement!r} with reconstruction={config.reconstruction!r} trains each block on the "
+            "outputs of its pruned predecessors: leave calibration out, or give calibration='sequential'."
+        )
+    if config.trains_masks and config.updates_matrices:
+        raise ValueError(
+            f"refinement={config.refinement!r} chooses masks for the values that the dense model has, and "
+            f"reconstruction={config.reconstruction!r} changes values before: give reconstruction='block', which "
+            "changes them afterwards, or refinement='swap'."
+        )
+    if config.sensitivity != "none":
+        _check_sensitivity(config)
+
+
+def _check_bounds(config: Any) -> None:
+    low, high = config.min_block_sparsity, config.max_block_sparsity
+    if config.allocation != "uniform" and not low <= config.target_sparsity <= high:
+        raise ValueError(
+            f"sparsity={config.sparsity!r} cannot be reached with block sparsities in [{low:g}, {high:g}]: widen "
+            "min_block_sparsity and max_block_sparsity, or set allocation='uniform'."
+        )
+
+
+def _check_sensitivity(config: Any) -> None:
+    criterion = CRITERIA[config.criterion]
+    if criterion.updates and not criterion.weighs_rows:
+        able = " or ".join(repr(name) for name, each in CRITERIA.items() if each.weighs_rows)
+        raise ValueError(
+            f"sensitivity={config.sensitivity!r} cannot be used by criterion={config.criterion!r}, which takes no "
+            f"sensitivities of rows: choose a score or {able}, or give sensitivity='none'."
+        )
+    if not config.weighs_rows and not config.couples_rows:
+        has_pattern, solves = config.kept_of is not None, criterion.updates
+        reason = f"pattern={config.pattern!r}" if has_pattern else f"group={config.group!r}"
+        able = " or ".join([*([] if has_pattern else ["group='matrix'"]), *([] if solves else ["refinement='swap'"])])
+        raise ValueError(
+            f"sensitivity={config.sensitivity!r} has no effect with {reason} and refinement={config.refinement!r}, as "
+            f"weights compete within a row: give {able or 'a score with swaps'}, or sensitivity='none'."
+        )
