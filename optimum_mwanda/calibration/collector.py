@@ -13,6 +13,8 @@ from ..utils import sum_dtype
 from .reduction import Reduce
 from .statistics import WeightStatistics, new_sums
 
+_ENTRIES = 2**18  # that are reduced at once, so that what a CPU makes of them stays in its cache
+
 
 class StatisticsCollector:
     """Sums up the inputs of each weight, per language, while it is open as a context manager.
@@ -167,15 +169,25 @@ def reduce_channels(x: Tensor, activities: Sequence[str]) -> dict[str, Tensor]:
         `"square_sum"` to `Σ_t X_tj²` and each activity to its count of tokens, each of shape `(in,)`. Squares are
         float32, and sums are float64 if the device has it.
     """
-    flat = x.detach().reshape(-1, x.shape[-1]).float()
-    squares = flat.square()
+    flat = x.detach().reshape(-1, x.shape[-1])
+    size = max(1, _ENTRIES // max(1, flat.shape[1])) if x.device.type == "cpu" else max(1, len(flat))
+    total: dict[str, Tensor] = {}
+    for part in torch.split(flat, size):
+        for key, found in _reduce_part(part.float(), activities).items():
+            total[key] = total[key].add_(found) if key in total else found
+    return total
+
+
+def _reduce_part(x: Tensor, activities: Sequence[str]) -> dict[str, Tensor]:
+    squares = x.square()
     dtype = sum_dtype(x.device)
     reduced = {"square_sum": squares.sum(0, dtype=dtype)}
     for activity in activities:
         kind, _, threshold = activity.partition(">")
+        active = torch.empty_like(x)  # ones and zeros as floats, which a CPU sums faster than truth values
         if kind == "positive":
-            active = flat > 0
+            torch.gt(x, 0, out=active)
         else:
-            active = flat.abs() > float(threshold) * squares.mean(1, keepdim=True).sqrt()
-        reduced[activity] = active.sum(0, dtype=dtype)
+            torch.gt(x.abs(), float(threshold) * squares.mean(1, keepdim=True).sqrt(), out=active)
+        reduced[activity] = active.sum(0).to(dtype)  # exact in float32 up to 2**24 tokens
     return reduced

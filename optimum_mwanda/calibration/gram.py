@@ -1,6 +1,6 @@
 """Gram matrices of the inputs of weights, pooled over languages."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 
 import torch
@@ -9,6 +9,9 @@ from torch import Tensor
 from ..modeling.inputs import watch_inputs
 from ..modeling.weights import PrunableWeight
 from .reduction import Reduce
+
+_PARTS = 8
+_LEAST = 128  # columns, below which products cost more time than they save
 
 
 class GramCollector:
@@ -66,6 +69,8 @@ class GramCollector:
         self._pool_up_to(len(self._languages))
         if self._reduce is not None:
             self._add_up(self._reduce)
+        for gram in self._pooled.values():
+            fill_below(gram)
         return {name: gram for first, gram in self._pooled.items() for name in self._readers[first]}
 
     def _width(self, weight: PrunableWeight) -> int:
@@ -74,7 +79,9 @@ class GramCollector:
     def _add(self, name: str, x: Tensor) -> None:
         flat = x.detach().reshape(-1, x.shape[-1]).float()
         gram = self._grams.get(name)
-        self._grams[name] = flat.T @ flat if gram is None else gram.addmm_(flat.T, flat)
+        if gram is None:
+            gram = self._grams[name] = torch.zeros(flat.shape[1], flat.shape[1], device=flat.device)
+        add_products(gram, flat)
 
     def _pool_up_to(self, row: int) -> None:
         """Pools the languages before `row`, but for those of which other processes have parts."""
@@ -116,3 +123,26 @@ class GramCollector:
                 self._pooled[weight.name] = torch.zeros(width, width, device=weight.device)
         totals = reduce([self._pooled[weight.name] for weight in reached])
         self._pooled = {weight.name: total for weight, total in zip(reached, totals, strict=True)}
+
+
+def add_products(gram: Tensor, x: Tensor) -> None:
+    """Adds `Xᵀ X` on and above the diagonal, in blocks: 9/16 of the work of a whole product.
+
+    Args:
+        gram: `G`, shape `(in, in)`.
+        x: `X`, shape `(tokens, in)`, of the same type.
+    """
+    for part in _parts(len(gram)):
+        gram[part, part.start :].addmm_(x[:, part].T, x[:, part.start :])
+
+
+def fill_below(gram: Tensor) -> None:
+    """Copies what is above the diagonal below it."""
+    for part in _parts(len(gram)):
+        gram[part.stop :, part] = gram[part, part.stop :].T
+
+
+def _parts(width: int) -> Iterator[slice]:
+    size = max(-(-width // _PARTS), _LEAST)
+    for start in range(0, width, size):
+        yield slice(start, min(start + size, width))

@@ -1,7 +1,6 @@
 """The parser of a subcommand, with usage errors on one line and without abbreviated flags."""
 
 import argparse
-import difflib
 import textwrap
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -40,6 +39,8 @@ class OneLineParser(argparse.ArgumentParser):
         for action in self._actions:
             if not action.option_strings and flag in (f"--{action.dest}", f"--{str(action.metavar).lower()}"):
                 return f" {action.metavar} is given without a flag."
+        import difflib  # only for a mistake: every other call of the command line does without
+
         flags = list(self._option_string_actions)
         near = difflib.get_close_matches(flag, flags, n=1, cutoff=0.8)
         short = sorted((each for each in flags if len(flag) > 5 and _abbreviates(flag, each)), key=len)

@@ -2,7 +2,7 @@
 
 import math
 import textwrap
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -20,6 +20,7 @@ from ..processes.dealing import even_part
 from ..processes.group import Processes, current, sharing
 from ..utils import portable_name, progress_bar, sum_dtype
 from ..values import describe_fields
+from .head import HeadInParts, RunAgain
 from .held_out import Batch
 from .reading import read_held_out
 from .report import PerplexityReport
@@ -28,6 +29,8 @@ from .windows import Window, score_windows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_TOKENS = 256  # of which the logits are in float32 together
 
 
 def run_each(model: "PreTrainedModel", batches: Sequence[Mapping[str, Tensor]]) -> Generator[Any, None, None]:
@@ -140,10 +143,16 @@ def _losses(
     starts = [0, *accumulate(len(batch.numbers) for _, batch in jobs)]
     losses = torch.zeros(starts[-1], dtype=torch.float64)
     show = progress and processes.is_first
-    with inference_mode(model), closing(run(model, [jobs[job][1].inputs for job in own])) as outputs:
+    # Blocks from disk come into memory once, for all batches: nothing can be run again there.
+    head = HeadInParts(model, is_allowed=run is run_each)
+    with inference_mode(model), head, closing(run(model, [jobs[job][1].inputs for job in own])) as outputs:
         for job in progress_bar(own, total=len(own), description="Evaluating", show=show and run is run_each):
             language, batch = jobs[job]
-            found = _negative_log_likelihoods(model, next(outputs), batch)
+            output = next(outputs)
+            try:
+                found = _negative_log_likelihoods(model, output, batch, head.logits(output))
+            except RunAgain:
+                found = _negative_log_likelihoods(model, run_model(model, batch.inputs), batch)
             for loss in found:
                 if not math.isfinite(loss):
                     raise FloatingPointError(
@@ -158,8 +167,17 @@ def _losses(
     return iter(losses.tolist())
 
 
-def _negative_log_likelihoods(model: "PreTrainedModel", output: Any, batch: Batch) -> list[float]:
+def _negative_log_likelihoods(
+    model: "PreTrainedModel", output: Any, batch: Batch, parts: Callable[[int, int], Iterable[Tensor]] | None = None
+) -> list[float]:
     """Sum over the targets of each window of a batch, in nats.
+
+    Args:
+        model: It.
+        output: What it gave.
+        batch: For what.
+        parts: From the number of a window and a number of tokens to their logits, some at a time; None: all are in the
+            output.
 
     Raises:
         ValueError: If what the model gave are not logits per token.
@@ -167,12 +185,16 @@ def _negative_log_likelihoods(model: "PreTrainedModel", output: Any, batch: Batc
     logits = getattr(output, "logits", None)
     if logits is None or logits.ndim != 3:
         raise headless(model)
-    sums = [
-        # One window at a time: in float32 the logits of a batch can be larger than the model.
-        torch.nn.functional.cross_entropy(
-            row[: len(wanted)].float(), wanted, reduction="none", ignore_index=IGNORED_LABEL
-        ).sum(dtype=sum_dtype(logits.device))
-        for row, wanted in zip(logits, batch.targets.to(logits.device), strict=True)
-    ]
+    targets = batch.targets.to(logits.device)
+    sums = [torch.zeros((), dtype=sum_dtype(logits.device), device=logits.device) for _ in targets]
+    for row, wanted in enumerate(targets):
+        # In float32 the logits of a batch can be larger than the model.
+        found = torch.split(logits[row, : len(wanted)], _TOKENS) if parts is None else parts(row, len(wanted))
+        start = 0
+        for part in found:
+            aims = wanted[start : start + len(part)]
+            loss = torch.nn.functional.cross_entropy(part.float(), aims, reduction="none", ignore_index=IGNORED_LABEL)
+            sums[row] += loss.sum(dtype=sum_dtype(logits.device))
+            start += len(part)
     losses: list[float] = torch.stack(sums).tolist()
     return losses

@@ -1,6 +1,5 @@
 """Doing something right after a module is imported, without importing it."""
 
-import importlib.abc
 import importlib.machinery
 import sys
 import types
@@ -18,11 +17,14 @@ def after_import(name: str, action: Callable[[], None]) -> None:
     if name in sys.modules:
         action()
     else:
-        sys.meta_path.insert(0, _Watch(name, action))
+        sys.meta_path.insert(0, _Watch(name, action))  # type: ignore[arg-type]
 
 
-class _Watch(importlib.abc.MetaPathFinder):
-    """Finds one module as Python would, and does something when its code has run."""
+class _Watch:
+    """Finds one module as Python would, and does something when its code has run.
+
+    It is no subclass of `importlib.abc.MetaPathFinder`, which takes longer to import than the rest of the package.
+    """
 
     def __init__(self, name: str, action: Callable[[], None]) -> None:
         self._name = name

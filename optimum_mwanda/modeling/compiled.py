@@ -17,7 +17,7 @@ def check_not_compiled(model: nn.Module) -> None:
         ValueError: If the model or a part of it is compiled.
     """
     for name, module in model.named_modules():
-        if _is_compiled(module):
+        if is_compiled(module):
             place = f"{name!r} ({type(module).__name__})" if name else "The model"
             raise ValueError(
                 f"{place} is compiled by torch, so what enters its matrices cannot be seen: prune the model first, "
@@ -25,8 +25,8 @@ def check_not_compiled(model: nn.Module) -> None:
             )
 
 
-def _is_compiled(module: nn.Module) -> bool:
-    """Whether it was compiled as a module, in place, or by its forward function."""
+def is_compiled(module: nn.Module) -> bool:
+    """Whether a module was compiled as a module, in place, or by its forward function."""
     in_place = getattr(module, "_compiled_call_impl", None) is not None
     own_forward = vars(module).get("forward")
     return in_place or "_orig_mod" in module._modules or hasattr(own_forward, "_torchdynamo_orig_callable")

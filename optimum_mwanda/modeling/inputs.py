@@ -1,13 +1,14 @@
 """Seeing the inputs of each weight while a model runs."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
+from .expert_products import ExpertProducts
 from .fused_experts import find_experts
-from .sharding import own_parts, whole_input
+from .sharding import is_sharded, own_parts, whole_input
 from .weights import PrunableWeight
 
 See = Callable[[str, Tensor], None]
@@ -18,24 +19,22 @@ Seen = dict[str, tuple[Any, ...]]
 def watch_inputs(weights: Sequence[PrunableWeight], see: See) -> Iterator[None]:
     """Calls `see(name, X)` with the input of each weight, `X` of shape `(..., in)`, as long as it is open.
 
-    The model's own forward pass is not changed, not even for fused experts: their inputs are computed from the tokens
-    that were routed to them. Of a tensor-parallel model, every process sees the whole input of each matrix.
+    The model's own forward pass is not changed, not even for fused experts: their inputs are seen where the model
+    multiplies them with a matrix. Only where that cannot be recognised (matrices that are copied first, as with the
+    experts implementation `batched_mm`; Llama 4; experts that are shared out), they are computed once more. Of a
+    tensor-parallel model, every process sees the whole input of each matrix.
     """
-    handles = []
     experts: dict[nn.Module, dict[tuple[int, str], PrunableWeight]] = {}
-    try:
+    with ExitStack() as stack:
         for weight in weights:
             if weight.expert is None:
                 hook = _hook(weight, see)
-                handles.append(weight.module.register_forward_pre_hook(hook, with_kwargs=True))
+                stack.callback(weight.module.register_forward_pre_hook(hook, with_kwargs=True).remove)
             else:
                 experts.setdefault(weight.module, {})[weight.expert, weight.parameter] = weight
         for module, found in experts.items():
-            handles.append(module.register_forward_pre_hook(_experts_hook(found, see), with_kwargs=True))
+            stack.enter_context(_experts_watched(module, found, see))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _hook(weight: PrunableWeight, see: See) -> Any:
@@ -47,18 +46,38 @@ def _hook(weight: PrunableWeight, see: See) -> Any:
     return look
 
 
-def _experts_hook(weights: dict[tuple[int, str], PrunableWeight], see: See) -> Any:
+@contextmanager
+def _experts_watched(module: nn.Module, weights: dict[tuple[int, str], PrunableWeight], see: See) -> Iterator[None]:
+    """Sees the inputs while the module computes them; those that are not recognised there are computed afterwards."""
     held = {place: (weight.name, weight.holder, weight.in_features) for place, weight in weights.items()}
+    paths = list(dict.fromkeys(path for _, path in held))
+    layout: Any = find_experts(module)
+    visible = () if any(is_sharded(holder) for _, holder, _ in held.values()) else paths
+    run, own = module.forward, vars(module).get("forward")
 
-    def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        layout = find_experts(module)
-        with own_parts(module):
-            for expert, parameter, x in layout.inputs(module, args, kwargs):  # type: ignore[union-attr]
-                if (expert, parameter) in held and x.numel():
-                    name, holder, width = held[expert, parameter]
-                    see(name, whole_input(x, holder, width))
+    def see_expert(expert: int, path: str, x: Tensor) -> None:
+        if (expert, path) in held and x.numel():
+            name, holder, width = held[expert, path]
+            see(name, whole_input(x, holder, width))
 
-    return look
+    def look(*args: Any, **kwargs: Any) -> Any:
+        with ExpertProducts(module, visible, layout.count, see_expert) as products:
+            output = run(*args, **kwargs)
+        if missing := set(paths) - products.seen:
+            with own_parts(module):
+                for expert, path, x in layout.inputs(module, args, kwargs):
+                    if path in missing:
+                        see_expert(expert, path, x)
+        return output
+
+    module.forward = look  # not by hooks, which an interrupt would leave half done
+    try:
+        yield
+    finally:
+        if own is None:
+            del module.forward
+        else:
+            module.forward = own
 
 
 class RunningOrder:

@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ..modeling.block_source import BlockSource
+from ..modeling.fused_experts import find_experts
 from ..modeling.interrupts import interruptible
 from .recording import Call, Passed, record_calls
 from .store import HiddenStates, OnDevice
@@ -55,13 +57,17 @@ class BlockCalls:
     def run_to(self, name: str, block: nn.Module, module: nn.Module | None) -> Generator[int, None, None]:
         """Runs one block over every batch, up to the call of a module in it, and yields batch numbers.
 
-        Hooks that the module already has are still called. Without a module, the block runs to its end.
+        Hooks that the module already has are still called. A module that holds fused experts is run as well, as their
+        inputs come about in it. Without a module, the block runs to its end.
         """
 
         def stop(*_: Any) -> None:
             raise _Reached
 
-        handles = [] if module is None else [module.register_forward_pre_hook(stop)]
+        handles: list[RemovableHandle] = []
+        if module is not None:
+            has_experts = find_experts(module) is not None
+            handles = [module.register_forward_hook(stop) if has_experts else module.register_forward_pre_hook(stop)]
         try:
             for index, (args, kwargs) in enumerate(self._calls[name]):
                 with suppress(_Reached), interruptible():

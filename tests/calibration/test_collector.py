@@ -7,9 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
 from optimum_mwanda import CalibrationStatistics, MWandaConfig, MWandaPruner
+from optimum_mwanda.calibration import collector
 from optimum_mwanda.calibration.collector import StatisticsCollector, reduce_channels
 from optimum_mwanda.calibration.statistics import WeightStatistics
 from optimum_mwanda.data.chunks import build_chunks
@@ -60,16 +62,16 @@ def test_matrices_that_share_sums_have_those_that_each_would_have_alone(calls: l
     languages = [f"l{number}" for number in range(len(calls))]
 
     def collect(watched: list[PrunableWeight]) -> dict[str, WeightStatistics]:
-        collector = StatisticsCollector(watched, languages, ["positive"])
-        with collector:
+        sums = StatisticsCollector(watched, languages, ["positive"])
+        with sums:
             for language, part in zip(languages, calls, strict=True):
-                collector.start(language)
+                sums.start(language)
                 for weight in watched:
-                    collector._add(weight.name, inputs[0][weight.in_features])
+                    sums._add(weight.name, inputs[0][weight.in_features])
                 for number, matrix in part:
                     if (weight := weights[matrix]) in watched:
-                        collector._add(weight.name, inputs[number][weight.in_features])
-        return collector.finish()
+                        sums._add(weight.name, inputs[number][weight.in_features])
+        return sums.finish()
 
     together = collect(weights)
     for weight in weights:
@@ -118,6 +120,27 @@ def test_reduction_of_a_small_tensor() -> None:
         "above_rms>0.9": [2.0, 3.0, 1.0, 1.0],
         "above_rms>1": [1.0, 2.0, 0.0, 0.0],
     }
+
+
+def test_no_copy_of_a_large_input_is_made_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collector, "_ENTRIES", 64)
+    x = torch.randn(50, 16, generator=torch.Generator().manual_seed(0), dtype=torch.bfloat16)
+    sizes: list[int] = []
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            found = function(*args, **(kwargs or {}))
+            if torch.is_tensor(found) and found.untyped_storage().data_ptr() != x.untyped_storage().data_ptr():
+                sizes.append(found.numel())
+            return found
+
+    with Sizes():
+        reduced = reduce_channels(x, ["positive", "above_rms>0.5"])
+    assert max(sizes) == 64
+    rms = x.double().square().mean(1, keepdim=True).sqrt()
+    assert torch.equal(reduced["positive"], (x > 0).sum(0).double())
+    assert torch.equal(reduced["above_rms>0.5"], (x.double().abs() > 0.5 * rms).sum(0).double())
+    torch.testing.assert_close(reduced["square_sum"], x.double().square().sum(0), rtol=1e-6, atol=0)
 
 
 def test_low_precision_is_summed_up_in_float32() -> None:

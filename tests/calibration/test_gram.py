@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
-from optimum_mwanda.calibration.gram import GramCollector
+from optimum_mwanda.calibration.gram import GramCollector, add_products, fill_below
 from optimum_mwanda.modeling.blocks import find_blocks, inference_mode, run_blocks
 from optimum_mwanda.modeling.inputs import watch_inputs
 from optimum_mwanda.modeling.weights import PrunableWeight, find_weights
@@ -81,3 +82,14 @@ def test_a_language_without_weight_leaves_no_trace() -> None:
     np.testing.assert_allclose(
         gram, expected(model, weights[0], {"en": 1.0, "fr": 0.0, "sw": 0.0}), rtol=1e-4, atol=1e-6
     )
+
+
+def test_a_wide_gram_matrix_takes_little_more_than_half_of_a_whole_product() -> None:
+    x = torch.randn(40, 1100, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = torch.zeros(1100, 1100, dtype=torch.float64)
+    with FlopCounterMode(display=False) as counter:
+        for part in torch.split(x, 16):
+            add_products(found, part)
+    fill_below(found)
+    torch.testing.assert_close(found, x.T @ x)
+    assert counter.get_total_flops() < 0.6 * 2 * x.numel() * 1100

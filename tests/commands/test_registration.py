@@ -1,5 +1,6 @@
 """`optimum-cli` finds the command, pays nothing for it, and survives it."""
 
+import importlib
 import json
 import os
 import runpy
@@ -11,23 +12,11 @@ from pathlib import Path
 import optimum.commands.base
 import pytest
 
+from optimum_mwanda.commands import COMMANDS
+
 from .conftest import ROOT, Run, environment, run_here, run_process
 
 REGISTER = ROOT / "optimum" / "commands" / "register" / "register_mwanda.py"
-SUBCOMMANDS = (
-    "plan",
-    "prune",
-    "write",
-    "calibrate",
-    "apply",
-    "search",
-    "compare",
-    "evaluate",
-    "inspect",
-    "card",
-    "compress",
-    "decompress",
-)
 PROBE = """
 import json, sys
 from optimum.commands.optimum_cli import main
@@ -65,6 +54,28 @@ def test_help_of_a_subcommand_imports_nothing_heavy() -> None:
     assert modules == ["optimum_mwanda"]
 
 
+def test_only_the_command_that_is_named_is_imported() -> None:
+    probe = PROBE.replace(
+        '"optimum_mwanda")', '"optimum_mwanda", *(f"optimum_mwanda.commands.{name}" for name in NAMES))'
+    )
+    names = [name for name in COMMANDS if name != "plan"] + ["dry_run"]
+    done = subprocess.run(
+        [sys.executable, "-c", f"NAMES = {names}\n{probe}", "mwanda", "--help"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(done.stderr) == ["optimum_mwanda"]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_says_of_a_command_what_its_class_says(name: str) -> None:
+    module = importlib.import_module(f"optimum_mwanda.commands.{'dry_run' if name == 'plan' else name}")
+    command = getattr(module, f"{name.capitalize()}Command")
+    assert command.__doc__.partition("\n")[0] == COMMANDS[name]
+
+
 def test_namespace_has_no_init_file() -> None:
     assert [path.name for path in (ROOT / "optimum").rglob("__init__.py")] == []
 
@@ -73,7 +84,7 @@ def test_namespace_has_no_init_file() -> None:
 def test_help_names_every_subcommand(words: tuple[str, ...]) -> None:
     run = run_here(*words)
     assert run.code == 0
-    assert all(name in run.out for name in SUBCOMMANDS)
+    assert all(name in run.out for name in COMMANDS)
 
 
 @pytest.fixture
@@ -108,7 +119,7 @@ def test_optimum_with_other_base_classes_is_not_broken(monkeypatch: pytest.Monke
     assert runpy.run_path(str(REGISTER))["REGISTER_COMMANDS"] == []
 
 
-@pytest.mark.parametrize("name", SUBCOMMANDS)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_flag_has_help_with_its_default(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "1000")
     run: Run = run_here(name, "--help")

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from optimum_mwanda import CalibrationStatistics, MWandaConfig, MWandaPruner
+from optimum_mwanda.modeling import inputs
 from optimum_mwanda.modeling.blocks import find_blocks
 from optimum_mwanda.modeling.fused_experts import find_experts
 from optimum_mwanda.modeling.weights import find_weights, flat
@@ -99,14 +100,14 @@ def test_every_matrix_of_every_expert_is_a_view_of_shape_out_in(family: str) -> 
     """A view is right if the first matrix of an expert, applied to what enters it, fits what enters the last one."""
     model = make(family)
     weights = {w.name: w for w in flat(find_weights(find_blocks(model))) if w.expert is not None}
-    inputs: dict[str, int] = {}
+    widths: dict[str, int] = {}
     for module, args, kwargs, _ in calls_of_experts(model):
         path = next(name for name, m in model.named_modules() if m is module)
         for expert, parameter, x in find_experts(module).inputs(module, args, kwargs):
             owner, _, leaf = f"{path}.{parameter}".rpartition(".")
-            inputs[f"{owner}.{expert}.{leaf}"] = x.shape[-1]
-    assert inputs
-    for name, width in inputs.items():
+            widths[f"{owner}.{expert}.{leaf}"] = x.shape[-1]
+    assert widths
+    for name, width in widths.items():
         assert weights[name].in_features == width, name
     for weight in weights.values():
         before = weight.module.get_parameter(weight.parameter).detach().clone()
@@ -159,6 +160,46 @@ def test_the_experts_implementation_is_used_and_kept(implementation: str, calibr
     reference = pruner().calibrate(make("mixtral"), ROWS)
     for name, entry in reference.weights.items():
         torch.testing.assert_close(statistics.weights[name].square_sum, entry.square_sum, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "grouped_mm"])
+@pytest.mark.parametrize("family", [name for name in FUSED if name != "llama4_text"])
+def test_what_enters_experts_is_seen_where_the_model_computes_it(
+    family: str, implementation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make(family)
+    if family not in ("dbrx", "jetmoe"):
+        model.set_experts_implementation(implementation)
+    again = {}
+    for module, args, kwargs, _ in calls_of_experts(model):
+        path = next(name for name, m in model.named_modules() if m is module)
+        for expert, parameter, x in find_experts(module).inputs(module, args, kwargs):
+            owner, _, leaf = f"{path}.{parameter}".rpartition(".")
+            again[f"{owner}.{expert}.{leaf}"] = x.double().square().sum(0)
+
+    def without_inputs(module: nn.Module) -> Any:
+        layout = find_experts(module)
+        return layout and dataclasses.replace(layout, inputs=lambda *_: pytest.fail("computed a second time"))
+
+    monkeypatch.setattr(inputs, "find_experts", without_inputs)
+    statistics = pruner().calibrate(model, ROWS)
+    assert again
+    for name, expected in again.items():
+        torch.testing.assert_close(statistics.weights[name].square_sum.sum(0), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_an_interrupt_in_the_experts_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make("mixtral")
+    experts = model.model.layers[0].mlp.experts
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(experts.act_fn, "forward", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        pruner().calibrate(model, ROWS)
+    assert "forward" not in vars(experts)
+    assert not torch.overrides._get_current_function_mode_stack()
 
 
 def logits(model: PreTrainedModel) -> Tensor:

@@ -287,3 +287,22 @@ class TestSparseGpt:
         ):
             assert update.dtype == torch.bfloat16
         assert torch.equal(weight, before)
+
+
+def test_the_mask_of_a_wide_matrix_in_float32_is_that_in_float64_without_eigenvectors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.linalg, "eigh", lambda *_: pytest.fail("cubic, and slow on a GPU"))
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(600, 256, generator=generator) * torch.rand(256, generator=generator)
+    x += torch.randn(600, 1, generator=generator) * 2  # correlated, as activations are
+    weight = torch.randn(64, 256, generator=generator)
+    masks = [admm(weight, (x.T @ x).to(dtype), matrix_half)[1] for dtype in (torch.float32, torch.float64)]
+    assert int((masks[0] != masks[1]).sum()) <= 0.002 * weight.numel()
+
+
+def test_a_gram_matrix_that_rounding_has_taken_below_zero_still_has_a_mask() -> None:
+    gram = torch.tensor([[1.0, 1.5], [1.5, 1.0]])
+    sparse, pruned = admm(torch.tensor([[1.0, 2.0]]), gram, lambda scores: scores <= scores.min())
+    assert sparse.isfinite().all()
+    assert int(pruned.sum()) == 1

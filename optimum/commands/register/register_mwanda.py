@@ -23,16 +23,16 @@ try:
             if not is_declared:
                 self.parser.parse_known_args = self._parse_known_args
 
-        def _parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
-            """Declares the subcommands and parses as before."""
+        def _parse_known_args(self, words: Any = None, *args: Any, **kwargs: Any) -> Any:
+            """Declares the subcommands that are named and parses as before."""
             del self.parser.parse_known_args
             try:
                 from optimum_mwanda.commands import declare
 
-                declare(self)
+                declare(self, words)
             except Exception as error:
                 self.parser.exit(1, f"optimum-cli mwanda: optimum-mwanda cannot be imported: {error!r}\n")
-            return self.parser.parse_known_args(*args, **kwargs)
+            return self.parser.parse_known_args(words, *args, **kwargs)
 
     REGISTER_COMMANDS = [MWandaCommand]
 except Exception:  # an optimum-cli that this was not written for must still work, without this command
