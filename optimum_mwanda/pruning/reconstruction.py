@@ -239,10 +239,10 @@ def _inverse(gram: Tensor, penalty: float) -> Tensor:
     raised.diagonal().add_(penalty)
     factor, failed = torch.linalg.cholesky_ex(raised)
     if not failed:
-        found: Tensor = torch.cholesky_inverse(factor)
-        return found
+        return torch.cholesky_inverse(factor)
     values, vectors = torch.linalg.eigh(gram)  # rounding has taken a value further below zero than the penalty is above
-    return (vectors / (values.clamp_min(0) + penalty)) @ vectors.T
+    inverse: Tensor = (vectors / (values.clamp_min(0) + penalty)) @ vectors.T
+    return inverse
 
 
 def _inverse_factor(gram: Tensor, damping: float) -> Tensor:
