@@ -25,6 +25,8 @@ def test_what_a_module_did_is_what_it_does_afterwards(has_own: bool) -> None:
     own: Any = lambda x: x + 1  # noqa: E731
     if has_own:
         module.forward = own
+    with replaced({module: abs}):
+        assert module(-3) == 3
     with pytest.raises(TypeError), replaced({module: abs}):
         module("stop")
     assert vars(module).get("forward") is (own if has_own else None)
