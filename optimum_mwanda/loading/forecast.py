@@ -47,6 +47,7 @@ class PruningForecast:
         memory: What it takes to prune with the model in memory.
         stream: What it takes to prune with the blocks left on disk.
         untimed: Why there is no estimate of the time; empty if there is one.
+        unstreamed: Why blocks cannot be left on disk; empty if they can.
     """
 
     model: str
@@ -64,6 +65,7 @@ class PruningForecast:
     memory: ModeForecast
     stream: ModeForecast
     untimed: str = ""
+    unstreamed: str = ""
 
     @property
     def matrices(self) -> int:
@@ -124,7 +126,8 @@ class PruningForecast:
         on_device = [] if self.memory.device_memory is None else [f"on {self.device}"]
         table = markdown_table(["mode", "peak memory", *on_device, "disk", "time"], rows)
         notes = "Memory is counted beside Python and the libraries, time without loading the model and writing it."
-        return "\n\n".join([table, notes, *([f"Not timed: {self.untimed}"] if self.untimed else [])])
+        reasons = {"Not timed": self.untimed, "Cannot be streamed": self.unstreamed}
+        return "\n\n".join([table, notes, *(f"{what}: {reason}" for what, reason in reasons.items() if reason)])
 
 
 def in_bytes(count: int) -> str:

@@ -196,6 +196,7 @@ def foresee(
         passes=_passes(weights, settings),
         device=str(place),
         untimed=untimed,
+        unstreamed="" if settings.sensitivity == "none" else "sensitivities take a backward pass through all blocks.",
         **_modes(checkpoint, sizes, place, activations, compressed, seconds),
     )
 

@@ -30,7 +30,7 @@ def recomputed(modules: Iterable[nn.Module]) -> Iterator[None]:
 
     def run(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         # No module draws random numbers in inference mode.
-        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+        return checkpoint(partial(forward, **kwargs), *args, use_reentrant=False, preserve_rng_state=False)
 
     with replaced({module: partial(run, module.forward) for module in modules}):
         yield

@@ -81,6 +81,18 @@ def test_passes_follow_from_the_settings(settings: dict[str, Any], passes: int, 
     assert bool(forecast.tokens) is bool(passes)
 
 
+def test_what_sensitivities_take_is_told(dense: Path) -> None:
+    plain, swaps = (
+        plan_pruning(dense, MWandaConfig(**SMALL, refinement="swap", sensitivity=each), timed=False)
+        for each in ("none", "fisher")
+    )
+    assert "Cannot be streamed: sensitivities" in str(swaps)
+    assert "Cannot be streamed" not in str(plain)
+    # Two matrices (out, out) for each matrix of the model: q, o and down have 32 rows, k and v 16, gate and up 48.
+    factors = 4 * 3 * (3 * 32**2 + 2 * 16**2 + 2 * 48**2)
+    assert swaps.memory.memory >= plain.memory.memory + factors
+
+
 def test_text_is_counted_as_it_is_cut(dense: Path) -> None:
     forecast = plan_pruning(dense, MWandaConfig(**SMALL), make_rows("en sw", rows=3, length=LENGTH), timed=False)
     assert (forecast.languages, forecast.tokens) == (2, 2 * 3 * LENGTH)
