@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from optimum_mwanda.modeling import bits
 from optimum_mwanda.modeling.bits import pack_bits, unpack_bits
 from optimum_mwanda.pruning.masks import n_of_m_mask, prune_lowest, unstructured_mask
 
@@ -96,6 +97,8 @@ def test_packed_bits_come_back(shape: list[int], data: st.DataObject) -> None:
     assert packed.dtype == torch.uint8
     assert packed.shape == (-(-size // 8),)
     assert torch.equal(unpack_bits(packed, mask.shape), mask)
+    assert torch.equal(bits._packed_on_device(mask), packed)  # as on a GPU
+    assert torch.equal(bits._unpacked_on_device(packed, mask.shape), mask)
 
 
 def test_a_transposed_mask_comes_back() -> None:
