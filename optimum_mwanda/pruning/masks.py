@@ -1,9 +1,12 @@
 """From scores to masks: exact counts, no ties left to chance, no full sort."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
 _ENTRIES = 2**22
+_MOST_COMPARED = 16
+"""Entries of a run up to which it is quicker to compare each with each other than to select among them."""
 
 
 def prune_lowest(scores: Tensor, count: int) -> Tensor:
@@ -19,7 +22,7 @@ def prune_lowest(scores: Tensor, count: int) -> Tensor:
     if count == 0:
         return torch.zeros_like(scores, dtype=torch.bool)
     size = max(1, _ENTRIES // max(1, scores.shape[1]))  # what is needed besides is several times as large
-    threshold = torch.cat([part.kthvalue(count, dim=1, keepdim=True).values for part in torch.split(scores, size)])
+    threshold = torch.cat([_kth_lowest(part, count) for part in torch.split(scores, size)])
     pruned = scores <= threshold
     marked = torch.cat([part.sum(1) for part in torch.split(pruned, size)])
     (tied,) = torch.where(marked > count)  # the only wait for a GPU
@@ -57,4 +60,28 @@ def n_of_m_mask(scores: Tensor, kept: int, run: int) -> Tensor:
     Returns:
         Boolean, shape `(out, in)`, True where pruned.
     """
-    return prune_lowest(scores.reshape(-1, run), run - kept).view(scores.shape)
+    runs = scores.reshape(-1, run)
+    if run > _MOST_COMPARED:
+        return prune_lowest(runs, run - kept).view(scores.shape)
+    parts = torch.split(runs, max(1, _ENTRIES // run))
+    return torch.cat([_prune_by_rank(part, run - kept) for part in parts]).view(scores.shape)
+
+
+def _prune_by_rank(scores: Tensor, count: int) -> Tensor:
+    """As `prune_lowest`, for short rows: an entry goes if fewer than `count` others go before it."""
+    columns = scores.T.contiguous()
+    ranks = torch.zeros(columns.shape, dtype=torch.uint8, device=scores.device)
+    for right in range(len(columns)):
+        for left in range(right):
+            is_first = columns[left] <= columns[right]
+            ranks[right] += is_first
+            ranks[left] += ~is_first
+    return (ranks < count).T
+
+
+def _kth_lowest(scores: Tensor, count: int) -> Tensor:
+    """The `count`-th lowest score of each row, shape `(rows, 1)`."""
+    if scores.device.type != "cpu" or scores.dtype not in (torch.float32, torch.float64):
+        return scores.kthvalue(count, dim=1, keepdim=True).values
+    # The same value: numpy partitions with vector instructions.
+    return torch.from_numpy(np.partition(scores.numpy(), count - 1, axis=1)[:, count - 1, None].copy())

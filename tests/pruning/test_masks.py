@@ -1,4 +1,5 @@
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -6,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from optimum_mwanda.modeling import bits
 from optimum_mwanda.modeling.bits import pack_bits, unpack_bits
 from optimum_mwanda.pruning.masks import n_of_m_mask, prune_lowest, unstructured_mask
 
@@ -95,6 +97,8 @@ def test_packed_bits_come_back(shape: list[int], data: st.DataObject) -> None:
     assert packed.dtype == torch.uint8
     assert packed.shape == (-(-size // 8),)
     assert torch.equal(unpack_bits(packed, mask.shape), mask)
+    assert torch.equal(bits._packed_on_device(mask), packed)  # as on a GPU
+    assert torch.equal(bits._unpacked_on_device(packed, mask.shape), mask)
 
 
 def test_a_transposed_mask_comes_back() -> None:
@@ -113,3 +117,26 @@ def test_parts_of_a_large_matrix_are_pruned_as_the_whole(monkeypatch: pytest.Mon
     monkeypatch.setattr("optimum_mwanda.pruning.masks._ENTRIES", 40)
     assert torch.equal(prune_lowest(scores, 7), whole)
     assert torch.equal(prune_lowest(scores[:0], 7), whole[:0])
+
+
+@given(score_matrices(st.sampled_from([16, 32])), st.sampled_from([(8, 16), (1, 16), (10, 32)]))
+@settings(deadline=None)
+def test_runs_short_and_long_lose_those_that_a_stable_sort_puts_first(scores: Tensor, kept_of: tuple[int, int]) -> None:
+    kept, run = kept_of
+    scores = scores.repeat(1, 2)
+    expected = lowest_by_stable_sort(scores.reshape(-1, run), run - kept).view(scores.shape)
+    assert torch.equal(n_of_m_mask(scores, kept, run), expected)
+
+
+@pytest.mark.parametrize("run", [4, 64])
+def test_other_types_of_scores_are_selected_likewise(run: int) -> None:
+    scores = torch.randint(0, 9, (6, 64), generator=torch.Generator().manual_seed(0))
+    for dtype in (torch.float64, torch.float16, torch.bfloat16):
+        assert torch.equal(n_of_m_mask(scores.to(dtype), run // 2, run), n_of_m_mask(scores.float(), run // 2, run))
+        assert torch.equal(prune_lowest(scores.to(dtype), 20), prune_lowest(scores.float(), 20))
+
+
+@pytest.mark.parametrize("select", [lambda s: prune_lowest(s, 20), lambda s: n_of_m_mask(s, 2, 4)])
+def test_scores_that_do_not_lie_in_a_row_are_selected_likewise(select: Callable[[Tensor], Tensor]) -> None:
+    scores = torch.rand(64, 8, generator=torch.Generator().manual_seed(0)).T
+    assert torch.equal(select(scores), select(scores.contiguous()))
