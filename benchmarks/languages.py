@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from datasets import IterableDataset
+from peak_memory import peak_memory
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from optimum_mwanda import MWandaConfig
@@ -60,12 +61,6 @@ def make_stream(languages: list[str], rows: int, order: str, read: list[int]) ->
     return {language: stream([language]) for language in languages} if order == "dict" else stream(languages)
 
 
-def resident() -> float:
-    """Peak resident memory of this process in MB, by the operating system."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024
-
-
 def measure(count: int, order: str, args: argparse.Namespace) -> list[str]:
     torch.set_num_threads(args.threads)
     tokenizer = AutoTokenizer.from_pretrained(EXAMPLES / "sample_model")
@@ -82,9 +77,9 @@ def measure(count: int, order: str, args: argparse.Namespace) -> list[str]:
         make_stream(languages[:1], args.rows, order, []), config.replace(languages=("l0000",)), model, tokenizer
     )
     dataset = make_stream(languages, args.rows, order, read)
-    before, start = resident(), time.perf_counter()
+    before, start = peak_memory(), time.perf_counter()
     chunks = build_chunks(dataset, config, model, tokenizer)
-    seconds, peak = time.perf_counter() - start, resident() - before
+    seconds, peak = time.perf_counter() - start, (peak_memory() - before) / 2**20
     tokens = sum(chunks.tokens.values())
     return [
         f"{count:,}, {order}",

@@ -9,8 +9,8 @@ environment of its own; its Wanda per row, with blocks calibrated one after the 
 """
 
 import argparse
+import inspect
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peak_memory import peak_memory
 from safetensors import safe_open
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -75,13 +76,11 @@ def work(mode: str, args: argparse.Namespace) -> None:
     elif mode == "stream":
         prune_checkpoint(source, target, settings(args), rows(args), activations=args.activations, progress=False)
     seconds = time.perf_counter() - start
-    # Not ru_maxrss, which a new process takes over from the one that started it.
-    peak = int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024  # type: ignore[index]
-    print(json.dumps({"seconds": seconds, "peak": peak}))
+    print(json.dumps({"seconds": seconds, "peak": peak_memory()}))
 
 
 LLM_COMPRESSOR = """
-import json, re, sys, time
+import json, sys, time
 from pathlib import Path
 import torch
 from datasets import Dataset
@@ -101,8 +100,7 @@ if target != "libraries":
             num_calibration_samples=len(rows), pipeline="sequential")
     model.save_pretrained(target)
 seconds = time.perf_counter() - start
-peak = int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
-print(json.dumps({"seconds": seconds, "peak": peak}))
+print(json.dumps({"seconds": seconds, "peak": peak_memory()}))
 """
 
 
@@ -151,7 +149,8 @@ def main() -> None:
         measured = {mode: run([*own, mode]) for mode in MODES}
         if args.llm_compressor:
             (args.folder / "rows.json").write_text(json.dumps([row["input_ids"] for row in rows(args)]))
-            peer = [args.llm_compressor, "-c", LLM_COMPRESSOR, str(args.folder / "dense")]
+            program = inspect.getsource(peak_memory) + LLM_COMPRESSOR  # another environment, where this is not found
+            peer = [args.llm_compressor, "-c", program, str(args.folder / "dense")]
             tokenizer = Path(__file__).parents[1] / "examples" / "sample_model"
             rest = [str(args.folder / "rows.json"), str(args.sequence_length), str(tokenizer)]
             measured["its libraries"] = run([*peer, "libraries", *rest])

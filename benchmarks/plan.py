@@ -9,7 +9,6 @@ imports. Time is that of pruning, without loading the model in memory and withou
 
 import argparse
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from typing import Any
 
 import torch
 import transformers
+from peak_memory import peak_memory
 
 from optimum_mwanda import MWandaConfig, MWandaPruner, check_saved, plan_pruning, prune_checkpoint
 
@@ -103,9 +103,7 @@ def work(mode: str, args: argparse.Namespace) -> None:
         MWandaPruner.prune = timed  # type: ignore[method-assign]
         prune_checkpoint(source, target, config, rows(), progress=False)
         (seconds,) = times
-    # Not ru_maxrss, which a new process takes over from the one that started it.
-    peak = int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024  # type: ignore[index]
-    print(json.dumps({"seconds": seconds, "peak": peak}))
+    print(json.dumps({"seconds": seconds, "peak": peak_memory()}))
 
 
 def measure(folder: Path, mode: str, settings: str = "default") -> dict[str, Any]:

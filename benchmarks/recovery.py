@@ -36,6 +36,7 @@ from optimum_mwanda import (
     sparsity_record,
     verify_sparsity,
 )
+from optimum_mwanda.experiments.json_lines import append_line, whole_lines
 from optimum_mwanda.training.recovery_settings import LEARNING_RATES
 from optimum_mwanda.utils import markdown_table
 
@@ -84,7 +85,7 @@ def main(words: list[str] | None = None) -> None:
     if args.mix == "need" and "gradual" in args.recipes:
         parser.error("--mix need looks at what pruning cost, and gradual has not pruned yet: name other --recipes.")
     path = args.output / "results.jsonl"
-    runs = read(path)
+    runs = [json.loads(line) for line in whole_lines(path)]
     settings = json.loads(json.dumps({name: getattr(args, name) for name in SETTINGS}, default=str))
     if others := {name for run in runs for name in SETTINGS if run.get("settings", {}).get(name) != settings[name]}:
         parser.error(f"{path} was measured with another {', '.join(sorted(others))}: give another --output.")
@@ -95,23 +96,10 @@ def main(words: list[str] | None = None) -> None:
             done = {run["recipe"] for run in runs if (run["method"], run["seed"]) == (method, seed)}
             for result in bench.run(method, seed, [name for name in ["one-shot", *args.recipes] if name not in done]):
                 runs.append({**result, "settings": settings})
-                append(path, runs[-1])
+                append_line(path, runs[-1])
                 (args.output / "recovery.md").write_text(to_table(runs) + "\n", encoding="utf-8")
                 print(method, result["recipe"], seed, f"{result['mean']:.4f}", f"{result['seconds']} s", flush=True)
     print(to_table(runs))
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """Finished runs; a last line without a line break was left by an interrupted one."""
-    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]] if path.exists() else []
-
-
-def append(path: Path, run: dict[str, Any]) -> None:
-    """Adds a line, in place of an unfinished one."""
-    with path.open("ab+") as file:
-        file.seek(0)
-        file.truncate(file.read().rfind(b"\n") + 1)
-        file.write(json.dumps(run).encode() + b"\n")
 
 
 def first_rows(rows: Dataset, count: int) -> Dataset:
@@ -242,9 +230,8 @@ class Bench:
         seen = sorted(set(self.text["calibration"]["language"]))
         comparison = PerplexityComparison(self.reference, {"model": report}, seen)
         ratios = {language: comparison.log_ratio("model", language) for language in comparison.languages}
-        groups = {"mean": list(ratios), "seen": seen, "unseen": [each for each in ratios if each not in seen]}
-        values = {name: statistics.fmean(ratios[each] for each in group) for name, group in groups.items() if group}
-        return {**values, "worst": max(ratios.values()), "languages": ratios}
+        groups = {name: value for name, value in comparison.summary("model").items() if value is not None}
+        return {**groups, "languages": ratios}
 
 
 def to_table(runs: list[dict[str, Any]]) -> str:

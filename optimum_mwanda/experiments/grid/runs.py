@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...evaluation.report import PerplexityReport
+from ..json_lines import append_line, whole_lines
 from .methods import label
 
 
@@ -116,10 +117,8 @@ def read_results(path: Path) -> Results | None:
         OSError: If the file cannot be read.
         ValueError: If a line is not a result.
     """
-    if not path.exists():
-        return None
     dense, runs = None, {}
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):  # the last may end within a character
+    for number, line in enumerate(whole_lines(path), 1):
         try:
             values = json.loads(line)
             report = PerplexityReport.from_dict(values.pop("report"))
@@ -140,10 +139,5 @@ def read_results(path: Path) -> Results | None:
 
 
 def append(path: Path, result: DenseResult | RunResult) -> None:
-    """Adds a line, in place of an unfinished line that an interrupted run may have left."""
-    line = (json.dumps(result.to_dict(), ensure_ascii=False) + "\n").encode()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab+") as file:
-        file.seek(0)
-        file.truncate(file.read().rfind(b"\n") + 1)
-        file.write(line)
+    """Adds a line to a file of results."""
+    append_line(path, result.to_dict())
