@@ -129,6 +129,11 @@ class MWandaConfig(SavedSettings):
         "do so before 'block'. None: 'obs' for such criteria, else 'none'.",
         OneOf(("none", "obs", "block", "obs+block")),
     )
+    reconstruction_shrinkage: float = setting(
+        0.0,
+        "Share by which 'obs' and criteria that update weights weaken correlations between channels.",
+        Number(at_least=0, at_most=1),
+    )
     reconstruction_region: str = setting(
         "block",
         "What 'block' trains together, to give the outputs that it has in the dense model: the whole 'block', or each "

@@ -35,7 +35,7 @@ _THEMES = {
     "weights of languages": ("language_weights", "language_temperature"),
     "better masks and new values": (
         *("refinement", "refinement_shrinkage", "refinement_ridge", "reconstruction", "damping"),
-        *("reconstruction_region", "reconstruction_epochs"),
+        *("reconstruction_shrinkage", "reconstruction_region", "reconstruction_epochs"),
         *("reconstruction_learning_rate", "reconstruction_held_out"),
     ),
 }

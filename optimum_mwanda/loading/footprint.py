@@ -164,7 +164,8 @@ class Footprint:
     def _deciding(self) -> int:
         if self._config.updates_matrices:
             solver = self._config.criterion in ("alps", "sparsegpt")
-            return FACTORS["solver" if solver else "obs"] * self._largest * 4 + 2 * self._widest**2 * 4
+            matrices = 3 if self._config.reconstruction_shrinkage else 2
+            return FACTORS["solver" if solver else "obs"] * self._largest * 4 + matrices * self._widest**2 * 4
         if self._config.refinement == "swap":
             return FACTORS["swap"] * self._largest * 4 + self._widest**2 * 4 + SWAPS
         scores = 8 if self._width == 4 else 12  # a product of two, and a copy of the matrix in float32

@@ -44,8 +44,9 @@ def mask_and_values(
         return compute_mask(weight, entry, language_weights, sparsity, config), None
     check_finite(weight)
     criterion = CRITERIA[config.criterion]
+    solved = shrink_gram(gram, config.reconstruction_shrinkage, 0) if config.reconstruction_shrinkage else gram
     if criterion.solve is not None:
-        pruned, values = criterion.solve(weight.matrix, gram, sparsity, config)
+        pruned, values = criterion.solve(weight.matrix, solved, sparsity, config)
         return pruned, values
     damping: float = config.damping  # type: ignore[assignment]
     pruned = compute_mask(weight, entry, language_weights, sparsity, config)[rows]
@@ -55,4 +56,4 @@ def mask_and_values(
         pruned = refine_mask(matrix, pruned, trusted, run=None if config.kept_of is None else config.kept_of[1])
     if not config.updates_matrices:
         return pruned, None
-    return pruned, reconstruct(matrix, pruned, gram, damping=damping)
+    return pruned, reconstruct(matrix, pruned, solved, damping=damping)

@@ -57,7 +57,7 @@ _CONDITIONS: dict[str, Condition] = {
     "refinement": lambda config: not CRITERIA[config.criterion].updates,
     "refinement_shrinkage": _refines,
     "refinement_ridge": _refines,
-    "damping": lambda config: config.updates_matrices,
+    **dict.fromkeys(("damping", "reconstruction_shrinkage"), lambda config: config.updates_matrices),
     **dict.fromkeys(
         (
             *("reconstruction_region", "reconstruction_epochs"),

@@ -323,14 +323,14 @@ SHAPED_BY = {
     ),
     "sparsegpt": (
         {"criterion": "sparsegpt", "group": "row"},
-        {"damping", "calibration"},
+        {"damping", "reconstruction_shrinkage", "calibration"},
         {"group", "refinement", "refinement_ridge"},
     ),
     "pattern": ({"criterion": "wanda", "pattern": "2:4"}, {"pattern"}, {"group", "allocation", "max_block_sparsity"}),
     "refined": (
         {"refinement": "swap"},
         {"refinement_shrinkage"},
-        {"damping", "experts_policy", "language_temperature"},
+        {"damping", "reconstruction_shrinkage", "experts_policy", "language_temperature"},
     ),
 }
 

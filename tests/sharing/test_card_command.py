@@ -43,7 +43,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "min_block_sparsity": st.floats(0, 0.1),
     "max_block_sparsity": st.floats(0.9, 1),
     "language_weights": st.sampled_from(WEIGHTINGS) | st.dictionaries(WORDS, SHARES, min_size=1, max_size=3),
-    "refinement_shrinkage": st.floats(0, 1),
+    **dict.fromkeys(("refinement_shrinkage", "reconstruction_shrinkage"), st.floats(0, 1)),
     "seed": st.integers(0, 2**64 - 1),
 }
 
