@@ -5,16 +5,17 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from .config_file import SavedSettings
-from .legal import Number, NumberPerLanguage, OneOf, Text, Weighting, read_pattern, setting
+from .legal import Number, NumberPerLanguage, OneOf, Text, Weighting, YesOrNo, implied_by_pattern, read_pattern, setting
+from .needs import Needs
 from .presets import preset_settings
 from .registry import ALLOCATIONS, CRITERIA, list_criteria
-from .values import FrozenDict, activity_key, describe_fields, is_close, plain, strings
+from .values import FrozenDict, describe_fields, plain, strings
 
 _COUNT = Number(at_least=1, whole=True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MWandaConfig(SavedSettings):
+class MWandaConfig(SavedSettings, Needs):
     """The settings of one pruning run. Immutable: derive another config with `replace`.
 
     `docs/method.md` gives the equations, and `docs/benchmarks.md` the measurements behind the defaults.
@@ -86,12 +87,18 @@ class MWandaConfig(SavedSettings):
     languages: tuple[str, ...] | None = setting(None, "Languages to calibrate on. None: all in the dataset.")
     language_weights: str | Mapping[str, float] = setting(
         "equal",
-        "'equal', 'proportional' (to calibration tokens), 'temperature', or a dict of language to weight; languages "
-        "that it does not name weigh 1.",
-        Weighting(("equal", "proportional", "temperature")),
+        "'equal', 'proportional' (to calibration tokens), 'temperature', 'minimax' (found by several prunings: more "
+        "for languages that lose more), or a dict of language to weight; languages that it does not name weigh 1.",
+        Weighting(("equal", "proportional", "temperature", "minimax")),
     )
     language_temperature: float = setting(
         2.0, "With 'temperature', weights are tokens ** (1 / temperature).", Number(above=0)
+    )
+    minimax_rounds: int = setting(3, "How often 'minimax' changes the weights and prunes anew.", _COUNT)
+    minimax_bound: float = setting(
+        0.02,
+        "Share by which 'minimax' lets the mean loss over languages exceed that with equal weights.",
+        Number(at_least=0),
     )
     samples_per_language: int | Mapping[str, int] = setting(
         32,
@@ -133,6 +140,12 @@ class MWandaConfig(SavedSettings):
         0.0,
         "Share by which 'obs' and criteria that update weights weaken correlations between channels.",
         Number(at_least=0, at_most=1),
+    )
+    tune_regularisation: bool = setting(
+        False,
+        "Whether to choose shrinkage and ridge of refinement, 'obs' and criteria that update weights first, by "
+        "leaving languages out in turn.",
+        YesOrNo(),
     )
     reconstruction_region: str = setting(
         "block",
@@ -208,22 +221,7 @@ class MWandaConfig(SavedSettings):
 
     def _resolve_pattern(self) -> None:
         """Fills in the sparsity and the allocation that the pattern implies."""
-        kept = self.kept_of
-        if kept is None:
-            defaults: dict[str, Any] = {"sparsity": 0.5, "allocation": "outliers"}
-        else:
-            defaults = {"sparsity": 1 - kept[0] / kept[1], "allocation": "uniform"}
-            if self.sparsity is not None and not is_close(self.sparsity, defaults["sparsity"]):
-                raise ValueError(
-                    f"sparsity={self.sparsity!r} contradicts pattern={self.pattern!r}, which keeps {kept[0]} of every "
-                    f"{kept[1]} weights: leave sparsity out, or give {defaults['sparsity']:g}."
-                )
-            if self.allocation not in (None, "uniform"):
-                raise ValueError(
-                    f"allocation={self.allocation!r} cannot be combined with pattern={self.pattern!r}: an N:M pattern "
-                    "fixes the sparsity of every block. Give allocation='uniform', or use pattern='unstructured'."
-                )
-        for name, value in defaults.items():
+        for name, value in implied_by_pattern(self.pattern, self.sparsity, self.allocation).items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
 
@@ -273,39 +271,6 @@ class MWandaConfig(SavedSettings):
     def kept_of(self) -> tuple[int, int] | None:
         """`(N, M)` of an N:M pattern: N weights are kept of every M. None if unstructured."""
         return read_pattern(self.pattern)
-
-    @property
-    def needs_grams(self) -> bool:
-        """Whether masks or values depend on the Gram matrices of the layers' inputs."""
-        return self.refinement != "none" or self.updates_matrices
-
-    @property
-    def updates_matrices(self) -> bool:
-        """Whether each matrix gets new values by itself."""
-        return CRITERIA[self.criterion].updates or self.reconstruction in ("obs", "obs+block")
-
-    @property
-    def trains_blocks(self) -> bool:
-        """Whether blocks are trained after they are pruned."""
-        return self.reconstruction in ("block", "obs+block")
-
-    @property
-    def needs_statistics(self) -> bool:
-        """Whether masks or values depend on calibration data at all."""
-        by_itself = CRITERIA[self.criterion].needs_data or ALLOCATIONS[str(self.allocation)].needs_data
-        return by_itself or self.needs_grams or self.trains_blocks
-
-    @property
-    def works_blockwise(self) -> bool:
-        """Whether calibration data are read block by block during pruning, instead of all at once before it."""
-        return self.needs_statistics and (self.calibration == "sequential" or self.needs_grams)
-
-    @property
-    def activity(self) -> str | None:
-        """Key of the activity count that the statistics must hold for these settings; None if none is needed."""
-        if not CRITERIA[self.criterion].uses_activity or self.activation == "none" or self.activation_exponent == 0:
-            return None
-        return activity_key(self.activation, self.activation_threshold)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain JSON values."""

@@ -1,12 +1,14 @@
 """`MWandaPruner`: calibrate, allocate, apply."""
 
+import copy
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
-from .calibration.reduction import check_same, deal, readers
+from .calibration.reduction import check_same
 from .calibration.statistics import CalibrationStatistics
+from .choosing.before_pruning import choose
 from .configuration import MWandaConfig
 from .data.chunks import CalibrationChunks, LanguageCoverage, build_chunks
 from .modeling.block_source import BlockSource
@@ -16,7 +18,7 @@ from .modeling.interrupts import check_interrupts
 from .modeling.quantized import forget_dequantization
 from .modeling.weights import Weights, find_weights, flat
 from .processes.group import current, sharing
-from .pruning.checks import check_model, check_pattern, check_plan, check_statistics
+from .pruning.checks import check_held_whole, check_model, check_pattern, check_plan, check_statistics
 from .pruning.experts_policy import leave_out_experts
 from .pruning.planning import to_calibrate
 from .pruning.scoring import weigh_languages
@@ -25,7 +27,7 @@ from .record.attachment import attach_record
 from .record.build import build_record, warn_of_more_zeros
 from .storage.journal import Journal
 from .utils import progress_bar
-from .walking.block_by_block import BlockByBlock
+from .walking.block_by_block import walk_blocks
 from .walking.calibrating import Calibrated, calibrate
 from .walking.deciding import decide, make_plan
 from .walking.editor import WeightEditor
@@ -92,6 +94,7 @@ class MWandaPruner:
         self.activations = activations
         self.journal = journal
         self.coverage: tuple[LanguageCoverage, ...] = ()
+        self._chosen: Mapping[str, str] = {}
 
     @sharing()
     def prune(
@@ -128,8 +131,24 @@ class MWandaPruner:
         weights, source = self._open(model)
         if plan is not None:
             check_plan(plan, weights, self.config)
-        pruned = PrunedBlocks(self.journal, source)
+        if self.config.finds_settings:
+            check_held_whole(model, source, "Settings are found")
         chunks = self._read(model, dataset, tokenizer)
+        chosen = choose(model, weights, chunks, self.config, source, plan, self._store, self.progress)
+        pruner = copy.copy(self)
+        pruner.config, pruner._chosen = chosen
+        return pruner._prune(model, weights, chunks, source, plan)
+
+    def _prune(
+        self,
+        model: "PreTrainedModel",
+        weights: Weights,
+        chunks: CalibrationChunks,
+        source: BlockSource,
+        plan: SparsityPlan | None,
+    ) -> "PreTrainedModel":
+        """`prune` with settings that leave nothing open."""
+        pruned = PrunedBlocks(self.journal, source)
         begin(self.journal, model, self.config, chunks.fingerprints, plan and plan.to_dict())
         seen = to_calibrate(weights, self.config, is_planned=plan is not None)
         for_all = plan is None and seen is weights
@@ -138,7 +157,7 @@ class MWandaPruner:
         plan = plan or self._plan(model, weights, statistics, source, known)
         walk: Walk = Known(weights, statistics, source, pruned)
         if self.config.works_blockwise:
-            walk = self._block_by_block(model, weights, chunks, source, pruned)
+            walk = walk_blocks(model, weights, chunks, self.config, source, self._store, pruned)
         return self._run(model, walk, plan, statistics, statistics.model_fingerprint)
 
     @sharing()
@@ -303,21 +322,6 @@ class MWandaPruner:
     def _store(self) -> HiddenStates:
         return make_store(self.activations)
 
-    def _block_by_block(
-        self,
-        model: "PreTrainedModel",
-        weights: Weights,
-        chunks: CalibrationChunks,
-        source: BlockSource,
-        pruned: PrunedBlocks,
-    ) -> BlockByBlock:
-        found = weigh_languages(self.config, chunks.tokens).tolist()
-        language_weights = dict(zip(chunks.tokens, found, strict=True))
-        own, reduce = deal(chunks, readers(model))
-        return BlockByBlock(
-            model, weights, own, language_weights, self.config, source, self._store, reduce, finished=pruned
-        )
-
     def _run(
         self,
         model: "PreTrainedModel",
@@ -336,9 +340,8 @@ class MWandaPruner:
                 visited = decide(steps, decisions, self.config)
                 for _ in progress_bar(visited, total=total, description="Pruning", show=is_shown):
                     pass
-            record = build_record(
-                model, self.config, walk.weights, walk.zeros, plan, statistics, fingerprint, walk.trained
-            )
+            found = (walk.weights, walk.zeros, plan, statistics, fingerprint, walk.trained, self._chosen)
+            record = build_record(model, self.config, *found)
             check_interrupts()
             forget_dequantization(model)
             attach_record(model, record)

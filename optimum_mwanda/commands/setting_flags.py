@@ -32,9 +32,10 @@ _THEMES = {
         *("language_column", "text_column", "target_column", "languages", "samples_per_language", "reservoir"),
         *("sequence_length", "bos", "batch_size", "calibration", "seed"),
     ),
-    "weights of languages": ("language_weights", "language_temperature"),
+    "weights of languages": ("language_weights", "language_temperature", "minimax_rounds", "minimax_bound"),
     "better masks and new values": (
         *("refinement", "refinement_shrinkage", "refinement_ridge", "reconstruction", "damping"),
+        "tune_regularisation",
         *("reconstruction_shrinkage", "reconstruction_region", "reconstruction_epochs"),
         *("reconstruction_learning_rate", "reconstruction_held_out"),
     ),

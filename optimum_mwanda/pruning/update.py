@@ -30,7 +30,7 @@ def mask_and_values(
         language_weights: Weight of every language.
         sparsity: Share to prune.
         config: The settings.
-        rows: Which rows to refine and reconstruct; for a solver, and without a Gram matrix, all.
+        rows: Which rows to refine and reconstruct; a solver sees no others. Without a Gram matrix, all.
 
     Returns:
         Boolean mask of shape `(out, in)`, or of these rows, True where pruned, and the new values, or None if the
@@ -46,7 +46,7 @@ def mask_and_values(
     criterion = CRITERIA[config.criterion]
     solved = shrink_gram(gram, config.reconstruction_shrinkage, 0) if config.reconstruction_shrinkage else gram
     if criterion.solve is not None:
-        pruned, values = criterion.solve(weight.matrix, solved, sparsity, config)
+        pruned, values = criterion.solve(weight.matrix[rows], solved, sparsity, config)
         return pruned, values
     damping: float = config.damping  # type: ignore[assignment]
     pruned = compute_mask(weight, entry, language_weights, sparsity, config)[rows]

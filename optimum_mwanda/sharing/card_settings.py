@@ -53,11 +53,13 @@ _CONDITIONS: dict[str, Condition] = {
     "min_block_sparsity": _allocates,
     "max_block_sparsity": _allocates,
     "language_temperature": lambda config: _reads_text(config) and config.language_weights == "temperature",
+    **dict.fromkeys(("minimax_rounds", "minimax_bound"), lambda config: config.finds_weights),
     "reservoir": lambda config: _reads_text(config) and config.reservoir is not None,
     "refinement": lambda config: not CRITERIA[config.criterion].updates,
     "refinement_shrinkage": _refines,
     "refinement_ridge": _refines,
     **dict.fromkeys(("damping", "reconstruction_shrinkage"), lambda config: config.updates_matrices),
+    "tune_regularisation": lambda config: config.finds_regularisation,
     **dict.fromkeys(
         (
             *("reconstruction_region", "reconstruction_epochs"),

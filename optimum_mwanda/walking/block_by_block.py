@@ -9,7 +9,7 @@ from torch import nn
 
 from ..calibration.collector import StatisticsCollector
 from ..calibration.gram import GramCollector
-from ..calibration.reduction import Reduce
+from ..calibration.reduction import Reduce, deal, readers
 from ..configuration import MWandaConfig
 from ..data.chunks import CalibrationChunks
 from ..data.hold_back import hold_back
@@ -18,6 +18,7 @@ from ..modeling.block_source import BlockSource
 from ..modeling.blocks import find_stacks
 from ..modeling.inputs import RunningOrder
 from ..modeling.weights import PrunableWeight, Weights
+from ..pruning.scoring import weigh_languages
 from .block_training import BlockTrainer, DenseStream, Piece
 from .finished import Finished
 from .recording import Passed
@@ -206,6 +207,32 @@ class BlockByBlock(Walk):
 
         step = Step((), look)
         return step
+
+
+def walk_blocks(
+    model: "PreTrainedModel",
+    weights: Weights,
+    chunks: CalibrationChunks,
+    config: MWandaConfig,
+    source: BlockSource,
+    store: Callable[[], HiddenStates] = OnDevice,
+    finished: Finished | None = None,
+) -> BlockByBlock:
+    """The walk that prunes a model; of several processes, each reads its part of the text.
+
+    Args:
+        model: As for `BlockByBlock`, like all others.
+        weights: As there.
+        chunks: All calibration data.
+        config: As there; weighs the languages too.
+        source: As there.
+        store: As there.
+        finished: As there.
+    """
+    weighed = weigh_languages(config, chunks.tokens).tolist()
+    own, reduce = deal(chunks, readers(model))
+    languages = dict(zip(chunks.tokens, weighed, strict=True))
+    return BlockByBlock(model, weights, own, languages, config, source, store, reduce, finished=finished)
 
 
 def _pieces(chunks: CalibrationChunks, config: MWandaConfig, trains: bool) -> Iterator[tuple[Piece, Batch]]:

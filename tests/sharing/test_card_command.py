@@ -26,6 +26,9 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     **dict.fromkeys(("allocation_strength", "owl_multiplier", "language_temperature", "refinement_ridge"), SHARES),
     "reconstruction_learning_rate": SHARES,
     "reconstruction_held_out": st.floats(0, 0.9),
+    "tune_regularisation": st.booleans(),
+    "minimax_bound": SHARES,
+    "minimax_rounds": st.integers(1, 99),
     **dict.fromkeys(
         (
             "samples_per_language",
