@@ -12,6 +12,7 @@ from .version import __version__
 _HOMES = {
     "CalibrationStatistics": "calibration.statistics",
     "DistillationTrainer": "training.distillation_trainer",
+    "FoundWeights": "choosing.worst_language",
     "GradualPruningCallback": "training.pruning_in_training",
     "LISACallback": "training.blocks_in_turn",
     "LanguageCoverage": "data.chunks",
@@ -40,6 +41,7 @@ _HOMES = {
     "decompress": "storage.compressed",
     "distillation_loss": "training.distillation",
     "evaluate_languages": "evaluation.perplexity",
+    "find_language_weights": "choosing.worst_language",
     "find_sparsity": "experiments.search.bisection",
     "held_out_chunks": "training.held_out_chunks",
     "keep_masks": "training.keeper",
@@ -59,7 +61,9 @@ _HOMES = {
     "save_pretrained_compressed": "storage.compressed",
     "sparsity_map": "record.verification",
     "sparsity_record": "record.verification",
+    "TunedRegularisation": "choosing.regularisation",
     "temperature_weights": "training.language_weights",
+    "tune_regularisation": "choosing.regularisation",
     "verify_sparsity": "record.verification",
     "work_alone": "processes.group",
     "write_calibration_text": "calibration.self_written",
@@ -70,6 +74,10 @@ __all__ = ["__version__", *_HOMES]
 if TYPE_CHECKING:
     from .calibration.self_written import write_calibration_text as write_calibration_text
     from .calibration.statistics import CalibrationStatistics as CalibrationStatistics
+    from .choosing.regularisation import TunedRegularisation as TunedRegularisation
+    from .choosing.regularisation import tune_regularisation as tune_regularisation
+    from .choosing.worst_language import FoundWeights as FoundWeights
+    from .choosing.worst_language import find_language_weights as find_language_weights
     from .configuration import MWandaConfig as MWandaConfig
     from .data.chunks import LanguageCoverage as LanguageCoverage
     from .evaluation.perplexity import evaluate_languages as evaluate_languages

@@ -33,6 +33,12 @@ def check_combinations(config: Any) -> None:
         )
     if config.sensitivity != "none":
         _check_sensitivity(config)
+        if config.language_weights == "minimax" or config.tune_regularisation:
+            raise ValueError(
+                f"sensitivity={config.sensitivity!r} cannot be combined with language_weights='minimax' or "
+                "tune_regularisation, which try prunings without sensitivities: find these settings first, and give "
+                "what was found."
+            )
 
 
 def _check_bounds(config: Any) -> None:

@@ -6,10 +6,10 @@ from typing import Any, ClassVar
 
 from .combinations import check_combinations
 from .implied import Implied
-from .legal import Number, NumberPerLanguage, OneOf, Text, Weighting, setting
+from .legal import Number, NumberPerLanguage, OneOf, Text, Weighting, YesOrNo, implied_by_pattern, setting
 from .presets import preset_settings
 from .registry import ALLOCATIONS, CRITERIA, list_criteria
-from .values import FrozenDict, describe_fields, is_close, plain, strings
+from .values import FrozenDict, describe_fields, plain, strings
 
 _COUNT = Number(at_least=1, whole=True)
 
@@ -87,12 +87,18 @@ class MWandaConfig(Implied):
     languages: tuple[str, ...] | None = setting(None, "Languages to calibrate on. None: all in the dataset.")
     language_weights: str | Mapping[str, float] = setting(
         "equal",
-        "'equal', 'proportional' (to calibration tokens), 'temperature', or a dict of language to weight; languages "
-        "that it does not name weigh 1.",
-        Weighting(("equal", "proportional", "temperature")),
+        "'equal', 'proportional' (to calibration tokens), 'temperature', 'minimax' (found by several prunings: more "
+        "for languages that lose more), or a dict of language to weight; languages that it does not name weigh 1.",
+        Weighting(("equal", "proportional", "temperature", "minimax")),
     )
     language_temperature: float = setting(
         2.0, "With 'temperature', weights are tokens ** (1 / temperature).", Number(above=0)
+    )
+    minimax_rounds: int = setting(3, "How often 'minimax' changes the weights and prunes anew.", _COUNT)
+    minimax_bound: float = setting(
+        0.02,
+        "Share by which 'minimax' lets the mean loss over languages exceed that with equal weights.",
+        Number(at_least=0),
     )
     samples_per_language: int | Mapping[str, int] = setting(
         32,
@@ -145,6 +151,17 @@ class MWandaConfig(Implied):
         "error of each block, 'obs+block' does one after the other, 'none' leaves them; criteria that update weights "
         "do so before 'block'. None: 'obs' for such criteria, else 'none'.",
         OneOf(("none", "obs", "block", "obs+block")),
+    )
+    reconstruction_shrinkage: float = setting(
+        0.0,
+        "Share by which 'obs' and criteria that update weights weaken correlations between channels.",
+        Number(at_least=0, at_most=1),
+    )
+    tune_regularisation: bool = setting(
+        False,
+        "Whether to choose shrinkage and ridge of refinement, 'obs' and criteria that update weights first, by "
+        "leaving languages out in turn.",
+        YesOrNo(),
     )
     reconstruction_region: str = setting(
         "block",
@@ -220,22 +237,7 @@ class MWandaConfig(Implied):
 
     def _resolve_pattern(self) -> None:
         """Fills in the sparsity and the allocation that the pattern implies."""
-        kept = self.kept_of
-        if kept is None:
-            defaults: dict[str, Any] = {"sparsity": 0.5, "allocation": "outliers"}
-        else:
-            defaults = {"sparsity": 1 - kept[0] / kept[1], "allocation": "uniform"}
-            if self.sparsity is not None and not is_close(self.sparsity, defaults["sparsity"]):
-                raise ValueError(
-                    f"sparsity={self.sparsity!r} contradicts pattern={self.pattern!r}, which keeps {kept[0]} of every "
-                    f"{kept[1]} weights: leave sparsity out, or give {defaults['sparsity']:g}."
-                )
-            if self.allocation not in (None, "uniform"):
-                raise ValueError(
-                    f"allocation={self.allocation!r} cannot be combined with pattern={self.pattern!r}: an N:M pattern "
-                    "fixes the sparsity of every block. Give allocation='uniform', or use pattern='unstructured'."
-                )
-        for name, value in defaults.items():
+        for name, value in implied_by_pattern(self.pattern, self.sparsity, self.allocation).items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
 

@@ -1,5 +1,7 @@
 """What settings imply for the work, without being settings."""
 
+from collections.abc import Mapping
+
 from .config_file import SavedSettings
 from .legal import read_pattern
 from .registry import ALLOCATIONS, CRITERIA
@@ -21,6 +23,8 @@ class Implied(SavedSettings):
     refinement: str
     reconstruction: str | None
     calibration: str | None
+    tune_regularisation: bool
+    language_weights: str | Mapping[str, float]
 
     @property
     def target_sparsity(self) -> float:
@@ -77,6 +81,26 @@ class Implied(SavedSettings):
         """Whether masks or values depend on calibration data at all."""
         by_itself = CRITERIA[self.criterion].needs_data or ALLOCATIONS[str(self.allocation)].needs_data
         return by_itself or self.needs_grams or self.trains_blocks or self.sensitivity != "none"
+
+    @property
+    def finds_regularisation(self) -> bool:
+        """Whether shrinkage and ridge are found by leaving languages out."""
+        return self.needs_grams and self.tune_regularisation
+
+    @property
+    def finds_weights(self) -> bool:
+        """Whether the weights of languages are found by pruning several times."""
+        return self.needs_statistics and self.language_weights == "minimax"
+
+    @property
+    def finds_settings(self) -> bool:
+        """Whether some settings are found by trying before the model is pruned."""
+        return self.finds_regularisation or self.finds_weights
+
+    @property
+    def needs_text(self) -> bool:
+        """Whether pruning reads the calibration text itself, so that statistics are not enough."""
+        return self.works_blockwise or self.finds_weights
 
     @property
     def works_blockwise(self) -> bool:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any, Protocol
 
-from .values import check_number, is_number
+from .values import check_number, is_close, is_number
 
 
 class Legal(Protocol):
@@ -102,6 +102,19 @@ class NumberPerLanguage(Number):
 
 
 @dataclasses.dataclass(frozen=True)
+class YesOrNo:
+    """True or False."""
+
+    def check(self, name: str, value: Any) -> None:
+        """Refuses anything else."""
+        if not isinstance(value, bool):
+            raise ValueError(f"{name}={value!r} is not allowed: give True or False.")
+
+    def __str__(self) -> str:
+        return "bool"
+
+
+@dataclasses.dataclass(frozen=True)
 class Text:
     """A string."""
 
@@ -155,6 +168,29 @@ def read_pattern(pattern: Any) -> tuple[int, int] | None:
             "every M weights ('2:4')."
         )
     return int(match[1]), int(match[2])
+
+
+def implied_by_pattern(pattern: str, sparsity: float | None, allocation: str | None) -> dict[str, Any]:
+    """The sparsity and the allocation that a pattern implies where none is given.
+
+    Raises:
+        ValueError: If the pattern is not known, or contradicts what is given.
+    """
+    kept = read_pattern(pattern)
+    if kept is None:
+        return {"sparsity": 0.5, "allocation": "outliers"}
+    implied = 1 - kept[0] / kept[1]
+    if sparsity is not None and not is_close(sparsity, implied):
+        raise ValueError(
+            f"sparsity={sparsity!r} contradicts pattern={pattern!r}, which keeps {kept[0]} of every {kept[1]} weights: "
+            f"leave sparsity out, or give {implied:g}."
+        )
+    if allocation not in (None, "uniform"):
+        raise ValueError(
+            f"allocation={allocation!r} cannot be combined with pattern={pattern!r}: an N:M pattern fixes the sparsity "
+            "of every block. Give allocation='uniform', or use pattern='unstructured'."
+        )
+    return {"sparsity": implied, "allocation": "uniform"}
 
 
 def setting(default: Any, help: str, legal: Legal | None = None) -> Any:

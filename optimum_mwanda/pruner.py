@@ -1,45 +1,45 @@
 """`MWandaPruner`: calibrate, allocate, apply."""
 
+import copy
 import dataclasses
 import os
 from collections.abc import Iterable, Mapping
-from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from .calibration.reduction import check_same
 from .calibration.statistics import CalibrationStatistics
+from .choosing.before_pruning import choose
 from .configuration import MWandaConfig
 from .data.chunks import CalibrationChunks, LanguageCoverage, build_chunks
+from .execution import Run, execute
 from .modeling.block_source import BlockSource
 from .modeling.blocks import find_blocks, inference_mode
 from .modeling.fingerprint import model_fingerprint
-from .modeling.interrupts import check_interrupts
-from .modeling.quantized import forget_dequantization
-from .modeling.weights import Weights, find_weights, flat
+from .modeling.weights import Weights, find_weights
 from .processes.group import current, sharing
-from .pruning.checks import check_differentiable, check_model, check_pattern, check_plan, check_statistics
+from .pruning.checks import (
+    check_differentiable,
+    check_held_whole,
+    check_model,
+    check_pattern,
+    check_plan,
+    check_statistics,
+)
 from .pruning.experts_policy import leave_out_experts
 from .pruning.planning import to_calibrate
-from .pruning.scoring import weigh_languages
-from .pruning.sensitivity import find_sensitivities
 from .pruning.sparsity_plan import SparsityPlan
-from .record.attachment import attach_record
-from .record.build import build_record, warn_of_more_zeros
 from .storage.journal import Journal
-from .utils import progress_bar
-from .walking.block_by_block import go_block_by_block
+from .walking.block_by_block import walk_blocks
 from .walking.calibrating import Calibrated, calibrate
-from .walking.deciding import decide, make_plan
+from .walking.deciding import make_plan
 from .walking.differentiating import differentiate
-from .walking.editor import WeightEditor
 from .walking.finished import PrunedBlocks, begin
 from .walking.store import HiddenStates, check_activations, make_store
-from .walking.together import Decisions, shared_by_holders
+from .walking.together import shared_by_holders
 from .walking.walk import Known, Walk
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
-    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from .evaluation.report import PerplexityComparison
@@ -96,6 +96,7 @@ class MWandaPruner:
         self.activations = activations
         self.journal = journal
         self.coverage: tuple[LanguageCoverage, ...] = ()
+        self._chosen: Mapping[str, str] = {}
 
     @sharing()
     def prune(
@@ -132,9 +133,25 @@ class MWandaPruner:
         weights, source = self._open(model)
         if plan is not None:
             check_plan(plan, weights, self.config)
-        pruned = PrunedBlocks(self.journal, source)
         check_differentiable(model, weights, self.config)
+        if self.config.finds_settings:
+            check_held_whole(model, source, "Settings are found")
         chunks = self._read(model, dataset, tokenizer)
+        chosen = choose(model, weights, chunks, self.config, source, plan, self._store, self.progress)
+        pruner = copy.copy(self)
+        pruner.config, pruner._chosen = chosen
+        return pruner._prune(model, weights, chunks, source, plan)
+
+    def _prune(
+        self,
+        model: "PreTrainedModel",
+        weights: Weights,
+        chunks: CalibrationChunks,
+        source: BlockSource,
+        plan: SparsityPlan | None,
+    ) -> "PreTrainedModel":
+        """`prune` with settings that leave nothing open."""
+        pruned = PrunedBlocks(self.journal, source)
         begin(self.journal, model, self.config, chunks.fingerprints, plan and plan.to_dict())
         seen = to_calibrate(weights, self.config, is_planned=plan is not None)
         for_all = plan is None and seen is weights
@@ -145,8 +162,9 @@ class MWandaPruner:
         plan = plan or self._plan(model, weights, statistics, source, known)
         walk: Walk = Known(weights, statistics, source, pruned)
         if self.config.works_blockwise:
-            walk = go_block_by_block(model, weights, chunks, self.config, source, self._store, pruned)
-        return self._run(model, walk, plan, statistics, statistics.model_fingerprint, found.factors)
+            walk = walk_blocks(model, weights, chunks, self.config, source, self._store, pruned)
+        run = Run(statistics, statistics.model_fingerprint, found.factors, self._chosen)
+        return execute(model, walk, plan, run, self.config, self.progress, self.restore_on_failure)
 
     @sharing()
     def calibrate(
@@ -240,7 +258,8 @@ class MWandaPruner:
         plan = plan or self._plan(model, weights, statistics, source)
         data = {} if statistics is None else statistics.fingerprints
         begin(self.journal, model, self.config, data, plan.to_dict())
-        return self._run(model, Known(weights, statistics, source, pruned), plan, statistics, fingerprint)
+        walk, run = Known(weights, statistics, source, pruned), Run(statistics, fingerprint, {}, {})
+        return execute(model, walk, plan, run, self.config, self.progress, self.restore_on_failure)
 
     def push_to_hub(
         self,
@@ -316,33 +335,3 @@ class MWandaPruner:
 
     def _store(self) -> HiddenStates:
         return make_store(self.activations)
-
-    def _run(
-        self,
-        model: "PreTrainedModel",
-        walk: Walk,
-        plan: SparsityPlan,
-        statistics: CalibrationStatistics | None,
-        fingerprint: str,
-        factors: Mapping[str, "Tensor"] | None = None,
-    ) -> "PreTrainedModel":
-        """Prunes on a walk; if it ends early, the editor undoes the changes and there is no record."""
-        weighted = None if statistics is None else weigh_languages(self.config, statistics.tokens)
-        total = len(flat(walk.unfinished))
-        sensitivities = find_sensitivities(statistics, factors or {}, self.config)
-        decisions = Decisions(plan, weighted, self.config, current(), sensitivities)
-        is_shown = self.progress and current().is_first
-        with inference_mode(model), WeightEditor(walk.source, self.restore_on_failure) as editor:
-            with closing(walk.steps(editor)) as steps:
-                visited = decide(steps, decisions, self.config)
-                for _ in progress_bar(visited, total=total, description="Pruning", show=is_shown):
-                    pass
-            record = build_record(
-                model, self.config, walk.weights, walk.zeros, plan, statistics, fingerprint, walk.trained
-            )
-            check_interrupts()
-            forget_dequantization(model)
-            attach_record(model, record)
-        walk.source.settle()
-        warn_of_more_zeros(record, flat(walk.weights))
-        return model

@@ -88,6 +88,11 @@ class ApplyCommand(Subcommand):
 
 def _check(config: "MWandaConfig") -> None:
     """Refuses settings for which statistics are not enough."""
+    if config.finds_weights:
+        raise UsageError(
+            "--language-weights minimax prunes several times and measures on text: use `prune` with --dataset, or give "
+            "the weights that it found."
+        )
     if not config.works_blockwise:
         return
     if CRITERIA[config.criterion].updates:

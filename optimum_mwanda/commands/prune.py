@@ -183,6 +183,12 @@ class PruneCommand(Subcommand):
             check_activations(self.args.activations)
         if self.args.stream and self.args.device_map is not None and one_device(self.args.device_map) is None:
             raise UsageError("--stream runs all blocks on one device: give --device-map cpu, cuda or cuda:N.")
+        if self.args.stream and config.finds_settings:
+            what = "--language-weights minimax" if config.finds_weights else "--tune-regularisation"
+            raise UsageError(
+                f"{what} tries settings on the whole model in memory: leave out --stream, or do this on a machine that "
+                "holds the model, and give the settings that were found there."
+            )
         if self.args.restart and not self.args.stream:
             raise UsageError("--restart belongs to --stream: without it, every run begins anew.")
         if self.args.report is not None and self.args.eval_dataset is None:

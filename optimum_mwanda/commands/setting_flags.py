@@ -32,11 +32,11 @@ _THEMES = {
         *("language_column", "text_column", "target_column", "languages", "samples_per_language", "reservoir"),
         *("sequence_length", "bos", "batch_size", "calibration", "seed"),
     ),
-    "weights of languages": ("language_weights", "language_temperature"),
+    "weights of languages": ("language_weights", "language_temperature", "minimax_rounds", "minimax_bound"),
     "better masks and new values": (
         *("sensitivity", "sensitivity_exponent"),
         *("refinement", "refinement_shrinkage", "refinement_ridge", "refinement_learning_rate"),
-        *("reconstruction", "damping"),
+        *("reconstruction", "damping", "reconstruction_shrinkage", "tune_regularisation"),
         *("reconstruction_region", "reconstruction_epochs"),
         *("reconstruction_learning_rate", "reconstruction_held_out"),
     ),

@@ -187,7 +187,8 @@ class Footprint:
     def _deciding(self) -> int:
         if self._config.updates_matrices:
             solver = self._config.criterion in ("alps", "sparsegpt")
-            return FACTORS["solver" if solver else "obs"] * self._largest * 4 + 2 * self._widest**2 * 4
+            matrices = 3 if self._config.reconstruction_shrinkage else 2
+            return FACTORS["solver" if solver else "obs"] * self._largest * 4 + matrices * self._widest**2 * 4
         if self._config.swaps:
             tallest = max(weight.out_features for weight in flat(self._weights)) if self._config.couples_rows else 0
             return FACTORS["swap"] * self._largest * 4 + self._widest**2 * 4 + SWAPS + 3 * tallest**2 * 4

@@ -87,6 +87,7 @@ def time_block(
         exclude=(),
         languages=None,
         language_weights="equal",
+        tune_regularisation=False,
         experts_policy="magnitude",
         min_expert_tokens=1,
         sequence_length=length,

@@ -7,10 +7,11 @@ from torch import nn
 
 from ..calibration.statistics import CalibrationStatistics
 from ..configuration import MWandaConfig
+from ..modeling.block_source import BlockSource
 from ..modeling.compiled import check_not_compiled
 from ..modeling.likelihood import check_measurable
 from ..modeling.quantized import check_dense
-from ..modeling.sharding import check_sharing, check_unshared
+from ..modeling.sharding import check_sharing, check_unshared, shares_parameters
 from ..modeling.weights import Weights, flat
 from ..processes.group import current
 from ..values import is_close
@@ -69,6 +70,24 @@ def check_differentiable(model: Any, weights: Weights, config: MWandaConfig) -> 
         check_measurable(model)
     except ValueError as error:
         raise ValueError(f"{what}, which needs the likelihood of text. {error}") from error
+
+
+def check_held_whole(model: nn.Module, source: BlockSource, what: str) -> None:
+    """Checks that one process holds a model that is to be tried with several settings.
+
+    Args:
+        model: The model.
+        source: Its blocks.
+        what: What is found by trying, with its verb, to begin the message.
+
+    Raises:
+        ValueError: If blocks are offloaded, or several processes share the model or the work.
+    """
+    if shares_parameters(model) or current().size > 1 or not source.is_resident:
+        raise ValueError(
+            f"{what} by trying, for which the whole model must be in the memory of one process: do this on a machine "
+            "that holds it, and give what was found there as settings."
+        )
 
 
 def check_pattern(weights: Weights, config: MWandaConfig) -> None:

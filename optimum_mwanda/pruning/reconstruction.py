@@ -10,10 +10,22 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..utils import sum_dtype
 from .refinement import median_energy
 
 Select = Callable[[Tensor], Tensor]
 SelectPart = Callable[[Tensor, int], Tensor]
+
+
+def layer_error(change: Tensor, gram: Tensor) -> float:
+    """`tr(D G Dᵀ)`: by how much the outputs of a matrix differ if its weights differ by `D`, summed over tokens.
+
+    Args:
+        change: `D`, shape `(out, in)`.
+        gram: `G`, shape `(in, in)`.
+    """
+    change = change.to(gram.dtype)
+    return float(((change @ gram) * change).sum(dtype=sum_dtype(gram.device)))
 
 
 def reconstruct(

@@ -50,9 +50,15 @@ def weigh_languages(config: MWandaConfig, tokens: dict[str, int]) -> Tensor:
         Shape `(languages,)`, float64, in the order of `tokens`.
 
     Raises:
-        ValueError: If a weight names a language that was not calibrated on, or all weights are 0.
+        ValueError: If a weight names a language that was not calibrated on, all weights are 0, or the weights are still
+            to be found.
     """
     rule = config.language_weights
+    if rule == "minimax":
+        raise ValueError(
+            "language_weights='minimax' is found by pruning several times: call prune(model, dataset), or give the "
+            "weights that find_language_weights() finds."
+        )
     counts = torch.tensor(list(tokens.values()), dtype=torch.float64)
     if rule == "equal":
         weights = torch.ones_like(counts)

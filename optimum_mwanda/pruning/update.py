@@ -55,9 +55,10 @@ def mask_and_values(
         return compute_mask(weight, entry, language_weights, sparsity, config, factors), None
     check_finite(weight)
     criterion = CRITERIA[config.criterion]
+    solved = shrink_gram(gram, config.reconstruction_shrinkage, 0) if config.reconstruction_shrinkage else gram
     if criterion.solve is not None:
-        weighed = () if factors is None else (factors,)
-        pruned, values = criterion.solve(weight.matrix, gram, sparsity, config, *weighed)
+        weighed = () if factors is None else (factors[rows],)
+        pruned, values = criterion.solve(weight.matrix[rows], solved, sparsity, config, *weighed)
         return pruned, values
     damping: float = config.damping  # type: ignore[assignment]
     pruned = compute_mask(weight, entry, language_weights, sparsity, config, factors)[rows]
@@ -72,4 +73,4 @@ def mask_and_values(
             pruned = refine_jointly(matrix, pruned, trusted, coupling, run=run)
     if not config.updates_matrices:
         return pruned, None
-    return pruned, reconstruct(matrix, pruned, gram, damping=damping)
+    return pruned, reconstruct(matrix, pruned, solved, damping=damping)

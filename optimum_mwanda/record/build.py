@@ -41,6 +41,7 @@ def build_record(
     statistics: CalibrationStatistics | None,
     fingerprint: str,
     trained: Mapping[str, Outcome] = MappingProxyType({}),
+    chosen: Mapping[str, str] = MappingProxyType({}),
 ) -> SparsityRecord:
     """Describes a pruning that has just been done.
 
@@ -54,6 +55,7 @@ def build_record(
             experts.
         fingerprint: `model_fingerprint` of the model before this pruning.
         trained: Module path of each of these blocks to what training it has brought; empty if none was trained.
+        chosen: What was found by trying before this pruning, to how.
 
     Returns:
         The record, for `attach_record`.
@@ -69,6 +71,7 @@ def build_record(
         "settings": config.to_dict(),
         "pattern": config.pattern,
         **({} if plan.allocation == config.allocation else {"plan": plan.allocation}),
+        **({"chosen": dict(chosen)} if chosen else {}),
         "target_sparsity": round(sum(plan[block] * size for block, size in sizes.items()) / sum(sizes.values()), 9),
         "achieved_sparsity": share_of_zeros([matrix for found in counts.values() for matrix in found]),
         "blocks": {

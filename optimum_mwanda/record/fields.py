@@ -90,6 +90,17 @@ TRAINING_FIELDS: Rules = {
 }
 
 
+def read_chosen(chosen: Any) -> dict[str, str]:
+    """Checks `chosen`, which only records have whose settings were found by trying.
+
+    Raises:
+        ValueError: If it is not legal.
+    """
+    is_legal = isinstance(chosen, dict) and all(is_name(value) for pair in chosen.items() for value in pair)
+    require(is_legal, "chosen", chosen, "an object of what was found by trying to how, in strings on one line")
+    return dict(chosen)
+
+
 def require(condition: bool, where: str, value: Any, allowed: str) -> None:
     """Refuses a record.
 

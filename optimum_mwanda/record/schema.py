@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from collections.abc import Mapping
 from statistics import fmean
 from typing import Any
 
@@ -9,7 +10,7 @@ from ..storage.files import bounded_copy
 from ..utils import abridged, as_percent
 from ..values import SELF_WRITTEN
 from .counts import read_counts
-from .fields import FIELDS, is_name, read_experts, read_pruning, require
+from .fields import FIELDS, is_name, read_chosen, read_experts, read_pruning, require
 from .parts import RecordedBlock, RecordedExperts, RecordedMatrix, RecordedPruning
 
 RECORD_KEY = "mwanda_config"
@@ -26,6 +27,7 @@ class SparsityRecord(RecordedPruning):
         blocks: Every pruned block.
         matrices: Every pruned matrix, block by block and sorted by path.
         plan: How the sparsities were found, if not by the allocation of the settings: "search", for example; else None.
+        chosen: What settings were found by trying before the pruning, to how; empty if none were.
         experts: How calibration reached the experts of a mixture; None for other models and if no data was used.
         history: Earlier prunings of the same model, oldest first.
     """
@@ -33,6 +35,7 @@ class SparsityRecord(RecordedPruning):
     blocks: tuple[RecordedBlock, ...]
     matrices: tuple[RecordedMatrix, ...] = dataclasses.field(repr=False)
     plan: str | None
+    chosen: Mapping[str, str]
     experts: RecordedExperts | None
     history: tuple[RecordedPruning, ...] = dataclasses.field(repr=False)
     # Kept whole, because it may hold keys that only another version knows.
@@ -59,7 +62,9 @@ class SparsityRecord(RecordedPruning):
         blocks, matrices = read_counts(document)
         plan = document.get("plan")
         require(plan is None or is_name(plan), "plan", plan, "a name")
-        found = {"blocks": blocks, "matrices": matrices, "plan": plan, "experts": experts, "history": history}
+        chosen = read_chosen(document.get("chosen", {}))
+        found = {"blocks": blocks, "matrices": matrices, "plan": plan, "chosen": chosen}
+        found |= {"experts": experts, "history": history}
         return cls(**fields, **found, _document=document)
 
     def to_dict(self) -> dict[str, Any]:
@@ -69,7 +74,7 @@ class SparsityRecord(RecordedPruning):
     def next_history(self) -> list[dict[str, Any]]:
         """The earlier prunings and this one, as the history in the record of the next pruning."""
         document = self.to_dict()
-        kept = ("schema", *FIELDS, "plan", "training")
+        kept = ("schema", *FIELDS, "plan", "chosen", "training")
         return [*document["history"], {field: document[field] for field in kept if field in document}][-MAX_HISTORY:]
 
     @property
@@ -111,6 +116,7 @@ class SparsityRecord(RecordedPruning):
             f"({versions}).",
             f"Calibrated on {languages}." if languages else "No calibration text was used.",
         ]
+        lines += [f"Found by trying: {_shown(how)}." for how in self.chosen.values()]
         if self.block_errors is not None:
             before, after = map(as_percent, self.block_errors)
             lines.append(

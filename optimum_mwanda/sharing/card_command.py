@@ -24,8 +24,8 @@ def describe_command(
         One line, and whether it reads settings from their file because flags cannot express them.
     """
     languages = list(languages)
-    values = {name: _words(value) for name, value in _settings_to_name(settings, languages).items()}
-    flags = [_flag(name, words) for name, words in values.items() if words]
+    named = _settings_to_name(settings, languages).items()
+    flags = [_flag(name, _words(value)) for name, value in named if value != []]
     needs_file = None in flags
     words = [
         f"optimum-cli mwanda prune {shell_word(location)} pruned",
@@ -59,7 +59,9 @@ def _is_implied(name: str, config: MWandaConfig) -> bool:
 
 
 def _words(value: Any) -> list[str]:
-    """The words after the flag of a setting."""
+    """The words after the flag of a setting; none where the flag says it all."""
+    if value is True:
+        return []
     if isinstance(value, Mapping):
         return [f"{key}={entry!r}" for key, entry in value.items()]
     return [str(entry) for entry in (value if isinstance(value, list) else [value])]

@@ -211,6 +211,32 @@ class BlockByBlock(Walk):
         return step
 
 
+def walk_blocks(
+    model: "PreTrainedModel",
+    weights: Weights,
+    chunks: CalibrationChunks,
+    config: MWandaConfig,
+    source: BlockSource,
+    store: Callable[[], HiddenStates] = OnDevice,
+    finished: Finished | None = None,
+) -> BlockByBlock:
+    """The walk that prunes a model; of several processes, each reads its part of the text.
+
+    Args:
+        model: As for `BlockByBlock`, like all others.
+        weights: As there.
+        chunks: All calibration data.
+        config: As there; weighs the languages too.
+        source: As there.
+        store: As there.
+        finished: As there.
+    """
+    weighed = weigh_languages(config, chunks.tokens).tolist()
+    own, reduce = deal(chunks, readers(model))
+    languages = dict(zip(chunks.tokens, weighed, strict=True))
+    return BlockByBlock(model, weights, own, languages, config, source, store, reduce, finished=finished)
+
+
 def _pieces(chunks: CalibrationChunks, config: MWandaConfig, trains: bool) -> Iterator[tuple[Piece, Batch]]:
     """The batches, language by language; if blocks are trained, those that are held back are apart."""
     if not trains:
@@ -224,29 +250,3 @@ def _pieces(chunks: CalibrationChunks, config: MWandaConfig, trains: bool) -> It
         for language, batch in part.batches(config.batch_size)
     ]
     yield from sorted(found, key=lambda pair: pair[0])
-
-
-def go_block_by_block(
-    model: "PreTrainedModel",
-    weights: Weights,
-    chunks: CalibrationChunks,
-    config: MWandaConfig,
-    source: BlockSource,
-    store: Callable[[], HiddenStates],
-    finished: Finished,
-) -> BlockByBlock:
-    """The walk on which a model is pruned; of several processes, each has a part of the text.
-
-    Args:
-        model: As for `BlockByBlock`.
-        weights: As for `BlockByBlock`.
-        chunks: All calibration data.
-        config: As for `BlockByBlock`.
-        source: As for `BlockByBlock`.
-        store: As for `BlockByBlock`.
-        finished: As for `BlockByBlock`.
-    """
-    found = weigh_languages(config, chunks.tokens).tolist()
-    language_weights = dict(zip(chunks.tokens, found, strict=True))
-    own, reduce = deal(chunks, readers(model))
-    return BlockByBlock(model, weights, own, language_weights, config, source, store, reduce, finished=finished)

@@ -65,6 +65,15 @@ class WeightEditor:
         self._edited[weight] = True
         matrix.copy_(values)
 
+    def undo(self) -> None:
+        """Gives all weights the values that they had when the block was entered."""
+        for block, edits in groupby(reversed(self._undo), key=lambda edit: edit[0].block):
+            with self._source.held(block):
+                for weight, undo in edits:
+                    undo(weight.own)
+        self._undo.clear()
+        self._edited.clear()
+
     def _must_keep(self, weight: PrunableWeight) -> bool:
         return self._reversible and not self._source.keeps(weight.block)
 
@@ -82,14 +91,12 @@ class WeightEditor:
                 f"{len(self._edited)} weights are already pruned, the last one, {[*self._edited][-1].name!r}, perhaps "
                 "only in part; the rest is dense. Load the model again."
             ) from error
+        is_edited = bool(self._edited)
         try:
-            for block, edits in groupby(reversed(self._undo), key=lambda edit: edit[0].block):
-                with self._source.held(block):
-                    for weight, undo in edits:
-                        undo(weight.own)
+            self.undo()
         finally:
             self._source.restore()
-        if self._edited:
+        if is_edited:
             logger.warning("Pruning stopped; the model's weights are as they were before.")
 
 

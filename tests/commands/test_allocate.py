@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from optimum_mwanda import SparsityPlan, sparsity_map
-from optimum_mwanda.experiments.plans.divergence import Divergence
+from optimum_mwanda.evaluation.divergence import Divergence
 from optimum_mwanda.record.verification import sparsity_record
 
 from ..conftest import SAMPLE_DATA, SAMPLE_MODEL

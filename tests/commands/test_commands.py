@@ -71,6 +71,19 @@ class TestPrune:
         assert run.json["output"] == str(out)
         assert run.json["evaluation"] is None
 
+    def test_settings_that_were_found_by_trying_are_in_record_and_card(
+        self, cli: Cli, model: Path, data: Path, tmp_path: Path
+    ) -> None:
+        more = ("--criterion", "alps", "--tune-regularisation", "--language-weights", "minimax", "--quiet")
+        run = cli("prune", model, tmp_path / "out", "--dataset", data, "--sequence-length", "16", *more)
+        assert run.code == 0, run.err
+        record = sparsity_record(tmp_path / "out")
+        assert record is not None
+        card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+        assert record.chosen.keys() == {"regularisation", "language_weights"}
+        assert all(f"found by trying: `{how}`" in card for how in record.chosen.values())
+        assert record.settings["tune_regularisation"] is False
+
     def test_hidden_states_may_lie_in_a_file(self, cli: Cli, model: Path, data: Path, tmp_path: Path) -> None:
         words = ["--dataset", data, "--calibration", "sequential", "--sequence-length", "16"]
         for name, place in (("device", "device"), ("file", tmp_path)):
@@ -205,6 +218,12 @@ class TestCalibrateAndApply:
         assert f"{what} looks at each block" in run.error
         assert run.error.endswith(f"use `prune` with --dataset, or give {instead}.")
         assert list(tmp_path.iterdir()) == []
+
+    def test_weights_that_are_found_by_pruning_are_refused(self, cli: Cli, tmp_path: Path) -> None:
+        words = ("--language-weights", "minimax")
+        run = cli("apply", tmp_path / "no_model", tmp_path / "no_statistics", tmp_path / "out", *words)
+        assert run.code == 2
+        assert "use `prune` with --dataset" in run.error
 
     def test_what_looks_at_no_data_may_be_sequential(
         self, cli: Cli, model: Path, statistics: Path, tmp_path: Path

@@ -74,6 +74,8 @@ def test_the_same_command_goes_on_and_others_are_refused(
         (("--restart",), "--restart belongs to --stream"),
         (("--stream", "--device-map", '{"": "cpu"}'), "one device"),
         (("--stream", "--device-map", "auto"), "one device"),
+        (("--stream", "--refinement", "swap", "--tune-regularisation"), "--tune-regularisation tries settings"),
+        (("--stream", "--language-weights", "minimax"), "--language-weights minimax tries settings"),
     ],
 )
 def test_what_does_not_go_together_is_said_at_once(

@@ -15,10 +15,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from optimum_mwanda import MWandaConfig, MWandaPruner, SparsityPlan, search_plan, verify_sparsity
 from optimum_mwanda.data.chunks import build_chunks
+from optimum_mwanda.evaluation.divergence import Divergence
 from optimum_mwanda.experiments.dense_state import DenseState
 from optimum_mwanda.experiments.plans import fitness
 from optimum_mwanda.experiments.plans.candidates import Unit, find_units, mutate, start_of, to_plan
-from optimum_mwanda.experiments.plans.divergence import Divergence
 from optimum_mwanda.modeling.blocks import find_blocks, inference_mode
 from optimum_mwanda.modeling.weights import PrunableWeight, find_weights, flat
 from optimum_mwanda.storage.journal import Journal, OtherRunError
@@ -87,7 +87,7 @@ class TestDivergence:
                 assert found[language] == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), rel=1e-4)
 
     def test_all_unlikely_tokens_count_as_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("optimum_mwanda.experiments.plans.divergence._LIKELY", 2)
+        monkeypatch.setattr("optimum_mwanda.evaluation.divergence._LIKELY", 2)
         model, other = make_model(), make_model(seed=1)
         chunks = build_chunks(make_rows(), TINY, model)
         with inference_mode(model):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from optimum_mwanda.pruning.masks import n_of_m_mask, unstructured_mask
-from optimum_mwanda.pruning.reconstruction import admm, reconstruct, sparsegpt
+from optimum_mwanda.pruning.reconstruction import admm, layer_error, reconstruct, sparsegpt
 
 from ..reference import obs
 
@@ -306,3 +306,9 @@ def test_a_gram_matrix_that_rounding_has_taken_below_zero_still_has_a_mask() -> 
     sparse, pruned = admm(torch.tensor([[1.0, 2.0]]), gram, lambda scores: scores <= scores.min())
     assert sparse.isfinite().all()
     assert int(pruned.sum()) == 1
+
+
+def test_the_error_of_a_layer_is_that_of_its_outputs() -> None:
+    x, change = torch.tensor([[1.0, 2.0], [0.0, 1.0]]), torch.tensor([[1.0, -1.0], [2.0, 0.0]])
+    # Outputs differ by (-1, 2) for the first token and (-1, 0) for the second.
+    assert layer_error(change, x.T @ x) == 6.0

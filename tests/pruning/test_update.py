@@ -98,3 +98,31 @@ def test_a_part_that_is_all_of_it_is_selected_like_any_scores(group: str) -> Non
     assert torch.equal(select_part(scores, 0, 0.37, MWandaConfig(group=group)), unstructured_mask(scores, 0.37, group))
     pattern = MWandaConfig(group=group, pattern="1:5")
     assert torch.equal(select_part(scores, 10, 0.37, pattern), n_of_m_mask(scores, 1, 5))
+
+
+UPDATING = [{"criterion": "alps"}, {"criterion": "sparsegpt"}, {"criterion": "magnitude", "reconstruction": "obs"}]
+
+
+@pytest.mark.parametrize("method", UPDATING, ids=str)
+def test_without_correlations_the_weights_that_stay_keep_their_values(method: dict[str, Any]) -> None:
+    weight, gram = make_layer(6, 16, 200)
+    pruned, values = update(weight, gram, 0.5, reconstruction_shrinkage=1.0, **method)
+    torch.testing.assert_close(values, weight.matrix.masked_fill(pruned, 0), atol=0, rtol=1e-4)
+    assert not torch.equal(update(weight, gram, 0.5, **method)[1], values)
+
+
+@pytest.mark.parametrize("method", UPDATING, ids=str)
+def test_shrinkage_is_that_of_the_gram_matrix_that_is_solved_with(method: dict[str, Any]) -> None:
+    weight, gram = make_layer(6, 16, 200)
+    found = update(weight, gram, 0.5, reconstruction_shrinkage=0.25, **method)
+    shrunk = 0.75 * gram + 0.25 * torch.diag(gram.diagonal())
+    for one, other in zip(found, update(weight, shrunk, 0.5, **method), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_shrinkage_of_reconstruction_is_not_that_of_refinement() -> None:
+    weight, gram = make_layer(6, 16, 200)
+    settings = {"criterion": "magnitude", "refinement": "swap", "reconstruction": "obs"}
+    plain, shrunk = (update(weight, gram, 0.5, **settings, reconstruction_shrinkage=each) for each in (0.0, 0.5))
+    assert torch.equal(plain[0], shrunk[0])
+    assert not torch.equal(plain[1], shrunk[1])

@@ -71,6 +71,23 @@ def test_a_wrong_account_of_training_the_blocks_is_refused(columns: Any) -> None
         SparsityRecord.parse(values)
 
 
+def test_what_was_found_by_trying_is_read_and_goes_into_the_history() -> None:
+    assert SparsityRecord.parse(make_record()).chosen == {}
+    values = make_record() | {"chosen": {"regularisation": "damping=0.1 of 4 candidates"}}
+    record = SparsityRecord.parse(values)
+    assert record.chosen == values["chosen"]
+    assert "Found by trying: damping=0.1 of 4 candidates." in str(record)
+    assert record.next_history()[-1]["chosen"] == values["chosen"]
+
+
+@pytest.mark.parametrize(
+    "chosen", [[], "all", {"regularisation": 1}, {"regularisation": "a\nb"}, {"a\n": "b"}], ids=str
+)
+def test_a_wrong_account_of_what_was_found_by_trying_is_refused(chosen: Any) -> None:
+    with pytest.raises(ValueError, match="chosen is"):
+        SparsityRecord.parse(make_record() | {"chosen": chosen})
+
+
 def test_a_block_that_is_a_matrix_has_an_empty_path() -> None:
     values = make_record()
     values["matrices"] = {"": {"shape": [4, 8], "zeros": [16, 16]}}
@@ -147,7 +164,7 @@ def test_the_record_of_the_largest_models_stays_small(languages: int, indent: in
         entry["settings"] = MWandaConfig(languages=list(tokens)).to_dict()
         entry["languages"] = tokens
     SparsityRecord.parse(record)
-    assert len(json.dumps({"mwanda_config": record}, indent=indent)) < 66_000
+    assert len(json.dumps({"mwanda_config": record}, indent=indent)) < 70_000
 
 
 def test_records_of_the_first_schema_are_read() -> None:

@@ -323,7 +323,7 @@ SHAPED_BY = {
     ),
     "sparsegpt": (
         {"criterion": "sparsegpt", "group": "row"},
-        {"damping", "calibration"},
+        {"damping", "reconstruction_shrinkage", "calibration"},
         {"group", "refinement", "refinement_ridge"},
     ),
     "weighed rows": (
@@ -340,7 +340,14 @@ SHAPED_BY = {
     "refined": (
         {"refinement": "swap"},
         {"refinement_shrinkage"},
-        {"damping", "language_temperature", "refinement_learning_rate", "reconstruction_epochs", "sensitivity"},
+        {
+            "damping",
+            "reconstruction_shrinkage",
+            "language_temperature",
+            "refinement_learning_rate",
+            "reconstruction_epochs",
+            "sensitivity",
+        },
     ),
     "trained masks": (
         {"refinement": "block"},

@@ -26,6 +26,9 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     **dict.fromkeys(("allocation_strength", "owl_multiplier", "language_temperature", "refinement_ridge"), SHARES),
     "reconstruction_learning_rate": SHARES,
     "reconstruction_held_out": st.floats(0, 0.9),
+    "tune_regularisation": st.booleans(),
+    "minimax_bound": SHARES,
+    "minimax_rounds": st.integers(1, 99),
     **dict.fromkeys(
         (
             "samples_per_language",
@@ -43,7 +46,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "min_block_sparsity": st.floats(0, 0.1),
     "max_block_sparsity": st.floats(0.9, 1),
     "language_weights": st.sampled_from(WEIGHTINGS) | st.dictionaries(WORDS, SHARES, min_size=1, max_size=3),
-    "refinement_shrinkage": st.floats(0, 1),
+    **dict.fromkeys(("refinement_shrinkage", "reconstruction_shrinkage"), st.floats(0, 1)),
     "sensitivity_exponent": SHARES,
     "seed": st.integers(0, 2**64 - 1),
 }

@@ -210,7 +210,7 @@ def _calibrate(
 def _prune(model: "PreTrainedModel", dataset: Any, tokenizer: Any, run: _Run) -> None:
     pruner = MWandaPruner(run.config, progress=False, restore_on_failure=False)  # the caller keeps the dense weights
     with bare_failures():
-        if run.config.works_blockwise:
+        if run.config.needs_text:
             pruner.prune(model, dataset, tokenizer, run.plan)
         else:
             pruner.apply(model, run.statistics(), run.plan)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...configuration import MWandaConfig
 from ...data.chunks import build_chunks
+from ...evaluation.divergence import Divergence
 from ...legal import Number
 from ...modeling.block_source import BlockSource
 from ...modeling.blocks import find_blocks, inference_mode
@@ -25,7 +26,6 @@ from ...utils import markdown_table, progress_bar
 from ...walking.finished import begin
 from ..dense_state import DenseState
 from .candidates import find_units, mutate, start_of, to_plan
-from .divergence import Divergence
 from .evolution_defaults import CANDIDATES, CHUNKS, STEP, TOKENS
 from .fitness import Fitness, Masked
 

@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 from ...calibration.statistics import CalibrationStatistics
 from ...configuration import MWandaConfig
+from ...evaluation.divergence import Divergence, mean_over_parts
 from ...pruning.experts_policy import settle
 from ...pruning.scoring import compute_mask, weigh_languages
 from ...pruning.sensitivity import find_sensitivities, row_factors
 from ...storage.journal import Journal
 from ..dense_state import DenseState
 from .candidates import Sparsities, Unit
-from .divergence import Divergence
 
 _KIND = "divergence"
 
@@ -26,11 +26,7 @@ class Measured(NamedTuple):
     @property
     def languages(self) -> dict[str, float]:
         """Language to its mean over the parts that have it."""
-        found: dict[str, list[float]] = {}
-        for part in self.parts:
-            for language, value in part.items():
-                found.setdefault(language, []).append(value)
-        return {language: sum(values) / len(values) for language, values in sorted(found.items())}
+        return mean_over_parts(self.parts)
 
 
 class Masked:

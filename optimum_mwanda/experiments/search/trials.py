@@ -37,7 +37,7 @@ class Pruning:
         self._config, self._progress = config, progress
         self._statistics = (
             MWandaPruner(config, progress=progress).calibrate(model, dataset, tokenizer)
-            if config.needs_statistics and not config.works_blockwise
+            if config.needs_statistics and not config.needs_text
             else None
         )
 

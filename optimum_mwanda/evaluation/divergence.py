@@ -1,14 +1,14 @@
 """How far a pruned model's predictions are from those of its dense original, on a little text."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ...data.chunks import CalibrationChunks
-from ...modeling.blocks import input_device
-from ...modeling.interrupts import check_interrupts
+from ..data.chunks import CalibrationChunks
+from ..modeling.blocks import input_device
+from ..modeling.interrupts import check_interrupts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -74,6 +74,14 @@ class Divergence:
                 raise FloatingPointError(f"The divergence in language {language!r} is {mean}: lower the sparsity.")
         return means
 
+    def measure_all(self) -> dict[str, float]:
+        """Language to the mean divergence over the parts that have it.
+
+        Raises:
+            FloatingPointError: As `measure`.
+        """
+        return mean_over_parts([self.measure(part) for part in range(self.parts)])
+
     def _logits(self, rows: list[tuple[str, Mapping[str, Tensor]]]) -> Iterator[Tensor]:
         """Yields the logits of each row, shape `(tokens, vocabulary)`."""
         device = input_device(self._model)
@@ -94,6 +102,15 @@ class Divergence:
         logits = logits.float()
         values, tokens = logits.topk(min(_LIKELY, logits.shape[-1]), dim=-1)
         return tokens, values - logits.logsumexp(-1, keepdim=True)
+
+
+def mean_over_parts(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Language to its mean over the parts of the text that have it."""
+    found: dict[str, list[float]] = {}
+    for part in parts:
+        for language, value in part.items():
+            found.setdefault(language, []).append(value)
+    return {language: sum(values) / len(values) for language, values in sorted(found.items())}
 
 
 def _divergence(dense: tuple[Tensor, Tensor], logits: Tensor) -> float:

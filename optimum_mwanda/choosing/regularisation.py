@@ -1,0 +1,348 @@
+"""Shrinkage and ridge, chosen by leaving languages out."""
+
+import dataclasses
+import itertools
+import random
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..calibration.statistics import WeightStatistics
+from ..configuration import MWandaConfig
+from ..data.chunks import CalibrationChunks, build_chunks
+from ..modeling.block_source import BlockSource
+from ..modeling.blocks import find_blocks, inference_mode
+from ..modeling.interrupts import check_interrupts
+from ..modeling.weights import PrunableWeight, Weights, find_weights
+from ..pruning.checks import check_held_whole, check_model, check_pattern, check_plan
+from ..pruning.experts_policy import settle
+from ..pruning.reconstruction import layer_error
+from ..pruning.scoring import weigh_languages
+from ..pruning.sparsity_plan import SparsityPlan
+from ..pruning.update import mask_and_values
+from ..registry import CRITERIA
+from ..utils import markdown_table, progress_bar
+from ..walking.block_by_block import BlockByBlock
+from ..walking.store import HiddenStates, OnDevice
+from ..walking.walk import Seen
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+FOLDS = 3
+BLOCKS = 4
+"""Most blocks to try candidates on; they lie evenly in the model."""
+ROWS = 64
+"""About how many rows of each matrix to try them on; they lie evenly in it."""
+
+_SHRINKAGES = (0.0, 0.15, 0.3, 0.5)
+_RIDGES = (0.5, 2.0, 8.0)
+_DAMPINGS = (1.0, 3.0, 10.0)
+"""As multiples of the damping that the criterion implies."""
+
+Settings = Mapping[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class TriedRegularisation:
+    """A regularisation that was tried.
+
+    Attributes:
+        settings: The settings that it stands for.
+        seen: Error of the matrices' outputs on the languages that decided masks and values, as a share of the outputs;
+            the mean over matrices.
+        left_out: The same on the languages that were left out.
+    """
+
+    settings: Settings
+    seen: float
+    left_out: float
+
+
+@dataclasses.dataclass(frozen=True)
+class TunedRegularisation:
+    """The regularisation with the least error on languages that did not decide.
+
+    Attributes:
+        settings: The settings to choose, for `MWandaConfig.replace`.
+        tried: All that was tried; first what the config said.
+        folds: The languages that were left out together.
+    """
+
+    settings: Settings
+    tried: tuple[TriedRegularisation, ...]
+    folds: tuple[tuple[str, ...], ...]
+
+    @property
+    def note(self) -> str:
+        """How the settings were found, in a few words for the record."""
+        found = []
+        for names in dict.fromkeys(tuple(each.settings) for each in self.tried):
+            stage = [each for each in self.tried if tuple(each.settings) == names]
+            best = next(each for each in stage if each.settings.items() <= self.settings.items())
+            found.append(
+                f"{_named(best.settings)} has the least error on left-out languages of {len(stage)} candidates, "
+                f"{_percent(best.left_out)} ({_named(stage[0].settings)}: {_percent(stage[0].left_out)})"
+            )
+        return "; ".join(found)
+
+    def __str__(self) -> str:
+        rows = [[_named(each.settings), _percent(each.seen), _percent(each.left_out)] for each in self.tried]
+        table = markdown_table(["regularisation", "error, seen languages", "left-out languages"], rows)
+        return f"{table}\n{self.note}."
+
+
+def tune_regularisation(
+    model: "PreTrainedModel",
+    dataset: Any,
+    tokenizer: "PreTrainedTokenizerBase | str | None" = None,
+    config: MWandaConfig | None = None,
+    *,
+    plan: SparsityPlan | None = None,
+    progress: bool = True,
+) -> TunedRegularisation:
+    """Chooses shrinkage and ridge for refinement, reconstruction and solvers by leaving languages out in turn.
+
+    The Gram matrices of some languages decide masks and values, those of the others say how well: `tr D G Dᵀ` for the
+    change `D` of a matrix. The candidate with the least error is best for languages that calibration lacks. Candidates
+    are tried on about 64 rows of each matrix in at most four blocks, all of which lie evenly, with the inputs that the
+    dense model has there, also if the settings ask for sequential calibration.
+    `MWandaConfig(tune_regularisation=True)` does this before pruning.
+
+    Args:
+        model: A dense model, wholly in memory; it is not changed.
+        dataset: Calibration data, as for `MWandaPruner.prune`; read once.
+        tokenizer: As for `MWandaPruner.prune`.
+        config: Settings with refinement, with reconstruction of matrices or with a solver.
+        plan: The sparsity of every block; None for the target sparsity everywhere.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The settings to replace: `refinement_shrinkage` and `refinement_ridge`, `reconstruction_shrinkage` and
+        `damping`, or all four.
+
+    Raises:
+        TypeError: As `MWandaPruner.prune`.
+        ValueError: As `MWandaPruner.prune`, or if the settings have nothing to tune, there are fewer than two languages
+            that weigh anything, or the model is offloaded or shared out among processes.
+        FloatingPointError: If weights or activations are NaN or infinite.
+    """
+    config = config or MWandaConfig()
+    check_model(model, config)
+    blocks = find_blocks(model, config.blocks)
+    weights = find_weights(blocks, config.include, config.exclude)
+    check_pattern(weights, config)
+    if plan is not None:
+        check_plan(plan, weights, config)
+    chunks = build_chunks(dataset, config, model, tokenizer)
+    return tune_on(model, weights, chunks, config, BlockSource(blocks), plan, progress=progress)
+
+
+def tune_on(
+    model: "PreTrainedModel",
+    weights: Weights,
+    chunks: CalibrationChunks,
+    config: MWandaConfig,
+    source: BlockSource,
+    plan: SparsityPlan | None = None,
+    store: Callable[[], HiddenStates] = OnDevice,
+    progress: bool = False,
+) -> TunedRegularisation:
+    """`tune_regularisation` on text that was read and weights that were found.
+
+    Args:
+        model: As there.
+        weights: Module path of a block to its weights.
+        chunks: Calibration data.
+        config: As there.
+        source: The blocks.
+        plan: As there.
+        store: Makes a place for the hidden states of a part of the text.
+        progress: As there.
+
+    Raises:
+        ValueError: As there.
+        FloatingPointError: As there.
+    """
+    check_held_whole(model, source, "Regularisation is tuned")
+    current = _only_matrices(config)
+    stages = [_candidates(names, current) for names in _stages(current)]
+    if not stages:
+        raise ValueError(
+            "There is no regularisation to tune: give refinement='swap', reconstruction='obs' or a criterion that "
+            "updates weights."
+        )
+    folds = _make_folds(chunks, current)
+    visited = {name: weights[name] for name in _evenly([*weights], BLOCKS)}
+    tried: list[TriedRegularisation] = []
+    chosen: dict[str, float] = {}
+    for number, candidates in enumerate(stages):
+        # The mask is chosen before values are, so its regularisation is judged by the mask alone.
+        is_last = number == len(stages) - 1
+        base = current if is_last else current.replace(reconstruction="none", calibration="dense")
+        steps = _seen_by_fold(model, visited, chunks, folds, base, source, store)
+        with inference_mode(model), closing(steps):
+            bar = progress_bar(steps, total=len(visited), description="Tuning", show=progress)
+            found = _judge(bar, folds, [base.replace(**each) for each in candidates], plan)
+        tried += [TriedRegularisation(each, *errors) for each, errors in zip(candidates, found, strict=True)]
+        best, _ = min(zip(candidates, found, strict=True), key=lambda pair: pair[1][1])
+        chosen |= best
+        current = current.replace(**best)
+    return TunedRegularisation(chosen, tuple(tried), tuple(tuple(fold) for fold in folds))
+
+
+def _only_matrices(config: MWandaConfig) -> MWandaConfig:
+    """The settings without what looks at more than one matrix, on dense inputs."""
+    reconstruction = "obs" if config.updates_matrices else "none"
+    weights = "equal" if config.language_weights == "minimax" else config.language_weights
+    return config.replace(
+        reconstruction=None if CRITERIA[config.criterion].updates else reconstruction,
+        calibration="dense",
+        damping=config.damping,
+        language_weights=weights,
+        tune_regularisation=False,
+    )
+
+
+def _stages(config: MWandaConfig) -> list[tuple[str, str]]:
+    """The settings to choose together, in the order in which pruning uses them."""
+    refined, updated = config.refinement != "none", config.updates_matrices
+    return [
+        *([("refinement_shrinkage", "refinement_ridge")] if refined else []),
+        *([("reconstruction_shrinkage", "damping")] if updated else []),
+    ]
+
+
+def _candidates(names: tuple[str, str], config: MWandaConfig) -> list[dict[str, float]]:
+    """What the settings say, and values around the defaults."""
+    ridges: tuple[float, ...] = _RIDGES
+    if names[1] == "damping":
+        ridges = tuple(round(factor * CRITERIA[config.criterion].damping, 9) for factor in _DAMPINGS)
+    values = [tuple(getattr(config, name) for name in names), *itertools.product(_SHRINKAGES, ridges)]
+    return [dict(zip(names, pair, strict=True)) for pair in dict.fromkeys(values)]
+
+
+def _make_folds(chunks: CalibrationChunks, config: MWandaConfig) -> list[dict[str, float]]:
+    """Languages that are left out together, with their weights."""
+    tokens = chunks.tokens
+    weighed = dict(zip(tokens, weigh_languages(config, tokens).tolist(), strict=True))
+    languages = [language for language, weight in weighed.items() if weight > 0]
+    if len(languages) < 2:
+        raise ValueError(
+            "Regularisation is tuned by leaving languages out, but only "
+            f"{', '.join(map(repr, languages))} weighs anything: calibrate on two languages or more."
+        )
+    random.Random(config.seed).shuffle(languages)
+    count = min(FOLDS, len(languages))
+    return [{language: weighed[language] for language in sorted(languages[fold::count])} for fold in range(count)]
+
+
+def _evenly(names: Sequence[str], count: int) -> list[str]:
+    """At most so many of some names, evenly from the first to the last."""
+    if len(names) <= count:
+        return [*names]
+    return [names[round(number * (len(names) - 1) / (count - 1))] for number in range(count)]
+
+
+def _seen_by_fold(
+    model: "PreTrainedModel",
+    weights: Weights,
+    chunks: CalibrationChunks,
+    folds: Sequence[Mapping[str, float]],
+    config: MWandaConfig,
+    source: BlockSource,
+    store: Callable[[], HiddenStates],
+) -> Generator[tuple[Sequence[PrunableWeight], list[Seen]], None, None]:
+    """Goes through the dense model with the text of all folds side by side.
+
+    Yields weights that are seen together, and what enters them in each fold.
+    """
+    with ExitStack() as stack:
+        walks = []
+        for fold in folds:
+            own = dataclasses.replace(chunks, chunks={language: chunks.chunks[language] for language in fold})
+            walk = BlockByBlock(model, weights, own, fold, config, source, store)
+            walks.append(stack.enter_context(closing(walk.steps())))
+        for steps in zip(*walks, strict=True):
+            yield steps[0].weights, [step.look() for step in steps]
+
+
+def _judge(
+    seen: Iterable[tuple[Sequence[PrunableWeight], list[Seen]]],
+    folds: Sequence[Mapping[str, float]],
+    candidates: Sequence[MWandaConfig],
+    plan: SparsityPlan | None,
+) -> list[tuple[float, float]]:
+    """The errors of each candidate on seen and on left-out languages: means over matrices."""
+    errors: list[Tensor] = []
+    for weights, parts in seen:
+        known = [_settled(weights, parts, number, candidates[0]) for number in range(len(folds))]
+        for weight in weights:
+            found = torch.zeros(len(candidates), 2, 2, dtype=torch.float64)
+            rows = slice(None, None, max(1, weight.out_features // ROWS))
+            for number, fold in enumerate(folds):
+                own, others = parts[number].grams.get(weight.name), known[number][1].get(weight.name)
+                if own is None or others is None:
+                    continue
+                entry = known[number][0].get(weight.name)
+                languages = [each for other in folds if other is not fold for each in other.values()]
+                language_weights = torch.tensor(languages, dtype=torch.float64)
+                language_weights = language_weights / language_weights.sum()
+                for place, config in enumerate(candidates):
+                    sparsity = config.target_sparsity if plan is None else plan.of(weight)
+                    change = mask_and_values(weight, entry, others, language_weights, sparsity, config, rows)
+                    found[place] += _errors_and_energies(weight.matrix[rows], *change, (others, own))
+                    check_interrupts()
+            if bool(found[0, 0, 1] > 0) and bool(found[0, 1, 1] > 0):
+                errors.append(found[:, :, 0] / found[:, :, 1])
+    if not errors:
+        raise ValueError(
+            "Regularisation cannot be tuned: no matrix in the blocks that were tried is reached by every language."
+        )
+    return [(float(one), float(other)) for one, other in torch.stack(errors).mean(0)]
+
+
+def _settled(
+    weights: Sequence[PrunableWeight], parts: Sequence[Seen], left_out: int, config: MWandaConfig
+) -> tuple[dict[str, WeightStatistics], dict[str, Tensor]]:
+    """Statistics and Gram matrices of all folds but one, without those of experts that lack tokens."""
+    others = [part for number, part in enumerate(parts) if number != left_out]
+    entries = {name: _joined([part.entries[name] for part in others]) for name in others[0].entries}
+    grams: dict[str, Tensor] = {}
+    added: dict[tuple[int, ...], Tensor] = {}  # matrices that read the same input share a Gram matrix
+    for name in dict.fromkeys(name for part in others for name in part.grams):
+        found = [part.grams[name] for part in others if name in part.grams]
+        key = tuple(map(id, found))
+        if key not in added:
+            added[key] = torch.stack(found).sum(0) if len(found) > 1 else found[0]
+        grams[name] = added[key]
+    return settle(weights, entries, grams, config)
+
+
+def _joined(entries: Sequence[WeightStatistics]) -> WeightStatistics:
+    """The statistics of the languages of several folds."""
+    return WeightStatistics(
+        torch.cat([entry.tokens for entry in entries]),
+        torch.cat([entry.square_sum for entry in entries]),
+        {key: torch.cat([entry.active[key] for entry in entries]) for key in entries[0].active},
+    )
+
+
+def _errors_and_energies(matrix: Tensor, pruned: Tensor, values: Tensor | None, grams: tuple[Tensor, Tensor]) -> Tensor:
+    """For seen and left-out languages, the error of the outputs, and their energy; shape `(2, 2)`."""
+    after = matrix.masked_fill(pruned, 0) if values is None else values
+    change = matrix.float() - after.float()
+    return torch.tensor(
+        [[layer_error(change, gram), layer_error(matrix.float(), gram)] for gram in grams], dtype=torch.float64
+    )
+
+
+def _named(settings: Settings) -> str:
+    return ", ".join(f"{name}={value:g}" for name, value in settings.items())
+
+
+def _percent(error: float) -> str:
+    return f"{100 * error:.2f} %"
