@@ -120,12 +120,13 @@ class MWandaConfig(Implied):
         "'swap' exchanges pruned and kept weights of a row as long as this lowers a regularised estimate of the "
         "layer's error (refinement_shrinkage, refinement_ridge); the plain error on the calibration text may rise. "
         "'block' trains which weights stay, to minimise the error of each block, with the settings of reconstruction "
-        "and refinement_learning_rate; 'swap+block' does one after the other. No weight changes its value.",
+        "and refinement_reach; 'swap+block' does one after the other. No weight changes its value.",
         OneOf(("none", "swap", "block", "swap+block")),
     )
-    refinement_learning_rate: float = setting(
-        0.02,
-        "Learning rate with which 'block' begins to train which weights stay; it falls to zero along a cosine.",
+    refinement_reach: float = setting(
+        2.5,
+        "How far 'block' may move the scores by which weights stay, whose ranks lie between 0 and 1; the larger, the "
+        "more weights change sides. Its learning rate begins at twice this over the number of steps.",
         Number(above=0),
     )
     refinement_shrinkage: float = setting(

@@ -52,6 +52,7 @@ LEGAL = {
     "minimax_bound": NOT_NEGATIVE,
     "reconstruction_epochs": COUNTS,
     "reconstruction_learning_rate": POSITIVE,
+    "refinement_reach": POSITIVE,
     "reconstruction_held_out": st.floats(0, 1, exclude_max=True),
     "seed": st.integers(0, 2**63),
 }
@@ -70,10 +71,12 @@ def legal_settings(draw: st.DrawFn) -> dict[str, Any]:
         chosen |= {"reconstruction": draw(st.none() | st.sampled_from(("none", "block")))}
     if chosen.get("reconstruction") in TRAINING or chosen.get("refinement") in CHOOSING:
         chosen |= {"calibration": draw(st.none() | st.just("sequential"))}
-    if chosen.get("refinement") != "swap" and chosen.get("group") != "matrix":
+    swaps = chosen.get("refinement") in ("swap", "swap+block")
+    tries = chosen.get("language_weights") == "minimax" or chosen.get("tune_regularisation")
+    if tries or (not swaps and chosen.get("group") != "matrix"):
         chosen.pop("sensitivity", None)
     if draw(st.booleans()):
-        if chosen.get("refinement") != "swap":
+        if not swaps:
             chosen.pop("sensitivity", None)
         kept, run = sorted(draw(st.lists(st.integers(1, 64), min_size=2, max_size=2, unique=True)))
         return chosen | {"pattern": f"{kept}:{run}"}

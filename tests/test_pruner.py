@@ -11,7 +11,7 @@ from torch.nn.utils.prune import l1_unstructured
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from optimum_mwanda import CalibrationStatistics, MWandaConfig, MWandaPruner
+from optimum_mwanda import CalibrationStatistics, MWandaConfig, MWandaPruner, execution
 from optimum_mwanda import pruner as pruner_module
 from optimum_mwanda.pruning import update as update_module
 from optimum_mwanda.walking.editor import PartiallyPrunedError, WeightEditor
@@ -711,7 +711,7 @@ def break_masks(call: int) -> Callable[..., None]:
 
 
 def break_record(monkeypatch: pytest.MonkeyPatch, _: PreTrainedModel, error: BaseException) -> None:
-    monkeypatch.setattr(pruner_module, "build_record", raising(error))
+    monkeypatch.setattr(execution, "build_record", raising(error))
 
 
 def break_writing(call: int, after: bool, method: str = "zero") -> Callable[..., None]:

@@ -35,7 +35,7 @@ _THEMES = {
     "weights of languages": ("language_weights", "language_temperature", "minimax_rounds", "minimax_bound"),
     "better masks and new values": (
         *("sensitivity", "sensitivity_exponent"),
-        *("refinement", "refinement_shrinkage", "refinement_ridge", "refinement_learning_rate"),
+        *("refinement", "refinement_shrinkage", "refinement_ridge", "refinement_reach"),
         *("reconstruction", "damping", "reconstruction_shrinkage", "tune_regularisation"),
         *("reconstruction_region", "reconstruction_epochs"),
         *("reconstruction_learning_rate", "reconstruction_held_out"),

@@ -64,7 +64,7 @@ _CONDITIONS: dict[str, Condition] = {
     "sensitivity_exponent": lambda config: config.weighs_rows,
     **dict.fromkeys(("damping", "reconstruction_shrinkage"), lambda config: config.updates_matrices),
     "tune_regularisation": lambda config: config.finds_regularisation,
-    "refinement_learning_rate": lambda config: config.trains_masks,
+    "refinement_reach": lambda config: config.trains_masks,
     "reconstruction_learning_rate": lambda config: config.trains_values,
     **dict.fromkeys(
         ("reconstruction_region", "reconstruction_epochs", "reconstruction_held_out"),

@@ -169,7 +169,9 @@ class BlockTrainer:
             weight.view_of(whole[path]).copy_(dense[weight])
         groups = [Group(path, weight.view_of, self._competing(weight)) for weight, path in holders.items()]
         choice = Choice(whole, _marks(start, holders), groups)
-        return self._tune(start, choice, self._config.refinement_learning_rate, aim, runner)
+        steps = self._config.reconstruction_epochs * len(self._trained)
+        # Along a cosine, the mean of the learning rate is half of what it begins with, and a step of Adam is as long.
+        return self._tune(start, choice, 2 * self._config.refinement_reach / max(steps, 1), aim, runner)
 
     def _competing(self, weight: PrunableWeight) -> int:
         """How many entries of a matrix, in row-major order, compete with each other."""

@@ -12,8 +12,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from optimum_mwanda import MWandaConfig, MWandaPruner, __version__
-from optimum_mwanda import pruner as pruner_module
+from optimum_mwanda import MWandaConfig, MWandaPruner, __version__, execution
 from optimum_mwanda.calibration.statistics import CalibrationStatistics
 from optimum_mwanda.modeling.blocks import find_blocks
 from optimum_mwanda.modeling.counting import count_zeros
@@ -247,7 +246,7 @@ def test_a_failure_while_recording_leaves_model_and_config_as_before(
         assert any(not torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pruner_module, "build_record", fail)
+    monkeypatch.setattr(execution, "build_record", fail)
     with pytest.raises(KeyboardInterrupt):
         prune(model, calibration=calibration)
     assert_untouched(model, before)

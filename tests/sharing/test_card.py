@@ -344,14 +344,14 @@ SHAPED_BY = {
             "damping",
             "reconstruction_shrinkage",
             "language_temperature",
-            "refinement_learning_rate",
+            "refinement_reach",
             "reconstruction_epochs",
             "sensitivity",
         },
     ),
     "trained masks": (
         {"refinement": "block"},
-        {"refinement_learning_rate", "reconstruction_epochs", "reconstruction_region"},
+        {"refinement_reach", "reconstruction_epochs", "reconstruction_region"},
         {"refinement_ridge", "reconstruction_learning_rate", "damping"},
     ),
 }

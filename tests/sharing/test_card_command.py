@@ -48,6 +48,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "language_weights": st.sampled_from(WEIGHTINGS) | st.dictionaries(WORDS, SHARES, min_size=1, max_size=3),
     **dict.fromkeys(("refinement_shrinkage", "reconstruction_shrinkage"), st.floats(0, 1)),
     "sensitivity_exponent": SHARES,
+    "refinement_reach": st.floats(0.1, 9),
     "seed": st.integers(0, 2**64 - 1),
 }
 
@@ -75,9 +76,12 @@ def parsed(words: list[str], tmp_path: Any, config: MWandaConfig) -> MWandaConfi
 def test_command_gives_the_settings_of_the_record(tmp_path_factory: Any, values: dict[str, Any]) -> None:
     if values.get("criterion") in UPDATING:  # which leaves nothing to refine, and no choice of reconstruction
         values |= {"refinement": "none", "reconstruction": "obs"}
+    if values.get("refinement") in ("block", "swap+block"):
+        values |= {"reconstruction": "block"}
     if values.get("reconstruction") in ("block", "obs+block"):
         values.pop("calibration", None)
-    if values.get("refinement") != "swap" and values.get("group") != "matrix":
+    couples = values.get("refinement") in ("swap", "swap+block") or values.get("group") == "matrix"
+    if not couples or values.get("language_weights") == "minimax" or values.get("tune_regularisation"):
         values.pop("sensitivity", None)
     config = MWandaConfig(**values)
     assert parsed(command_of(config, {}), tmp_path_factory.getbasetemp(), config) == config

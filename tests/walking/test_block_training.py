@@ -88,13 +88,15 @@ def test_the_reference_gives_the_same_masks() -> None:
     MWandaPruner(MWandaConfig(**by_size), progress=False).prune(masked)
     masks = {f"{name}.weight": matrix == 0 for name, matrix in matrices(masked).items()}
     chosen: dict[str, Any] = {"reconstruction_epochs": 3, "reconstruction_held_out": 0.5, "batch_size": 1, "seed": 3}
-    chosen |= {"reconstruction": "none", "refinement": "block", "refinement_learning_rate": 0.1}
+    chosen |= {"reconstruction": "none", "refinement": "block", "refinement_reach": 0.8}
     model = prune(make_model().double(), **by_size, **chosen)
     chunks = [
         (language, batch["input_ids"]) for language, batch in build_chunks(ROWS, settings(**chosen), model).batches(1)
     ]
     with torch.no_grad(), torch.random.fork_rng():
-        expected, facts = trained_blocks(dense, masks, chunks, share=0.5, epochs=3, rate=0.1, seed=3, chooses=True)
+        steps = 3 * len(chunks) // 2  # half of the chunks are held back
+        options: dict[str, Any] = {"share": 0.5, "epochs": 3, "rate": 2 * 0.8 / steps, "seed": 3, "chooses": True}
+        expected, facts = trained_blocks(dense, masks, chunks, **options)
     assert [each.epoch for each in outcomes(model)] == [epoch for epoch, _, _ in facts] != [0, 0, 0]
     there = expected.state_dict()
     assert all(torch.equal(tensor, there[name]) for name, tensor in model.state_dict().items())
@@ -358,7 +360,7 @@ def test_what_was_not_pruned_has_no_error(family: str, region: str) -> None:
 def test_masks_are_trained_and_values_stay() -> None:
     """Judged by the text that it is trained on, as one random text has nothing in common with another."""
     dense = matrices(make_model())
-    fast = {"refinement_learning_rate": 0.1, "reconstruction_epochs": 4, "reconstruction_held_out": 0.0}
+    fast = {"reconstruction_epochs": 4, "reconstruction_held_out": 0.0}
     start, model = (
         prune(make_model(), reconstruction="none", refinement=refinement, calibration="sequential", **fast)
         for refinement in ("none", "block")

@@ -260,7 +260,7 @@ def test_calibrating_alone_keeps_nothing_in_a_journal(tmp_path: Path) -> None:
 def test_undoing_reads_a_block_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = in_memory(FAMILIES["mixtral"].make(), tmp_path)
     read, names = BlockSource._read, []
-    attach = "optimum_mwanda.pruner.attach_record"
+    attach = "optimum_mwanda.execution.attach_record"
 
     def fail(*_: Any) -> None:
         names.clear()
@@ -333,7 +333,7 @@ def test_what_an_earlier_pruning_wrote_goes_when_nobody_reads_it_any_more(
     first = {path.name for path in (tmp_path / "offload").glob("*.safetensors")}
     assert len(first) == len(find_blocks(model))
     with monkeypatch.context() as patch:
-        patch.setattr("optimum_mwanda.pruner.attach_record", fail)
+        patch.setattr("optimum_mwanda.execution.attach_record", fail)
         with pytest.raises(RuntimeError, match="no record"):
             pruner(sparsity=0.6).prune(model, rows)
     assert {path.name for path in (tmp_path / "offload").glob("*.safetensors")} == first
