@@ -1,11 +1,12 @@
 """Shrinkage and ridge, chosen by leaving languages out."""
 
 import dataclasses
+import functools
 import itertools
 import random
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,6 +34,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 FOLDS = 3
+"""How often languages are left out; each time other ones, about a third."""
+PARTS = 9
+"""Into how many parts languages are dealt; the left-out part with the largest error counts."""
+TOLERANCE = 0.01
+"""By what share errors on left-out languages may differ and count as the same; then the others decide."""
 BLOCKS = 4
 """Most blocks to try candidates on; they lie evenly in the model."""
 ROWS = 64
@@ -54,7 +60,7 @@ class TriedRegularisation:
         settings: The settings that it stands for.
         seen: Error of the matrices' outputs on the languages that decided masks and values, as a share of the outputs;
             the mean over matrices.
-        left_out: The same on the languages that were left out.
+        left_out: The same on the left-out languages that fare worst in each matrix.
     """
 
     settings: Settings
@@ -65,6 +71,8 @@ class TriedRegularisation:
 @dataclasses.dataclass(frozen=True)
 class TunedRegularisation:
     """The regularisation with the least error on languages that did not decide.
+
+    Of several whose errors there differ by no more than 1 %, it is the one with the least error on the others.
 
     Attributes:
         settings: The settings to choose, for `MWandaConfig.replace`.
@@ -84,14 +92,14 @@ class TunedRegularisation:
             stage = [each for each in self.tried if tuple(each.settings) == names]
             best = next(each for each in stage if each.settings.items() <= self.settings.items())
             found.append(
-                f"{_named(best.settings)} has the least error on left-out languages of {len(stage)} candidates, "
-                f"{_percent(best.left_out)} ({_named(stage[0].settings)}: {_percent(stage[0].left_out)})"
+                f"{_named(best.settings)} of {len(stage)} candidates, with an error of {_percent(best.left_out)} on "
+                f"the left-out languages that fare worst ({_named(stage[0].settings)}: {_percent(stage[0].left_out)})"
             )
         return "; ".join(found)
 
     def __str__(self) -> str:
         rows = [[_named(each.settings), _percent(each.seen), _percent(each.left_out)] for each in self.tried]
-        table = markdown_table(["regularisation", "error, seen languages", "left-out languages"], rows)
+        table = markdown_table(["regularisation", "error, seen languages", "left-out languages, worst"], rows)
         return f"{table}\n{self.note}."
 
 
@@ -107,10 +115,9 @@ def tune_regularisation(
     """Chooses shrinkage and ridge for refinement, reconstruction and solvers by leaving languages out in turn.
 
     The Gram matrices of some languages decide masks and values, those of the others say how well: `tr D G Dᵀ` for the
-    change `D` of a matrix. The candidate with the least error is best for languages that calibration lacks. Candidates
-    are tried on about 64 rows of each matrix in at most four blocks, all of which lie evenly, with the inputs that the
-    dense model has there, also if the settings ask for sequential calibration.
-    `MWandaConfig(tune_regularisation=True)` does this before pruning.
+    change `D` of a matrix; what counts is the left-out languages that fare worst. Candidates are tried on about 64 rows
+    of each matrix in at most four blocks, all of which lie evenly, with the inputs that the dense model has there, also
+    if the settings ask for sequential calibration. `MWandaConfig(tune_regularisation=True)` does this before pruning.
 
     Args:
         model: A dense model, wholly in memory; it is not changed.
@@ -175,7 +182,7 @@ def tune_on(
             "There is no regularisation to tune: give refinement='swap', reconstruction='obs' or a criterion that "
             "updates weights."
         )
-    folds = _make_folds(chunks, current)
+    parts = _make_parts(chunks, current)
     visited = {name: weights[name] for name in _evenly([*weights], BLOCKS)}
     tried: list[TriedRegularisation] = []
     chosen: dict[str, float] = {}
@@ -183,15 +190,24 @@ def tune_on(
         # The mask is chosen before values are, so its regularisation is judged by the mask alone.
         is_last = number == len(stages) - 1
         base = current if is_last else current.replace(reconstruction="none", calibration="dense")
-        steps = _seen_by_fold(model, visited, chunks, folds, base, source, store)
+        steps = _seen_by_part(model, visited, chunks, parts, base, source, store)
         with inference_mode(model), closing(steps):
             bar = progress_bar(steps, total=len(visited), description="Tuning", show=progress)
-            found = _judge(bar, folds, [base.replace(**each) for each in candidates], plan)
-        tried += [TriedRegularisation(each, *errors) for each, errors in zip(candidates, found, strict=True)]
-        best, _ = min(zip(candidates, found, strict=True), key=lambda pair: pair[1][1])
-        chosen |= best
-        current = current.replace(**best)
-    return TunedRegularisation(chosen, tuple(tried), tuple(tuple(fold) for fold in folds))
+            found = _judge(bar, parts, [base.replace(**each) for each in candidates], plan)
+        stage = [TriedRegularisation(each, *errors) for each, errors in zip(candidates, found, strict=True)]
+        best = _best(stage)
+        tried += stage
+        chosen |= best.settings
+        current = current.replace(**best.settings)
+    together = [parts[fold :: _folds(parts)] for fold in range(_folds(parts))]
+    folds = tuple(tuple(sorted(language for part in fold for language in part)) for fold in together)
+    return TunedRegularisation(chosen, tuple(tried), folds)
+
+
+def _best(tried: Sequence[TriedRegularisation]) -> TriedRegularisation:
+    """The candidate that is best on seen languages among those that are as good as any on left-out ones."""
+    least = min(each.left_out for each in tried)
+    return min((each for each in tried if each.left_out <= (1 + TOLERANCE) * least), key=lambda each: each.seen)
 
 
 def _only_matrices(config: MWandaConfig) -> MWandaConfig:
@@ -225,8 +241,8 @@ def _candidates(names: tuple[str, str], config: MWandaConfig) -> list[dict[str, 
     return [dict(zip(names, pair, strict=True)) for pair in dict.fromkeys(values)]
 
 
-def _make_folds(chunks: CalibrationChunks, config: MWandaConfig) -> list[dict[str, float]]:
-    """Languages that are left out together, with their weights."""
+def _make_parts(chunks: CalibrationChunks, config: MWandaConfig) -> list[dict[str, float]]:
+    """Languages with their weights, dealt at random; every third part is left out together."""
     tokens = chunks.tokens
     weighed = dict(zip(tokens, weigh_languages(config, tokens).tolist(), strict=True))
     languages = [language for language, weight in weighed.items() if weight > 0]
@@ -236,8 +252,13 @@ def _make_folds(chunks: CalibrationChunks, config: MWandaConfig) -> list[dict[st
             f"{', '.join(map(repr, languages))} weighs anything: calibrate on two languages or more."
         )
     random.Random(config.seed).shuffle(languages)
-    count = min(FOLDS, len(languages))
-    return [{language: weighed[language] for language in sorted(languages[fold::count])} for fold in range(count)]
+    count = min(PARTS, len(languages))
+    return [{language: weighed[language] for language in sorted(languages[part::count])} for part in range(count)]
+
+
+def _folds(parts: Sequence[Mapping[str, float]]) -> int:
+    """How often parts are left out: those whose number leaves the same rest."""
+    return min(FOLDS, len(parts))
 
 
 def _evenly(names: Sequence[str], count: int) -> list[str]:
@@ -247,79 +268,108 @@ def _evenly(names: Sequence[str], count: int) -> list[str]:
     return [names[round(number * (len(names) - 1) / (count - 1))] for number in range(count)]
 
 
-def _seen_by_fold(
+def _seen_by_part(
     model: "PreTrainedModel",
     weights: Weights,
     chunks: CalibrationChunks,
-    folds: Sequence[Mapping[str, float]],
+    parts: Sequence[Mapping[str, float]],
     config: MWandaConfig,
     source: BlockSource,
     store: Callable[[], HiddenStates],
 ) -> Generator[tuple[Sequence[PrunableWeight], list[Seen]], None, None]:
-    """Goes through the dense model with the text of all folds side by side.
+    """Goes through the dense model with the text of all parts side by side.
 
-    Yields weights that are seen together, and what enters them in each fold.
+    Yields weights that are seen together, and what enters them in each part.
     """
     with ExitStack() as stack:
         walks = []
-        for fold in folds:
-            own = dataclasses.replace(chunks, chunks={language: chunks.chunks[language] for language in fold})
-            walk = BlockByBlock(model, weights, own, fold, config, source, store)
+        for part in parts:
+            own = dataclasses.replace(chunks, chunks={language: chunks.chunks[language] for language in part})
+            walk = BlockByBlock(model, weights, own, part, config, source, store)
             walks.append(stack.enter_context(closing(walk.steps())))
         for steps in zip(*walks, strict=True):
             yield steps[0].weights, [step.look() for step in steps]
 
 
 def _judge(
-    seen: Iterable[tuple[Sequence[PrunableWeight], list[Seen]]],
-    folds: Sequence[Mapping[str, float]],
+    steps: Iterable[tuple[Sequence[PrunableWeight], list[Seen]]],
+    parts: Sequence[Mapping[str, float]],
     candidates: Sequence[MWandaConfig],
     plan: SparsityPlan | None,
 ) -> list[tuple[float, float]]:
-    """The errors of each candidate on seen and on left-out languages: means over matrices."""
-    errors: list[Tensor] = []
-    for weights, parts in seen:
-        known = [_settled(weights, parts, number, candidates[0]) for number in range(len(folds))]
+    """The errors of each candidate on seen languages and on the worst left-out part: means over matrices."""
+    errors = []
+    for weights, seen in steps:
+        known = [_settled(weights, seen, parts, fold, candidates[0]) for fold in range(_folds(parts))]
         for weight in weights:
-            found = torch.zeros(len(candidates), 2, 2, dtype=torch.float64)
-            rows = slice(None, None, max(1, weight.out_features // ROWS))
-            for number, fold in enumerate(folds):
-                own, others = parts[number].grams.get(weight.name), known[number][1].get(weight.name)
-                if own is None or others is None:
-                    continue
-                entry = known[number][0].get(weight.name)
-                languages = [each for other in folds if other is not fold for each in other.values()]
-                language_weights = torch.tensor(languages, dtype=torch.float64)
-                language_weights = language_weights / language_weights.sum()
-                for place, config in enumerate(candidates):
-                    sparsity = config.target_sparsity if plan is None else plan.of(weight)
-                    change = mask_and_values(weight, entry, others, language_weights, sparsity, config, rows)
-                    found[place] += _errors_and_energies(weight.matrix[rows], *change, (others, own))
-                    check_interrupts()
-            if bool(found[0, 0, 1] > 0) and bool(found[0, 1, 1] > 0):
-                errors.append(found[:, :, 0] / found[:, :, 1])
+            found = _errors_of(weight, seen, known, candidates, plan)
+            if found is not None:
+                errors.append(found)
     if not errors:
-        raise ValueError(
-            "Regularisation cannot be tuned: no matrix in the blocks that were tried is reached by every language."
-        )
+        raise ValueError("Regularisation cannot be tuned: no matrix that was tried is reached by every language.")
     return [(float(one), float(other)) for one, other in torch.stack(errors).mean(0)]
 
 
+class _Deciding(NamedTuple):
+    """What decides about weights while some parts are left out."""
+
+    entries: Mapping[str, WeightStatistics]
+    grams: Mapping[str, Tensor]
+    language_weights: Tensor
+
+
+def _errors_of(
+    weight: PrunableWeight,
+    seen: Sequence[Seen],
+    known: Sequence[_Deciding],
+    candidates: Sequence[MWandaConfig],
+    plan: SparsityPlan | None,
+) -> Tensor | None:
+    """The errors of each candidate in one matrix, shape `(candidates, 2)`; None if it cannot be judged."""
+    rows = slice(None, None, max(1, weight.out_features // ROWS))
+    matrix = weight.matrix[rows].float()
+    decided, energy = torch.zeros(len(candidates), dtype=torch.float64), 0.0
+    left_out = []
+    for fold, deciding in enumerate(known):
+        gram, own = deciding.grams.get(weight.name), [part.grams.get(weight.name) for part in seen[fold :: len(known)]]
+        judges = [(each, layer_error(matrix, each)) for each in own if each is not None]
+        if gram is None or not judges or min(each for _, each in judges) <= 0:
+            return None
+        energy += layer_error(matrix, gram)
+        found = []
+        for number, config in enumerate(candidates):
+            sparsity = config.target_sparsity if plan is None else plan.of(weight)
+            entry = deciding.entries.get(weight.name)
+            pruned, values = mask_and_values(weight, entry, gram, deciding.language_weights, sparsity, config, rows)
+            change = matrix - (matrix.masked_fill(pruned, 0) if values is None else values.float())
+            decided[number] += layer_error(change, gram)
+            found.append(max(layer_error(change, each) / whole for each, whole in judges))
+            check_interrupts()
+        left_out.append(found)
+    return torch.stack([decided / energy, torch.tensor(left_out, dtype=torch.float64).amax(0)], dim=1)
+
+
 def _settled(
-    weights: Sequence[PrunableWeight], parts: Sequence[Seen], left_out: int, config: MWandaConfig
-) -> tuple[dict[str, WeightStatistics], dict[str, Tensor]]:
-    """Statistics and Gram matrices of all folds but one, without those of experts that lack tokens."""
-    others = [part for number, part in enumerate(parts) if number != left_out]
-    entries = {name: _joined([part.entries[name] for part in others]) for name in others[0].entries}
+    weights: Sequence[PrunableWeight],
+    seen: Sequence[Seen],
+    parts: Sequence[Mapping[str, float]],
+    fold: int,
+    config: MWandaConfig,
+) -> _Deciding:
+    """What all parts show that are not left out, without experts that lack tokens."""
+    others = [number for number in range(len(parts)) if number % _folds(parts) != fold]
+    entries = {name: _joined([seen[number].entries[name] for number in others]) for name in seen[0].entries}
     grams: dict[str, Tensor] = {}
     added: dict[tuple[int, ...], Tensor] = {}  # matrices that read the same input share a Gram matrix
-    for name in dict.fromkeys(name for part in others for name in part.grams):
-        found = [part.grams[name] for part in others if name in part.grams]
-        key = tuple(map(id, found))
-        if key not in added:
-            added[key] = torch.stack(found).sum(0) if len(found) > 1 else found[0]
-        grams[name] = added[key]
-    return settle(weights, entries, grams, config)
+    for weight in weights:
+        found = [seen[number].grams[weight.name] for number in others if weight.name in seen[number].grams]
+        if found:
+            key = tuple(map(id, found))
+            if key not in added:
+                added[key] = functools.reduce(torch.add, found)
+            grams[weight.name] = added[key]
+    language_weights = torch.tensor([each for number in others for each in parts[number].values()], dtype=torch.float64)
+    return _Deciding(*settle(weights, entries, grams, config), language_weights / language_weights.sum())
 
 
 def _joined(entries: Sequence[WeightStatistics]) -> WeightStatistics:
@@ -328,15 +378,6 @@ def _joined(entries: Sequence[WeightStatistics]) -> WeightStatistics:
         torch.cat([entry.tokens for entry in entries]),
         torch.cat([entry.square_sum for entry in entries]),
         {key: torch.cat([entry.active[key] for entry in entries]) for key in entries[0].active},
-    )
-
-
-def _errors_and_energies(matrix: Tensor, pruned: Tensor, values: Tensor | None, grams: tuple[Tensor, Tensor]) -> Tensor:
-    """For seen and left-out languages, the error of the outputs, and their energy; shape `(2, 2)`."""
-    after = matrix.masked_fill(pruned, 0) if values is None else values
-    change = matrix.float() - after.float()
-    return torch.tensor(
-        [[layer_error(change, gram), layer_error(matrix.float(), gram)] for gram in grams], dtype=torch.float64
     )
 
 
