@@ -8,9 +8,10 @@ INSTALL := -m pip install --quiet --disable-pip-version-check
 
 # What a change to one module needs: no model families, no slow reference, no other process, no browser.
 FAST := $(addprefix tests/,calibration data modeling pruning record storage test_configuration.py test_golden.py)
+BENCH := --shapes 256 mixture-256 --layers 1 --languages 4 --quick --widths 256 --starts --threads 1 --clock cpu
 SLOW := tests/pruning/test_against_reference.py tests/storage/test_families.py
 
-.PHONY: demo test test-fast test-oldest test-matrix check style clean
+.PHONY: demo test test-fast test-oldest test-matrix bench-check check style clean
 
 $(VENV)/.runtime: pyproject.toml constraints.txt
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
@@ -39,6 +40,9 @@ test-oldest: $(OLDEST)/.installed  ## run the same tests on the oldest versions 
 	$(OLDEST)/bin/python -m pytest --numprocesses auto
 
 test-matrix: test test-oldest  ## both; with --keep-going also the second where the first fails
+
+bench-check: $(VENV)/.installed  ## compare what steps cost, as ratios, with benchmarks/speed_baseline.json; a minute or two
+	$(RUN) benchmarks/speed.py $(BENCH) --check benchmarks/speed_baseline.json
 
 check: $(VENV)/.installed  ## lint, format check, types
 	$(VENV)/bin/ruff check .

@@ -1,0 +1,112 @@
+"""What other programs take to prune the same model on the same tokens; `speed.py --peers` uses it.
+
+Each job has a process and an environment of its own. It loads the model, runs its blocks over the tokens, prunes, and
+tells both times and the peak of its memory above that of the loaded model.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+BEFORE = """
+import json, re, sys, time
+from pathlib import Path
+import torch
+from transformers import AutoModelForCausalLM
+
+source, file, threads, tokenizer = sys.argv[1:]
+torch.set_num_threads(int(threads))
+rows = json.loads(Path(file).read_text())
+model = AutoModelForCausalLM.from_pretrained(source, dtype="auto").eval()
+for parameter in model.parameters():
+    parameter.data = parameter.data.clone()  # in memory, and not in a mapped file
+
+def forward():
+    start = time.perf_counter()
+    with torch.no_grad():
+        for batch in torch.tensor([row["input_ids"] for row in rows]).split(4):
+            model.model(input_ids=batch, use_cache=False)
+    return time.perf_counter() - start
+
+def memory(kind):
+    return int(re.search(kind + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+
+forward()
+before = [forward() for _ in range(3)]
+Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+loaded = memory("VmRSS")
+start = time.perf_counter()
+"""
+
+AFTER = """
+seconds = time.perf_counter() - start
+peak = memory("VmHWM") - loaded
+times = sorted([*before, *(forward() for _ in range(3))])
+zeros = sum(int((p == 0).sum()) for n, p in model.named_parameters() if "_proj" in n)
+total = sum(p.numel() for n, p in model.named_parameters() if "_proj" in n)
+print(json.dumps({"seconds": seconds, "forward": times[len(times) // 2], "peak": peak, "sparsity": zeros / total}))
+"""
+
+OURS = """
+from optimum_mwanda import MWandaConfig, MWandaPruner
+config = MWandaConfig({settings}, allocation="uniform", sparsity=0.5, batch_size=4, samples_per_language=1000,
+                      sequence_length=len(rows[0]["input_ids"]))
+MWandaPruner(config, progress=False, restore_on_failure=False).prune(model, rows)
+"""
+
+LLM_COMPRESSOR = """
+from datasets import Dataset
+from llmcompressor import oneshot
+from llmcompressor.modifiers.pruning import {modifier}
+from transformers import AutoTokenizer
+ids = [row["input_ids"] for row in rows]
+data = Dataset.from_list([{{"input_ids": each, "attention_mask": [1] * len(each)}} for each in ids])
+recipe = {modifier}(sparsity=0.5, mask_structure="0:0", targets=["Linear"], ignore=["re:.*lm_head"])
+processor = AutoTokenizer.from_pretrained(tokenizer)  # it is asked for, but has nothing to do
+oneshot(model=model, processor=processor, dataset=data, recipe=recipe, max_seq_length=len(ids[0]),
+        num_calibration_samples=len(ids), pipeline="sequential")
+"""
+
+JOBS = {
+    "ours": {
+        "wanda": OURS.format(settings='criterion="wanda", group="row"'),
+        "sparsegpt": OURS.format(settings='criterion="sparsegpt", calibration="sequential"'),
+    },
+    "llm-compressor": {
+        "wanda": LLM_COMPRESSOR.format(modifier="WandaPruningModifier"),
+        "sparsegpt": LLM_COMPRESSOR.format(modifier="SparseGPTModifier"),
+    },
+}
+
+
+def run(python: str, code: str, words: list[str]) -> dict[str, float]:
+    """Runs a job; what its last line says."""
+    done = subprocess.run([python, "-c", BEFORE + code + AFTER, *words], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def print_table(model: Any, rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
+    """Writes the model into `args.folder` and runs all jobs on it, round by round."""
+    pythons = {"ours": sys.executable} | dict(each.split("=", 1) for each in args.peers)
+    if unknown := pythons.keys() - JOBS.keys():
+        raise SystemExit(f"{', '.join(sorted(unknown))} is not known: known are {', '.join(sorted(JOBS))}.")
+    model.save_pretrained(args.folder / "model")
+    (args.folder / "rows.json").write_text(json.dumps(rows))
+    tokenizer = Path(__file__).parents[1] / "examples" / "sample_model"
+    words = [str(args.folder / "model"), str(args.folder / "rows.json"), str(args.threads), str(tokenizer)]
+    print(
+        "| round | who | method | x bare forward | peak above the model, MB | sparsity |\n|---|---|---|---:|---:|---:|"
+    )
+    for number in range(args.rounds):
+        for method in ("wanda", "sparsegpt"):
+            for name, python in pythons.items():
+                found = run(python, JOBS[name][method], words)
+                ratio, peak = found["seconds"] / found["forward"], found["peak"] / 1e6
+                cells = f"{ratio:.2f} | {peak:.0f} | {found['sparsity']:.3f}"
+                print(f"| {number + 1} | {name} | {method} | {cells} |", flush=True)

@@ -1,0 +1,48 @@
+"""The benchmark of speed, in small: what it writes, and what it says of an earlier run."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+WORDS = [
+    *("--shapes", "64", "mixture-64", "--layers", "1", "--languages", "2", "--sequence-length", "16"),
+    *("--vocabulary", "64", "--rounds", "1", "--quick", "--threads", "1"),
+]
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    spec = importlib.util.spec_from_file_location("speed_benchmark", FOLDER / "speed.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_step_is_measured_and_compared_with_an_earlier_run(
+    benchmark: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "speed.json"
+    monkeypatch.setattr(sys, "argv", ["speed.py", *WORDS, "--json", str(file)])
+    benchmark.main()
+    found = json.loads(file.read_text())
+    assert found["64"]["bare forward"] == 1
+    assert {"calibrate", "evaluate", "prune, sequential"} <= found["64"].keys() & found["mixture-64"].keys()
+    assert benchmark.compare(found, file, 1.5) == []
+    found["64"]["calibrate"] = 1.4 * found["64"]["calibrate"] + 0.2
+    assert len(benchmark.compare(found, file, 1.1)) == 1
+    assert benchmark.compare({"new": {"step": 9.0}}, file, 1.5) == []
+
+
+def test_the_baseline_is_of_what_the_check_measures(benchmark: ModuleType) -> None:
+    known = json.loads((FOLDER / "speed_baseline.json").read_text())
+    words = next(line for line in (FOLDER.parent / "Makefile").read_text().splitlines() if line.startswith("BENCH"))
+    assert all(shape in words.split() for shape in known.keys() - {"matrices", "starts"})
+    assert all(value > 0 for values in known.values() for value in values.values())
