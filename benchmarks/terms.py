@@ -62,12 +62,12 @@ from optimum_mwanda.pruning.criteria import wanda_scores
 from optimum_mwanda.walking.regions import find_regions, first
 
 STRENGTHS = (0.04, 0.08, -0.04)
-MATRIX = "matrix"
+MATRIX, OUTLIERS = "matrix", "outliers 0.04"
 WANDA = {"wanda": BASES["wanda"]}
 PEERS: dict[str, dict[str, Any]] = {
     MATRIX: {**BASES["wanda"], "group": "matrix"},
     "owl 0.04": {**BASES["wanda"], "allocation": "owl"},
-    "outliers 0.04": {**BASES["wanda"], "allocation": "outliers"},
+    OUTLIERS: {**BASES["wanda"], "allocation": "outliers"},
 }
 
 
@@ -336,10 +336,11 @@ def main() -> None:
     results = run_comparison(model, calibration, test, args.output / "results.jsonl", plan, tokenizer)
     for section in make_sections(results):
         print(f"\n## {section.point}\n\n{cost_table(only(section, lambda name: name in WANDA))}")
-        print(f"\nIncrease of the log-perplexity against `wanda`, in percent:\n\n{difference_table(section, 'wanda')}")
-        rows = only(section, lambda name: name.startswith((MATRIX, "rows")))
-        if MATRIX in rows.seeds:
-            print(f"\nThe same against `{MATRIX}`:\n\n{difference_table(rows, MATRIX)}")
+        for base in (*WANDA, MATRIX, OUTLIERS):
+            shown = only(section, lambda name: name.startswith((MATRIX, "rows"))) if base == MATRIX else section
+            if base in section.seeds:
+                print(f"\nIncrease of the log-perplexity against `{base}`, in percent:\n")
+                print(difference_table(shown, base))
 
 
 def only(section: Section, belongs: Callable[[str], bool]) -> Section:
