@@ -144,7 +144,7 @@ class MWandaConfig(Implied):
         OneOf(("none", "fisher")),
     )
     sensitivity_exponent: float = setting(
-        0.25, "Exponent of a row's sensitivity with group='matrix'; 1 takes it as it is.", Number(at_least=0)
+        0.125, "Exponent of a row's sensitivity with group='matrix'; 1 takes it as it is.", Number(at_least=0)
     )
     reconstruction: str | None = setting(
         None,
