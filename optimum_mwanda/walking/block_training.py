@@ -1,7 +1,6 @@
 """Training a block, so that it gives the dense outputs from the inputs that it has when all is pruned."""
 
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ from ..modeling.interrupts import interruptible
 from ..modeling.weights import PrunableWeight
 from ..pruning.tuning import Choice, Group, Kept, Outcome, Trained, Values, tune
 from .recording import Passed
-from .regions import Aim, Region, catching, count_tokens, first, squares
+from .regions import Aim, Region, catching, first, squares
 from .replay import BlockCalls
 from .store import HiddenStates
 
@@ -74,10 +73,10 @@ class DenseStream:
             for number, output in self._calls.outputs(name, block):
                 for region, aim in zip(regions, aims, strict=True):
                     if region.module is None:
-                        aim.add(self._pieces[number].language, output, self._calls.hidden[number])
+                        aim.add(output, self._calls.hidden[number])
                     else:
                         aim.outputs.append(caught[region.module])
-                        aim.add(self._pieces[number].language, caught[region.module], None)
+                        aim.add(caught[region.module], None)
                 self._calls.hidden[number] = output
         self._calls.forget(name)
         self._run.add(name)
@@ -87,8 +86,9 @@ class DenseStream:
 class BlockTrainer:
     """Trains blocks one after the other.
 
-    The error of a language is the mean square of what a token lacks of the dense model's output, as a share of what the
-    dense model adds to a token there. What is minimised is the mean over the languages, with their weights.
+    The error of a token is the square of what it lacks of the dense model's output, as a share of what the dense model
+    adds to it there, or to a typical token if that is more. What is minimised is the mean over the tokens of a
+    language, and over the languages with their weights.
 
     Args:
         pieces: What each batch is there for.
@@ -182,13 +182,14 @@ class BlockTrainer:
     def _tune(
         self, start: Values, what: Trained, learning_rate: float, aim: Aim, runner: "_Runner"
     ) -> tuple[dict[str, Tensor], Outcome]:
-        trained, judging = self._shares(aim, self._trained), self._shares(aim, self._judging)
+        trained, judging = self._factors(aim, self._trained), self._factors(aim, self._judging)
 
         def gradients(values: Values, number: int) -> list[Tensor]:
             with torch.enable_grad():
                 output = runner.output(values, number)
-                loss = squares(output, aim.outputs[number]) * (trained[number] * len(trained))
-            scale = _scale(loss, trained[number] * len(trained), output)
+                factors = trained[number] * len(trained)
+                loss = (squares(output, aim.outputs[number]) * factors).sum()
+            scale = _scale(loss, factors.max().item(), output)
             with interruptible():
                 scaled = torch.full_like(loss, scale)
                 found = torch.autograd.grad(loss, list(values.values()), scaled, allow_unused=True)
@@ -196,8 +197,8 @@ class BlockTrainer:
             return [torch.zeros_like(value) if each is None else each / scale for value, each in pairs]
 
         def error(values: Values) -> float:
-            lacks = {number: squares(runner.output(values, number), aim.outputs[number]).item() for number in judging}
-            return math.fsum(share * lacks[number] for number, share in judging.items())
+            lacks = {number: squares(runner.output(values, number), aim.outputs[number]) for number in judging}
+            return math.fsum((factors * lacks[number]).sum().item() for number, factors in judging.items())
 
         return tune(
             start,
@@ -210,17 +211,19 @@ class BlockTrainer:
             seed=self._config.seed,
         )
 
-    def _shares(self, aim: Aim, numbers: Sequence[int]) -> dict[int, float]:
-        """Number of a batch to the factor with which its sum of squares counts in the error."""
-        tokens: Counter[str] = Counter()
+    def _factors(self, aim: Aim, numbers: Sequence[int]) -> dict[int, Tensor]:
+        """Number of a batch to the factors with which the squares of its tokens count in the error."""
+        by_language: dict[str, list[int]] = {}
         for number in numbers:
-            tokens[self._pieces[number].language] += count_tokens(aim.outputs[number])
-        shares = {}
-        for number in numbers:
-            language = self._pieces[number].language
-            energy = aim.energy(language) * tokens[language]
-            shares[number] = self._language_weights[language] / energy if energy else 0.0
-        return shares
+            by_language.setdefault(self._pieces[number].language, []).append(number)
+        factors: dict[int, Tensor] = {}
+        for language, own in by_language.items():
+            energies = aim.energies(own)
+            weight = self._language_weights[language] / sum(each.numel() for each in energies)
+            factors |= {
+                number: torch.where(each > 0, weight / each, 0.0) for number, each in zip(own, energies, strict=True)
+            }
+        return factors
 
 
 def _marks(values: Values, holders: Mapping[PrunableWeight, str]) -> dict[str, Tensor]:
@@ -236,7 +239,7 @@ def _scale(loss: Tensor, factor: float, output: Tensor) -> float:
 
     Args:
         loss: Sum of squares, times the factor.
-        factor: The factor.
+        factor: The factor, or the largest one.
         output: The output, of whose type the gradient will be.
     """
     value = loss.item() if output.dtype == torch.float16 else 0.0

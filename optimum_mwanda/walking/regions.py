@@ -64,24 +64,31 @@ class Aim:
 
     def __init__(self, outputs: HiddenStates) -> None:
         self.outputs = outputs
-        self._squares: dict[str, float] = {}
-        self._tokens: dict[str, int] = {}
+        self._energies: list[Tensor] = []
 
-    def add(self, language: str, output: Tensor, start: Tensor | None) -> None:
-        """Counts a batch.
+    def add(self, output: Tensor, start: Tensor | None) -> None:
+        """Counts the next batch.
 
         Args:
-            language: Its language.
             output: What the region gives.
             start: What its output is added to, if the output holds that too.
         """
         other = torch.zeros_like(output) if start is None else start
-        self._squares[language] = self._squares.get(language, 0.0) + squares(output, other).item()
-        self._tokens[language] = self._tokens.get(language, 0) + count_tokens(output)
+        self._energies.append(squares(output, other))
 
-    def energy(self, language: str) -> float:
-        """Mean over the tokens of a language of the sum of squares of what the region adds to them."""
-        return self._squares[language] / self._tokens[language]
+    def energies(self, numbers: Sequence[int]) -> list[Tensor]:
+        """By what to divide the sum of the squares of an error, for every token of some batches of one language.
+
+        This is the sum of the squares of what the region adds to the token, but at least the median of these over all
+        tokens of the batches. A few tokens, such as the first of a text, get far more than all others, and would be all
+        that counts without it.
+
+        Args:
+            numbers: Numbers of the batches.
+        """
+        found = [self._energies[number] for number in numbers]
+        typical = torch.cat([energies.flatten() for energies in found]).median()
+        return [energies.clamp_min(typical) for energies in found]
 
 
 @contextmanager
@@ -106,12 +113,7 @@ def first(output: Any) -> Tensor:
     return states
 
 
-def count_tokens(states: Tensor) -> int:
-    """How many tokens hidden states are of."""
-    return states.shape[:-1].numel()
-
-
 def squares(output: Tensor, other: Tensor) -> Tensor:
-    """Sum of the squares of a difference, in float32 or wider."""
+    """Sum of the squares of a difference for each token, in float32 or wider."""
     wide = torch.promote_types(output.dtype, torch.float32)
-    return (output.to(wide) - other.to(wide)).square().sum()
+    return (output.to(wide) - other.to(wide)).square().sum(-1)

@@ -45,8 +45,7 @@ def trained_blocks(
         wanted = {text: states(dense, text, index + 1) for _, text in chunks}
         entering = {text: states(dense, text, index) for _, text in chunks}
         energy = {
-            language: sum(float((wanted[x] - entering[x]).square().sum()) for name, x in chunks if name == language)
-            / sum(x.numel() for name, x in chunks if name == language)
+            language: {x: (wanted[x] - entering[x]).square().sum(-1) for name, x in chunks if name == language}
             for language in languages
         }
         matrices = {
@@ -65,9 +64,14 @@ def trained_blocks(
             for language in languages:
                 texts = [text for name, text in part if name == language]
                 if texts:
-                    lack = sum((states(model, text, index + 1) - wanted[text]).square().sum() for text in texts)
-                    tokens = sum(text.numel() for text in texts)
-                    total = total + lack / tokens / energy[language] / len(languages)
+                    # Of all that judges, or all that is trained on, whichever the texts are of.
+                    whole = held if any(text is each for _, each in held for text in texts) else left
+                    own = [text for name, text in whole if name == language]
+                    middle = torch.cat([energy[language][text].flatten() for text in own]).median()
+                    for text in texts:
+                        share = energy[language][text].clamp(min=middle)
+                        lack = (states(model, text, index + 1) - wanted[text]).square().sum(-1) / share
+                        total = total + lack.sum() / sum(each.numel() for each in texts) / len(languages)
             return total
 
         before = least = float(error(held))
