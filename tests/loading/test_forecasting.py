@@ -70,6 +70,11 @@ def test_what_would_be_pruned_and_what_not(dense: Path) -> None:
         ({"calibration": "sequential", "allocation": "uniform"}, 2),
         ({"reconstruction": "obs"}, 3),
         ({"reconstruction": "block", "reconstruction_epochs": 5}, 9),
+        ({"language_weights": "minimax"}, 2),
+        (
+            {"reconstruction": "obs", "language_weights": "minimax", "minimax_rounds": 2, "tune_regularisation": True},
+            13,
+        ),
     ],
     ids=str,
 )
