@@ -263,8 +263,6 @@ def _text(checkpoint: EmptyCheckpoint, length: int, dataset: Any, tokenizer: Any
 def _passes(weights: Weights, settings: MWandaConfig) -> dict[str, int]:
     """What the whole text runs through the blocks for."""
     passes = {}
-    if settings.finds_regularisation:
-        passes["choosing the regularisation, which the time leaves out"] = 1
     if to_calibrate(weights, settings):
         passes["statistics of the dense model"] = 1
     if settings.sensitivity != "none":
@@ -278,11 +276,11 @@ def _passes(weights: Weights, settings: MWandaConfig) -> dict[str, int]:
             passes["outputs of each dense block"] = 1
             trainings = settings.trains_masks + settings.trains_values
             passes["training of each block, forward and back"] = trainings * settings.reconstruction_epochs
-    if settings.finds_weights:
-        again = sum(passes.values()) if settings.works_blockwise else 0
-        passes["finding the weights of languages, which the time leaves out"] = max(
-            1, again * (1 + settings.minimax_rounds)
-        )
+    if settings.finds_weights:  # scores need no more text than once for all rounds
+        again = sum(passes.values()) * (1 + settings.minimax_rounds) if settings.works_blockwise else 1
+        passes["finding the weights of languages, which the time leaves out"] = again
+    if settings.finds_regularisation:
+        passes["choosing the regularisation, which the time leaves out"] = 1
     return passes
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from optimum_mwanda import MWandaConfig, MWandaPruner, sparsity_record, tune_regularisation
 from optimum_mwanda.calibration.statistics import WeightStatistics
-from optimum_mwanda.choosing import regularisation
+from optimum_mwanda.choosing import left_out, regularisation
 from optimum_mwanda.choosing.regularisation import TriedRegularisation
 from optimum_mwanda.data.chunks import build_chunks
 from optimum_mwanda.modeling.weights import PrunableWeight
@@ -48,7 +48,7 @@ def test_errors_are_those_of_the_languages_that_decide_and_of_the_worst_of_the_o
     # So D = (-0.5, 1), and D G Dᵀ is 0.25 + 1 - 0.5 = 0.75 there, and 1.75 where the correlation is the opposite.
     parts = [{"a": 0.5}, {"b": 0.5}]
     configs = [MWandaConfig(**OBS, damping=0.0, reconstruction_shrinkage=each) for each in (0.0, 1.0)]
-    plain, shrunk = regularisation._judge(two_channels({"a": 0.5, "b": other}), parts, configs, None)
+    plain, shrunk = left_out.judge(two_channels({"a": 0.5, "b": other}), parts, configs, None)
     energies = [4 + 1 + 4 * each for each in (0.5, other)]  # W G Wᵀ
     assert plain == pytest.approx((2 * 0.75 / sum(energies), across / min(energies)))
     # Without correlations nothing moves, and the 1 is lost.
@@ -168,14 +168,14 @@ def test_a_failure_leaves_the_model_alone(few: None, monkeypatch: pytest.MonkeyP
     model = make_model()
     before = state_of(model)
     calls = iter(range(5))
-    real = regularisation.mask_and_values
+    real = left_out.mask_and_values
 
     def fails(*args: Any) -> Any:
         if next(calls) == 4:
             raise FloatingPointError("no")
         return real(*args)
 
-    monkeypatch.setattr(regularisation, "mask_and_values", fails)
+    monkeypatch.setattr(left_out, "mask_and_values", fails)
     with pytest.raises(FloatingPointError, match="no"):
         MWandaPruner(MWandaConfig(**OBS, tune_regularisation=True), progress=False).prune(model, make_rows())
     assert_untouched(model, before)

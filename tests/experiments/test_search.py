@@ -156,6 +156,7 @@ class TestFound:
             {"criterion": "wanda", "refinement": "swap", "reconstruction": "obs"},
             {"calibration": "sequential"},
             {"criterion": "magnitude", "allocation": "uniform"},
+            {"language_weights": "minimax", "minimax_rounds": 1},
         ],
     )
     def test_model_is_as_the_pruner_leaves_it_with_any_way_of_calibrating(self, settings: dict[str, Any]) -> None:

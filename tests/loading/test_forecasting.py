@@ -72,6 +72,11 @@ def test_what_would_be_pruned_and_what_not(dense: Path) -> None:
         ({"reconstruction": "obs"}, 3),
         ({"reconstruction": "block", "reconstruction_epochs": 5}, 9),
         ({"reconstruction": "block", "refinement": "block", "reconstruction_epochs": 5}, 14),
+        ({"language_weights": "minimax"}, 2),
+        (
+            {"reconstruction": "obs", "language_weights": "minimax", "minimax_rounds": 2, "tune_regularisation": True},
+            13,
+        ),
     ],
     ids=str,
 )

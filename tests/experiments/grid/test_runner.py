@@ -94,6 +94,22 @@ def test_rotation_and_single_languages_are_calibrated_on_as_if_there_were_no_oth
         assert found.report == by_hand(found)
 
 
+def test_what_is_found_by_trying_is_found_in_each_run(tmp_path: Path) -> None:
+    found = {"language_weights": "minimax", "minimax_rounds": 1, "tune_regularisation": True}
+    methods: dict[str, dict[str, Any]] = {
+        "score": {"criterion": "wanda", **found},
+        "obs": {"criterion": "wanda", "reconstruction": "obs", **found},
+    }
+    model = make_model()
+    before = state_of(model)
+    results = run(tmp_path / "r.jsonl", model, methods=methods)
+    assert [each.name for each in results.runs.values()] == ["score", "obs"]
+    for each in results.runs.values():
+        assert each.config["language_weights"] == "minimax"
+        assert each.report == by_hand(each)
+    assert all(torch.equal(before[name], values) for name, values in state_of(model).items())
+
+
 def test_weights_of_languages_that_a_run_leaves_out_do_not_count(tmp_path: Path) -> None:
     methods = {"weighed": {"criterion": "wanda", "allocation": "uniform", "language_weights": {"en": 2.0, "fr": 3.0}}}
     results = run(tmp_path / "r.jsonl", methods=methods, rotate=3, only=["sw"])
