@@ -27,13 +27,13 @@ class HeadInParts:
 
     def __init__(self, model: nn.Module, is_allowed: bool = True) -> None:
         self._model: Any = model
-        self._head = self._plain_head() if is_allowed else None
+        self._head: Any = self._plain_head() if is_allowed else None
         self._states: list[Tensor] = []
         self._last: Tensor | None = None
 
     def __enter__(self) -> "HeadInParts":
         if self._head is not None:
-            self._head.forward = self._last_tokens  # type: ignore[method-assign]
+            self._head.forward = self._last_tokens
         return self
 
     def __exit__(

@@ -17,7 +17,7 @@ def after_import(name: str, action: Callable[[], None]) -> None:
     if name in sys.modules:
         action()
     else:
-        sys.meta_path.insert(0, _Watch(name, action))  # type: ignore[arg-type]
+        sys.meta_path.insert(0, _Watch(name, action))
 
 
 class _Watch:

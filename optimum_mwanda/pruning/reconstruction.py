@@ -237,12 +237,14 @@ def _inverse(gram: Tensor, penalty: float) -> Tensor:
     """`(G + ρI)⁻¹`."""
     raised = gram.clone()
     raised.diagonal().add_(penalty)
+    found: Tensor
     factor, failed = torch.linalg.cholesky_ex(raised)
     if not failed:
-        found: Tensor = torch.cholesky_inverse(factor)
+        found = torch.cholesky_inverse(factor)
         return found
     values, vectors = torch.linalg.eigh(gram)  # rounding has taken a value further below zero than the penalty is above
-    return (vectors / (values.clamp_min(0) + penalty)) @ vectors.T
+    found = (vectors / (values.clamp_min(0) + penalty)) @ vectors.T
+    return found
 
 
 def _inverse_factor(gram: Tensor, damping: float) -> Tensor:
