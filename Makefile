@@ -8,8 +8,8 @@ INSTALL := -m pip install --quiet --disable-pip-version-check
 
 # What a change to one module needs: no model families, no slow reference, no other process, no browser.
 FAST := $(addprefix tests/,calibration data modeling pruning record storage test_configuration.py test_golden.py)
-BENCH := --shapes 256 mixture-256 --layers 1 --languages 4 --quick --widths 256 --starts --threads 1 --clock cpu
 SLOW := tests/pruning/test_against_reference.py tests/storage/test_families.py
+BENCH := --shapes 256 mixture-256 --layers 1 --languages 4 --quick --widths 256 --starts --threads 1 --clock cpu
 
 .PHONY: demo test test-fast test-oldest test-matrix bench-check check style clean
 

@@ -143,9 +143,10 @@ def _losses(
     starts = [0, *accumulate(len(batch.numbers) for _, batch in jobs)]
     losses = torch.zeros(starts[-1], dtype=torch.float64)
     show = progress and processes.is_first
-    # Blocks from disk come into memory once, for all batches: nothing can be run again there. Encoder-decoders compute
-    # a loss of their own from all logits.
-    head = HeadInParts(model, is_allowed=run is run_each and not model.config.is_encoder_decoder)
+    # Blocks from disk come into memory once, for all batches: nothing can be run again there. And an encoder-decoder is
+    # given labels, for which it needs all logits.
+    has_labels = any("labels" in batch.inputs for _, batch in jobs)
+    head = HeadInParts(model, is_allowed=run is run_each and not has_labels)
     with inference_mode(model), head, closing(run(model, [jobs[job][1].inputs for job in own])) as outputs:
         for job in progress_bar(own, total=len(own), description="Evaluating", show=show and run is run_each):
             language, batch = jobs[job]
