@@ -249,7 +249,6 @@ def _inverse(gram: Tensor, penalty: float) -> Tensor:
     """`(G + ρI)⁻¹`."""
     raised = gram.clone()
     raised.diagonal().add_(penalty)
-    found: Tensor
     factor, failed = torch.linalg.cholesky_ex(raised)
     if not failed:
         return torch.cholesky_inverse(factor)
