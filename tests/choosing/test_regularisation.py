@@ -138,7 +138,7 @@ def test_the_least_error_on_left_out_languages_wins(few: None) -> None:
             {"refinement_shrinkage", "refinement_ridge", "reconstruction_shrinkage", "damping"},
         ),
     ],
-    ids=str,
+    ids=["swaps", "alps", "sparsegpt 2:4", "swaps and obs"],
 )
 def test_tunes_what_the_settings_use(few: None, settings: dict[str, Any], names: set[str]) -> None:
     config = MWandaConfig(**{**TINY, **settings})
