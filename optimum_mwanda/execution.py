@@ -63,7 +63,9 @@ def execute(
         progress: Whether to show a progress bar.
         restore_on_failure: Whether the changes can be undone.
     """
-    weighted = None if run.statistics is None else weigh_languages(config, run.statistics.tokens)
+    weighted = None
+    if run.statistics is not None and config.needs_statistics:
+        weighted = weigh_languages(config, run.statistics.tokens)
     total = len(flat(walk.unfinished))
     sensitivities = find_sensitivities(run.statistics, run.factors, config)
     decisions = Decisions(plan, weighted, config, current(), sensitivities)

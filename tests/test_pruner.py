@@ -164,6 +164,14 @@ def test_magnitude_pruning_with_uniform_allocation_needs_no_data(calibration: st
 # ------------------------------------------------------------------------------------------------ calibrate, allocate
 
 
+def test_weights_of_languages_that_nobody_uses_are_not_asked_for() -> None:
+    config = settings(criterion="magnitude", allocation="uniform", language_weights="minimax")
+    statistics = quiet().calibrate(make_model(), ROWS)
+    model = MWandaPruner(config, progress=False).apply(make_model(), statistics)
+    expected = MWandaPruner(config, progress=False).prune(make_model())
+    assert all(torch.equal(tensor, expected.state_dict()[name]) for name, tensor in model.state_dict().items())
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_applying_saved_statistics_equals_prune(family: str, tmp_path: Path) -> None:
     pruner = quiet(activation="above_rms", allocation="owl", owl_multiplier=2.0)

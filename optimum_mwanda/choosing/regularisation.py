@@ -201,6 +201,7 @@ def _only_matrices(config: MWandaConfig) -> MWandaConfig:
     reconstruction = "obs" if config.updates_matrices else "none"
     weights = "equal" if config.language_weights == "minimax" else config.language_weights
     return config.replace(
+        refinement="swap" if config.swaps else "none",
         reconstruction=None if CRITERIA[config.criterion].updates else reconstruction,
         calibration="dense",
         damping=config.damping,
@@ -211,7 +212,7 @@ def _only_matrices(config: MWandaConfig) -> MWandaConfig:
 
 def _stages(config: MWandaConfig) -> list[tuple[str, str]]:
     """The settings to choose together, in the order in which pruning uses them."""
-    refined, updated = config.refinement != "none", config.updates_matrices
+    refined, updated = config.swaps, config.updates_matrices
     return [
         *([("refinement_shrinkage", "refinement_ridge")] if refined else []),
         *([("reconstruction_shrinkage", "damping")] if updated else []),

@@ -58,9 +58,12 @@ class PlanCommand(Subcommand):
         args, config = self.args, read_settings(self.args)
         forecast = foresee(args, config, timed=not args.no_timing)
         values = forecast.to_dict()
-        if too_little := _lack_of_memory(forecast, args, is_streamed=True):
-            return Result(str(forecast), values, f"even streamed, {too_little}")
-        if too_little := _lack_of_memory(forecast, args, is_streamed=False):
+        too_little = _lack_of_memory(forecast, args, is_streamed=False)
+        if too_little and forecast.unstreamed:
+            return Result(str(forecast), values, f"{too_little}, and it cannot be streamed: {forecast.unstreamed}")
+        if least := _lack_of_memory(forecast, args, is_streamed=True):
+            return Result(str(forecast), values, f"even streamed, {least}")
+        if too_little:
             self.warn(f"{too_little}: give --stream.")
         return Result(str(forecast), values)
 
@@ -82,8 +85,10 @@ def dry_run(args: argparse.Namespace, config: "MWandaConfig") -> Result:
     failure = None
     if (free := shutil.disk_usage(folder).free) < needed:
         failure = f"the disk of the output has {free:,} bytes free, but {needed:,} are needed."
+    elif args.stream and forecast.unstreamed:
+        failure = f"it cannot be streamed: {forecast.unstreamed}"
     elif too_little := _lack_of_memory(forecast, args, args.stream):
-        failure = f"{too_little}{'.' if args.stream else ': give --stream.'}"
+        failure = f"{too_little}{'.' if args.stream or forecast.unstreamed else ': give --stream.'}"
     return Result(str(forecast), forecast.to_dict(), failure)
 
 

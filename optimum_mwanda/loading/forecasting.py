@@ -196,9 +196,17 @@ def foresee(
         passes=_passes(weights, settings),
         device=str(place),
         untimed=untimed,
-        unstreamed="" if settings.sensitivity == "none" else "sensitivities take a backward pass through all blocks.",
+        unstreamed=_why_unstreamed(settings),
         **_modes(checkpoint, sizes, place, activations, compressed, seconds),
     )
+
+
+def _why_unstreamed(settings: MWandaConfig) -> str:
+    if settings.sensitivity != "none":
+        return "sensitivities take a backward pass through all blocks."
+    if settings.finds_settings:
+        return "some settings are found by trying, for which the whole model must be in memory."
+    return ""
 
 
 def _modes(

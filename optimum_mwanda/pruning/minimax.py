@@ -6,12 +6,14 @@ from statistics import fmean
 
 DIGITS = 6
 """Decimals of a weight: what is tried is what is written down."""
+_MOST = 3.0
+"""Largest exponent, so that one language cannot take the weight of all others at once."""
 
 
 def follow_losses(weights: Mapping[str, float], losses: Mapping[str, float], rate: float) -> dict[str, float]:
     """Raises the weights of languages that lose more than the mean, and lowers the others.
 
-    They become `w_l · exp(η (x_l / x̄ − 1))`, scaled to a mean of 1.
+    They become `w_l · exp(min(η (x_l / x̄ − 1), 3))`, scaled to a mean of 1.
 
     Args:
         weights: Language to its weight `w_l`.
@@ -24,7 +26,8 @@ def follow_losses(weights: Mapping[str, float], losses: Mapping[str, float], rat
     mean = fmean(losses.values())
     if mean <= 0:
         return dict(weights)
-    raised = {name: each * math.exp(rate * (losses.get(name, mean) / mean - 1)) for name, each in weights.items()}
+    excess = {name: min(rate * (losses.get(name, mean) / mean - 1), _MOST) for name in weights}
+    raised = {name: each * math.exp(excess[name]) for name, each in weights.items()}
     scale = len(raised) / math.fsum(raised.values())
     return {name: round(each * scale, DIGITS) for name, each in raised.items()}
 

@@ -119,9 +119,7 @@ class SparsityRecord(RecordedPruning):
         lines += [f"Found by trying: {_shown(how)}." for how in self.chosen.values()]
         if self.block_errors is not None:
             before, after = map(as_percent, self.block_errors)
-            lines.append(
-                f"Training what stays of a block took the error of its outputs from {before} to {after}, in the mean."
-            )
+            lines.append(f"Training took the error of the outputs of a block from {before} to {after}, in the mean.")
         for training in self.training:
             lines.append(f"Trained afterwards for {training.steps:,} steps ({_shown(training.recipe)}).")
         if self.history:

@@ -1,4 +1,4 @@
-"""A walk through a model in memory that sees what each block reads while its predecessors are pruned."""
+"""A walk through a model that sees what each block reads while its predecessors are pruned."""
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing

@@ -137,8 +137,9 @@ def test_the_least_error_on_left_out_languages_wins(few: None) -> None:
             {"refinement": "swap", "reconstruction": "obs+block"},
             {"refinement_shrinkage", "refinement_ridge", "reconstruction_shrinkage", "damping"},
         ),
+        ({"refinement": "swap+block", "reconstruction": "block"}, {"refinement_shrinkage", "refinement_ridge"}),
     ],
-    ids=["swaps", "alps", "sparsegpt 2:4", "swaps and obs"],
+    ids=["swaps", "alps", "sparsegpt 2:4", "swaps and obs", "swaps and training"],
 )
 def test_tunes_what_the_settings_use(few: None, settings: dict[str, Any], names: set[str]) -> None:
     config = MWandaConfig(**{**TINY, **settings})

@@ -213,6 +213,7 @@ class TestSearch:
         [
             (make_model, TINY.replace(sparsity=None, pattern="2:4", allocation="uniform"), {}, "nothing to search for"),
             (lambda: FAMILIES["mbart"].make(), TINY, {}, "encoder-decoder"),
+            (make_model, TINY.replace(language_weights="minimax"), {}, "find_language_weights first"),
             (make_model, TINY, {"candidates": 0}, "candidates=0 is not allowed"),
             (make_model, TINY, {"worst": 2.0}, "worst=2.0 is not allowed"),
             (make_model, TINY, {"step": 1.0}, "step=1.0 is not allowed"),

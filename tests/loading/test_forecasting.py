@@ -86,6 +86,12 @@ def test_passes_follow_from_the_settings(settings: dict[str, Any], passes: int, 
     assert bool(forecast.tokens) is bool(passes)
 
 
+@pytest.mark.parametrize("settings", [{"language_weights": "minimax"}, {"tune_regularisation": True}], ids=str)
+def test_what_is_found_by_trying_cannot_be_streamed(dense: Path, settings: dict[str, Any]) -> None:
+    forecast = plan_pruning(dense, MWandaConfig(**SMALL, reconstruction="obs", **settings), timed=False)
+    assert "Cannot be streamed: some settings are found by trying" in str(forecast)
+
+
 def test_what_sensitivities_take_is_told(dense: Path) -> None:
     plain, swaps = (
         plan_pruning(dense, MWandaConfig(**SMALL, refinement="swap", sensitivity=each), timed=False)

@@ -21,6 +21,12 @@ def test_weights_grow_with_what_a_language_loses_beyond_the_mean() -> None:
     assert follow_losses({"a": 2.0, "b": 0.5}, {"a": 1.0, "b": 1.0}, 1.0) == {"a": 1.6, "b": 0.4}
 
 
+def test_one_language_does_not_take_the_weight_of_all_others() -> None:
+    names = [str(number) for number in range(800)]
+    found = follow_losses(dict.fromkeys(names, 1.0), dict.fromkeys(names, 0.0) | {"7": 1.0}, 1.0)
+    assert found["7"] == pytest.approx(math.exp(4) * found["0"], rel=1e-4)
+
+
 def test_where_nothing_is_lost_weights_stay() -> None:
     assert follow_losses({"a": 1.5, "b": 0.5}, {"a": 0.0, "b": 0.0}, 1.0) == {"a": 1.5, "b": 0.5}
 

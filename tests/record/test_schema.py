@@ -49,7 +49,7 @@ def test_what_training_the_blocks_has_brought_is_read() -> None:
     assert record.blocks[0].reconstruction == RecordedReconstruction(3, 0.5, 0.25)
     assert record.blocks[1].reconstruction == RecordedReconstruction(0, 0.25, 0.25)
     assert record.block_errors == (0.375, 0.25)
-    assert "error of its outputs from 37.5 % to 25.0 %, in the mean" in str(record)
+    assert "error of the outputs of a block from 37.5 % to 25.0 %, in the mean" in str(record)
 
 
 @pytest.mark.parametrize(

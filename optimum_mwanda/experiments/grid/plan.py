@@ -67,8 +67,12 @@ class ComparisonPlan:
             self.conditions(self.languages)
 
     def calibration(self, seed: int, condition: Condition | None = None) -> MWandaConfig:
-        """Settings that read the calibration text of a condition, or of all languages."""
-        return MWandaConfig.from_dict({**self.settings, **self._drawn(seed, condition)})
+        """Settings that read the calibration text of a condition, or of all languages.
+
+        Whether a method can use sensitivities is said by its own settings, and not by those that all share.
+        """
+        shared = {name: value for name, value in self.settings.items() if name != "sensitivity"}
+        return MWandaConfig.from_dict({**shared, **self._drawn(seed, condition)})
 
     def grid(self) -> list[tuple[str, MWandaConfig]]:
         """Name and settings of every method at every sparsity and pattern, without languages and seed."""
@@ -102,4 +106,4 @@ def _is_count(minimum: int, value: Any) -> bool:
 
 
 def _compares(config: MWandaConfig) -> bool:
-    return ALLOCATIONS[str(config.allocation)].compares_languages
+    return ALLOCATIONS[str(config.allocation)].compares_languages or config.finds_regularisation

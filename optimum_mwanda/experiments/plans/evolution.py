@@ -171,6 +171,11 @@ def _check(model: "PreTrainedModel", config: MWandaConfig, settings: Mapping[str
     """
     for name, value in settings.items():
         _LEGAL[name].check(name, value)
+    if config.finds_weights:
+        raise ValueError(
+            "language_weights='minimax' is found by pruning, for which a plan must be there: find weights with "
+            "find_language_weights first, and give them, or give 'equal'."
+        )
     if config.kept_of is not None:
         raise ValueError(
             f"pattern={config.pattern!r} fixes the sparsity of every matrix, so there is nothing to search for: use "

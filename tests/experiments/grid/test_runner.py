@@ -221,6 +221,19 @@ def test_plan_says_what_is_not_allowed(changes: dict[str, Any], message: str) ->
         ComparisonPlan(**{"methods": METHODS, **SMALL, **changes})
 
 
+def test_settings_of_all_methods_may_suit_each_of_them_in_its_own_way() -> None:
+    methods = {"swaps": {"refinement": "swap"}, "whole matrices": {"group": "matrix"}}
+    ComparisonPlan(**{**SMALL, "methods": methods, "settings": {"sensitivity": "fisher"}})
+
+
+def test_regularisation_is_not_tuned_on_one_language() -> None:
+    methods = {"tuned": {"reconstruction": "obs", "tune_regularisation": True}, "plain": {"reconstruction": "obs"}}
+    plan = ComparisonPlan(**{**SMALL, "methods": methods, "only": ["sw"]})
+    together, alone = plan.conditions(["en", "sw"])
+    assert [name for name, _ in plan.runs(0, together)] == ["tuned", "plain"]
+    assert [name for name, _ in plan.runs(0, alone)] == ["plain"]
+
+
 def test_a_method_with_plans_is_pruned_by_the_one_for_the_sparsity(tmp_path: Path) -> None:
     config = MWandaConfig(sequence_length=16, samples_per_language=2, sparsity=0.6)
     planned = search_plan(make_model(), ROWS, None, config, candidates=60, progress=False).plan
