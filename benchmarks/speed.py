@@ -2,12 +2,12 @@
 
     python benchmarks/speed.py --shapes 1024 2048 mixture --threads 1 --json speed.json
     python benchmarks/speed.py --shapes 1024 --peers llm-compressor=ENVIRONMENT/bin/python --folder FOLDER
-    python benchmarks/speed.py --shapes 256 mixture-256 --check benchmarks/speed_baseline.json
+    make bench-check
 
 All figures are ratios, of rounds that alternate in one process: machines are noisy, ratios less so. A shape is the
 hidden size of a random Llama whose feed-forward layers are 2.75 times as wide, or a mixture of eight experts, two for
 each token. The last lines compare masks with sorting, the solvers at several widths, and how long commands and loading
-take. With `--check` nothing is printed but what has become slower than in a file of an earlier `--json`.
+take. `make bench-check` compares with a file of an earlier `--json`, made with the same flags (`--check`).
 """
 
 import argparse

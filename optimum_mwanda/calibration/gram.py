@@ -80,7 +80,7 @@ class GramCollector:
         flat = x.detach().reshape(-1, x.shape[-1]).float()
         gram = self._grams.get(name)
         if gram is None:
-            gram = self._grams[name] = torch.zeros(flat.shape[1], flat.shape[1], device=flat.device)
+            gram = self._grams[name] = flat.new_zeros(flat.shape[1], flat.shape[1])
         add_products(gram, flat)
 
     def _pool_up_to(self, row: int) -> None:
@@ -120,7 +120,7 @@ class GramCollector:
         for weight in reached:
             if weight.name not in self._pooled:
                 width = self._width(weight)
-                self._pooled[weight.name] = torch.zeros(width, width, device=weight.device)
+                self._pooled[weight.name] = torch.zeros(width, width, dtype=torch.float32, device=weight.device)
         totals = reduce([self._pooled[weight.name] for weight in reached])
         self._pooled = {weight.name: total for weight, total in zip(reached, totals, strict=True)}
 

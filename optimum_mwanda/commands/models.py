@@ -251,9 +251,8 @@ def check_prunable(model: "PreTrainedModel", config: "MWandaConfig") -> None:
     from ..pruner import MWandaPruner
 
     with errors_as(ModelError, ValueError, TypeError):
-        without_data = config.replace(
-            criterion="magnitude", allocation="uniform", refinement="none", reconstruction="none"
-        )
+        by_text = {"refinement": "none", "reconstruction": "none", "sensitivity": "none"}
+        without_data = config.replace(criterion="magnitude", allocation="uniform", **by_text)
         MWandaPruner(without_data).allocate(model)
 
 

@@ -33,11 +33,12 @@ _THEMES = {
         *("sequence_length", "bos", "batch_size", "calibration", "seed"),
     ),
     "weights of languages": ("language_weights", "language_temperature", "minimax_rounds", "minimax_bound"),
-    "better masks and new values": (
+    "better masks": (
         *("sensitivity", "sensitivity_exponent"),
-        *("refinement", "refinement_shrinkage", "refinement_ridge", "refinement_reach"),
-        *("reconstruction", "damping", "reconstruction_shrinkage", "tune_regularisation"),
-        *("reconstruction_region", "reconstruction_epochs"),
+        *("refinement", "refinement_shrinkage", "refinement_ridge", "refinement_reach", "tune_regularisation"),
+    ),
+    "new values": (
+        *("reconstruction", "damping", "reconstruction_shrinkage", "reconstruction_region", "reconstruction_epochs"),
         *("reconstruction_learning_rate", "reconstruction_held_out"),
     ),
 }

@@ -70,10 +70,16 @@ class HeadInParts:
         raise RunAgain
 
     def _plain_head(self) -> Any:
-        head = self._model.get_output_embeddings()
-        is_plain = type(head) is nn.Linear and "forward" not in vars(head) and not hooks_of(head)
-        can_be_split = is_plain and not is_sharded(head.weight) and not any(map(is_compiled, self._model.modules()))
-        return head if can_be_split else None
+        try:
+            head = self._model.get_output_embeddings()
+        except (AttributeError, NotImplementedError):
+            return None
+        if type(head) is not nn.Linear or "forward" in vars(head) or head._forward_hooks or head._forward_pre_hooks:
+            return None
+        # What is brought into memory while the model runs, by the head or by what holds it, is not there afterwards.
+        holders = [module for module in self._model.modules() if any(part is head for part in module.modules())]
+        can_be_split = not head.weight.is_meta and not is_sharded(head.weight) and not any(map(hooks_of, holders))
+        return head if can_be_split and not any(map(is_compiled, self._model.modules())) else None
 
     def _last_tokens(self, x: Tensor) -> Tensor:
         self._states.append(x)

@@ -146,7 +146,8 @@ def _losses(
     # Blocks from disk come into memory once, for all batches: nothing can be run again there. And an encoder-decoder is
     # given labels, for which it needs all logits.
     has_labels = any("labels" in batch.inputs for _, batch in jobs)
-    head = HeadInParts(model, is_allowed=run is run_each and not has_labels)
+    is_alone = run is run_each and not shares_parameters(model)  # what processes share, all must run equally often
+    head = HeadInParts(model, is_allowed=is_alone and not has_labels)
     with inference_mode(model), head, closing(run(model, [jobs[job][1].inputs for job in own])) as outputs:
         for job in progress_bar(own, total=len(own), description="Evaluating", show=show and run is run_each):
             language, batch = jobs[job]

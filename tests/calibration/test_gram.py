@@ -93,3 +93,17 @@ def test_a_wide_gram_matrix_takes_little_more_than_half_of_a_whole_product() -> 
     fill_below(found)
     torch.testing.assert_close(found, x.T @ x)
     assert counter.get_total_flops() < 0.6 * 2 * x.numel() * 1100
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_the_default_type_of_torch_does_not_matter(dtype: torch.dtype) -> None:
+    model = FAMILIES["llama"].make()
+    groups = [[weight] for weight in next(iter(find_weights(find_blocks(model)).values()))]
+    plain = collect(model, groups, LANGUAGES)
+    try:
+        torch.set_default_dtype(dtype)
+        found = collect(model, groups, LANGUAGES)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.allclose(found[name], gram, rtol=1e-3) for name, gram in plain.items())
+    assert {gram.dtype for gram in found.values()} == {torch.float32}

@@ -24,7 +24,8 @@ from transformers import (
     XLMRobertaForSequenceClassification,
 )
 
-from optimum_mwanda.commands.models import default_device_map, in_flags
+from optimum_mwanda import MWandaConfig
+from optimum_mwanda.commands.models import check_prunable, default_device_map, in_flags
 from optimum_mwanda.experiments.grid.runs import read_results
 from optimum_mwanda.loading import whole
 from optimum_mwanda.record.verification import sparsity_record, verify_sparsity
@@ -445,3 +446,8 @@ def test_custom_code_is_refused_with_the_flag_that_allows_it(cli: Cli, tmp_path:
 )
 def test_arguments_of_python_are_shown_as_flags(message: str, shown: str) -> None:
     assert in_flags(message) == shown
+
+
+@pytest.mark.parametrize("settings", [{"refinement": "swap", "sensitivity": "fisher"}, {"refinement": "swap+block"}])
+def test_settings_that_need_text_are_checked_without_it(settings: dict[str, Any]) -> None:
+    check_prunable(make_model(), MWandaConfig(**settings))

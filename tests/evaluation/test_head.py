@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -82,3 +83,19 @@ def test_a_compiled_head_is_left_alone() -> None:
     model.get_output_embeddings().compile(backend="eager")
     assert not head.HeadInParts(model).is_open
     assert head.HeadInParts(make_model()).is_open
+
+
+def test_weights_that_are_only_there_while_the_model_runs_are_not_read_afterwards(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    expected = plain(make_model(), monkeypatch)
+    model = make_model()
+    cpu_offload(model, execution_device="cpu", preload_module_classes=[type(model).__name__])
+    assert model.get_output_embeddings().weight.is_meta
+    assert_same(evaluate(model), expected)
+
+
+def test_a_head_with_hooks_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model()
+    model.get_output_embeddings().register_forward_hook(lambda _, __, x: x * torch.arange(1, x.shape[1] + 1)[:, None])
+    assert_same(evaluate(model), plain(model, monkeypatch))
