@@ -172,7 +172,7 @@ class MWandaConfig(Implied):
     )
     reconstruction_epochs: int = setting(6, "Epochs for which 'block' trains a block.", _COUNT)
     reconstruction_learning_rate: float = setting(
-        1e-3, "Learning rate with which 'block' begins; it falls to zero along a cosine.", Number(above=0)
+        1e-4, "Learning rate with which 'block' begins; it falls to zero along a cosine.", Number(above=0)
     )
     reconstruction_held_out: float = setting(
         0.125,

@@ -36,7 +36,7 @@ COMBINED: dict[str, dict[str, Any]] = {
 
 def settings(**values: Any) -> MWandaConfig:
     small = {"sequence_length": 24, "batch_size": 2, "reconstruction": "block", "reconstruction_epochs": 2}
-    return MWandaConfig(**{**small, **values})
+    return MWandaConfig(**{**small, "reconstruction_learning_rate": 1e-3, **values})  # there are few steps
 
 
 def prune(model: PreTrainedModel, rows: Any = ROWS, **values: Any) -> PreTrainedModel:
