@@ -13,17 +13,16 @@ from .configuration import MWandaConfig
 from .data.chunks import CalibrationChunks, LanguageCoverage, build_chunks
 from .execution import Run, execute
 from .modeling.block_source import BlockSource
-from .modeling.blocks import find_blocks, inference_mode
+from .modeling.blocks import inference_mode
 from .modeling.fingerprint import model_fingerprint
-from .modeling.weights import Weights, find_weights
+from .modeling.weights import Weights
 from .processes.group import current, sharing
 from .pruning.checks import (
     check_differentiable,
     check_held_whole,
-    check_model,
-    check_pattern,
     check_plan,
     check_statistics,
+    open_model,
 )
 from .pruning.experts_policy import leave_out_experts
 from .pruning.planning import to_calibrate
@@ -130,9 +129,7 @@ class MWandaPruner:
                 f"criterion={self.config.criterion!r} with allocation={self.config.allocation!r} needs calibration "
                 "data: pass a dataset."
             )
-        weights, source = self._open(model)
-        if plan is not None:
-            check_plan(plan, weights, self.config)
+        weights, source = open_model(model, self.config, plan)
         check_differentiable(model, weights, self.config)
         if self.config.finds_settings:
             check_held_whole(model, source, "Settings are found")
@@ -193,7 +190,7 @@ class MWandaPruner:
         """
         configs = (self.config, *also_for)
         asking = next((config for config in configs if config.needs_row_statistics), None)
-        weights, source = self._open(model)
+        weights, source = open_model(model, self.config)
         if asking is not None:
             check_differentiable(model, weights, asking)
         chunks = self._read(model, dataset, tokenizer)
@@ -215,7 +212,7 @@ class MWandaPruner:
         Raises:
             ValueError: If the statistics are missing or do not fit the model.
         """
-        weights, source = self._open(model)
+        weights, source = open_model(model, self.config)
         statistics = check_statistics(statistics, model_fingerprint(model), weights, self.config)
         return self._plan(model, self._reached(weights, statistics), statistics, source)
 
@@ -248,7 +245,7 @@ class MWandaPruner:
                 "calibration='sequential', refinement and reconstruction look at each block while they prune: call "
                 "prune(model, dataset), or set calibration='dense', refinement='none' and reconstruction='none'."
             )
-        weights, source = self._open(model)
+        weights, source = open_model(model, self.config)
         pruned = PrunedBlocks(self.journal, source)
         fingerprint = model_fingerprint(model)
         statistics = check_statistics(statistics, fingerprint, weights, self.config)
@@ -288,14 +285,6 @@ class MWandaPruner:
         from .sharing.hub import push_to_hub
 
         return push_to_hub(model, repo_id, tokenizer=tokenizer, report=report, **options)
-
-    def _open(self, model: "PreTrainedModel") -> tuple[Weights, BlockSource]:
-        """The weights to prune, and what brings them into memory."""
-        check_model(model, self.config)
-        blocks = find_blocks(model, self.config.blocks)
-        weights = find_weights(blocks, self.config.include, self.config.exclude)
-        check_pattern(weights, self.config)
-        return weights, BlockSource(blocks)
 
     def _read(self, model: "PreTrainedModel", dataset: Any, tokenizer: Any) -> CalibrationChunks:
         chunks = build_chunks(dataset, self.config, model, tokenizer)

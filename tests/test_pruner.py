@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -421,8 +422,11 @@ def test_statistics_hold_sensitivities_only_for_who_uses_them(monkeypatch: pytes
     assert swaps.allocate(make_model(), statistics).planned == pytest.approx(0.5)
 
 
-def test_missing_sensitivities_are_named() -> None:
+@pytest.mark.parametrize("rows", [0, 7])
+def test_missing_sensitivities_are_named(rows: int) -> None:
     statistics = quiet().calibrate(make_model(), ROWS)
+    short = {name: torch.ones(len(statistics.languages), rows) for name in statistics.weights} if rows else {}
+    statistics = dataclasses.replace(statistics, row_sensitivities=short)
     with pytest.raises(
         ValueError, match=r"needs the sensitivities of all rows, but the statistics lack them.*also_for"
     ):

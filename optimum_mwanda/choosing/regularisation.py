@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from ..configuration import MWandaConfig
 from ..data.chunks import CalibrationChunks, build_chunks
 from ..modeling.block_source import BlockSource
-from ..modeling.blocks import find_blocks, inference_mode
-from ..modeling.weights import Weights, find_weights
-from ..pruning.checks import check_held_whole, check_model, check_pattern, check_plan
+from ..modeling.blocks import inference_mode
+from ..modeling.weights import Weights
+from ..pruning.checks import check_held_whole, open_model
 from ..pruning.scoring import weigh_languages
 from ..pruning.sparsity_plan import SparsityPlan
 from ..registry import CRITERIA
@@ -124,14 +124,9 @@ def tune_regularisation(
         FloatingPointError: If weights or activations are NaN or infinite.
     """
     config = config or MWandaConfig()
-    check_model(model, config)
-    blocks = find_blocks(model, config.blocks)
-    weights = find_weights(blocks, config.include, config.exclude)
-    check_pattern(weights, config)
-    if plan is not None:
-        check_plan(plan, weights, config)
+    weights, source = open_model(model, config, plan)
     chunks = build_chunks(dataset, config, model, tokenizer)
-    return tune_on(model, weights, chunks, config, BlockSource(blocks), plan, progress=progress)
+    return tune_on(model, weights, chunks, config, source, plan, progress=progress)
 
 
 def tune_on(

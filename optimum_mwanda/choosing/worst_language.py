@@ -12,11 +12,11 @@ from ..data.chunks import CalibrationChunks, build_chunks
 from ..data.hold_back import hold_back
 from ..evaluation.divergence import Divergence
 from ..modeling.block_source import BlockSource
-from ..modeling.blocks import find_blocks, inference_mode
+from ..modeling.blocks import inference_mode
 from ..modeling.likelihood import check_measurable
-from ..modeling.weights import Weights, find_weights
+from ..modeling.weights import Weights
 from ..processes.group import Processes
-from ..pruning.checks import check_held_whole, check_model, check_pattern, check_plan
+from ..pruning.checks import check_held_whole, open_model
 from ..pruning.experts_policy import leave_out_experts
 from ..pruning.minimax import best_round, follow_losses
 from ..pruning.planning import to_calibrate
@@ -140,19 +140,14 @@ def find_language_weights(
         FloatingPointError: If weights, activations or predictions are NaN or infinite.
     """
     config = (config or MWandaConfig()).replace(language_weights="minimax")
-    check_model(model, config)
     if not config.needs_statistics:
         raise ValueError(
             f"criterion={config.criterion!r} with allocation={config.allocation!r} reads no text, so languages weigh "
             "nothing: choose another criterion or allocation."
         )
-    blocks = find_blocks(model, config.blocks)
-    weights = find_weights(blocks, config.include, config.exclude)
-    check_pattern(weights, config)
-    if plan is not None:
-        check_plan(plan, weights, config)
+    weights, source = open_model(model, config, plan)
     chunks = build_chunks(dataset, config, model, tokenizer)
-    return weigh_on(model, weights, chunks, config, BlockSource(blocks), plan, progress=progress)
+    return weigh_on(model, weights, chunks, config, source, plan, progress=progress)
 
 
 def weigh_on(

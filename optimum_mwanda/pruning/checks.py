@@ -8,11 +8,12 @@ from torch import nn
 from ..calibration.statistics import CalibrationStatistics
 from ..configuration import MWandaConfig
 from ..modeling.block_source import BlockSource
+from ..modeling.blocks import find_blocks
 from ..modeling.compiled import check_not_compiled
 from ..modeling.likelihood import check_measurable
 from ..modeling.quantized import check_dense
 from ..modeling.sharding import check_sharing, check_unshared, shares_parameters
-from ..modeling.weights import Weights, flat
+from ..modeling.weights import Weights, find_weights, flat
 from ..processes.group import current
 from ..values import is_close
 from .sparsity_plan import SparsityPlan
@@ -70,6 +71,27 @@ def check_differentiable(model: Any, weights: Weights, config: MWandaConfig) -> 
         check_measurable(model)
     except ValueError as error:
         raise ValueError(f"{what}, which needs the likelihood of text. {error}") from error
+
+
+def open_model(model: Any, config: MWandaConfig, plan: SparsityPlan | None = None) -> tuple[Weights, BlockSource]:
+    """The weights of a model to prune, and what brings them into memory, once it is known that the settings fit.
+
+    Args:
+        model: The model.
+        config: The settings.
+        plan: The sparsity of every block, if it is known already.
+
+    Raises:
+        TypeError: As `check_model`.
+        ValueError: As `check_model`, `check_pattern` and `check_plan`.
+    """
+    check_model(model, config)
+    blocks = find_blocks(model, config.blocks)
+    weights = find_weights(blocks, config.include, config.exclude)
+    check_pattern(weights, config)
+    if plan is not None:
+        check_plan(plan, weights, config)
+    return weights, BlockSource(blocks)
 
 
 def check_held_whole(model: nn.Module, source: BlockSource, what: str) -> None:
@@ -150,7 +172,8 @@ def check_statistics(
             f"activation={config.activation!r} needs the activity {config.activity!r}, but the statistics count: "
             f"{', '.join(statistics.activities) or 'none'}. Calibrate with this config, or with also_for=[config]."
         )
-    if config.needs_row_statistics and {w.name for w in flat(weights)} - statistics.row_sensitivities.keys():
+    known = {name: sums.shape[1] for name, sums in statistics.row_sensitivities.items()}
+    if config.needs_row_statistics and any(known.get(w.name) != w.out_features for w in flat(weights)):
         raise ValueError(
             f"sensitivity={config.sensitivity!r} needs the sensitivities of all rows, but the statistics lack them: "
             "calibrate with this config, or with also_for=[config]."
