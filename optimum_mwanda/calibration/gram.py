@@ -1,6 +1,7 @@
 """Gram matrices of the inputs of weights, pooled over languages."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from types import TracebackType
 
 import torch
@@ -49,7 +50,7 @@ class GramCollector:
         self._grams: dict[str, Tensor] = {}
         self._parts: dict[str, dict[str, Tensor]] = {}
         self._pooled: dict[str, Tensor] = {}
-        self._watch = watch_inputs(self._watched, self._add)
+        self._watch = self._watching()
 
     def __enter__(self) -> "GramCollector":
         self._watch.__enter__()
@@ -72,6 +73,9 @@ class GramCollector:
         for gram in self._pooled.values():
             fill_below(gram)
         return {name: gram for first, gram in self._pooled.items() for name in self._readers[first]}
+
+    def _watching(self) -> AbstractContextManager[None]:
+        return watch_inputs(self._watched, self._add)
 
     def _width(self, weight: PrunableWeight) -> int:
         return weight.in_features

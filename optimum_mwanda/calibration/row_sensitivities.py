@@ -1,6 +1,7 @@
 """How much a loss depends on the outputs of weights, summed up while backward passes run."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from types import TracebackType
 
 import torch
@@ -103,8 +104,11 @@ class FactorCollector(GramCollector):
         scale: float,
         reduce: Reduce | None = None,
     ) -> None:
+        self._scale = scale
         super().__init__([[weight] for weight in weights], language_weights, reduce)
-        self._watch = watch_output_gradients(self._watched, self._add, scale)
+
+    def _watching(self) -> AbstractContextManager[None]:
+        return watch_output_gradients(self._watched, self._add, self._scale)
 
     def _width(self, weight: PrunableWeight) -> int:
         return weight.out_features
