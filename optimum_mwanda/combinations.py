@@ -51,18 +51,21 @@ def _check_bounds(config: Any) -> None:
 
 
 def _check_sensitivity(config: Any) -> None:
+    if config.weighs_outputs:
+        return
     criterion = CRITERIA[config.criterion]
     if criterion.updates and not criterion.weighs_rows:
         able = " or ".join(repr(name) for name, each in CRITERIA.items() if each.weighs_rows)
         raise ValueError(
             f"sensitivity={config.sensitivity!r} cannot be used by criterion={config.criterion!r}, which takes no "
-            f"sensitivities of rows: choose a score or {able}, or give sensitivity='none'."
+            f"sensitivities of rows: choose a score or {able}, give reconstruction='block', or sensitivity='none'."
         )
     if not config.weighs_rows and not config.couples_rows:
         has_pattern, solves = config.kept_of is not None, criterion.updates
         reason = f"pattern={config.pattern!r}" if has_pattern else f"group={config.group!r}"
-        able = " or ".join([*([] if has_pattern else ["group='matrix'"]), *([] if solves else ["refinement='swap'"])])
+        ways = [*([] if has_pattern else ["group='matrix'"]), *([] if solves else ["refinement='swap'"])]
         raise ValueError(
             f"sensitivity={config.sensitivity!r} has no effect with {reason} and refinement={config.refinement!r}, as "
-            f"weights compete within a row: give {able or 'a score with swaps'}, or sensitivity='none'."
+            "weights compete within a row and blocks are not trained: give "
+            f"{', '.join([*ways, ''])}reconstruction='block' or sensitivity='none'."
         )

@@ -140,7 +140,8 @@ class MWandaConfig(Implied):
     sensitivity: str = setting(
         "none",
         "'fisher' takes from one backward pass how much the loss depends on each output of a matrix: with "
-        "group='matrix', rows are weighed by it; with refinement='swap', so are errors that rows make together.",
+        "group='matrix', rows are weighed by it; with refinement='swap', so are errors that rows make together; and "
+        "where blocks are trained, errors of their outputs.",
         OneOf(("none", "fisher")),
     )
     sensitivity_exponent: float = setting(
@@ -171,6 +172,9 @@ class MWandaConfig(Implied):
         OneOf(("block", "part")),
     )
     reconstruction_epochs: int = setting(6, "Epochs for which 'block' trains a block.", _COUNT)
+    reconstruction_batch_size: int = setting(
+        1, "Chunks of one language that 'block' reads in a step; `batch_size` is for all else.", _COUNT
+    )
     reconstruction_learning_rate: float = setting(
         1e-4, "Learning rate with which 'block' begins; it falls to zero along a cosine.", Number(above=0)
     )

@@ -77,6 +77,11 @@ class Implied(SavedSettings):
         return self.sensitivity != "none" and self.swaps
 
     @property
+    def weighs_outputs(self) -> bool:
+        """Whether errors that training of blocks lowers are weighed by how much the loss depends on them."""
+        return self.sensitivity != "none" and self.trains_blocks
+
+    @property
     def needs_statistics(self) -> bool:
         """Whether masks or values depend on calibration data at all."""
         by_itself = CRITERIA[self.criterion].needs_data or ALLOCATIONS[str(self.allocation)].needs_data

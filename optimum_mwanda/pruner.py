@@ -159,7 +159,7 @@ class MWandaPruner:
         plan = plan or self._plan(model, weights, statistics, source, known)
         walk: Walk = Known(weights, statistics, source, pruned)
         if self.config.works_blockwise:
-            walk = walk_blocks(model, weights, chunks, self.config, source, self._store, pruned)
+            walk = walk_blocks(model, weights, chunks, self.config, source, self._store, pruned, found.outputs)
         run = Run(statistics, statistics.model_fingerprint, found.factors, self._chosen)
         return execute(model, walk, plan, run, self.config, self.progress, self.restore_on_failure)
 

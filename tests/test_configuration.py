@@ -51,6 +51,7 @@ LEGAL = {
     "minimax_rounds": COUNTS,
     "minimax_bound": NOT_NEGATIVE,
     "reconstruction_epochs": COUNTS,
+    "reconstruction_batch_size": COUNTS,
     "reconstruction_learning_rate": POSITIVE,
     "refinement_reach": POSITIVE,
     "reconstruction_held_out": st.floats(0, 1, exclude_max=True),
@@ -408,10 +409,16 @@ def test_the_docstring_says_what_each_setting_may_be() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, r"has no effect with group='row' and refinement='none'.*give group='matrix' or refinement='swap'"),
-        ({"criterion": "alps"}, r"has no effect with group='row'.*give group='matrix', or sensitivity='none'"),
-        ({"pattern": "2:4", "group": "matrix"}, r"has no effect with pattern='2:4'.*give refinement='swap', or"),
-        ({"pattern": "2:4", "criterion": "alps"}, r"has no effect with pattern='2:4'.*give a score with swaps, or"),
+        (
+            {},
+            r"group='row' and refinement='none'.*give group='matrix', refinement='swap', reconstruction='block' or",
+        ),
+        ({"criterion": "alps"}, r"has no effect with group='row'.*give group='matrix', reconstruction='block' or"),
+        (
+            {"pattern": "2:4", "group": "matrix"},
+            r"with pattern='2:4'.*give refinement='swap', reconstruction='block' or",
+        ),
+        ({"pattern": "2:4", "criterion": "alps"}, r"has no effect with pattern='2:4'.*give reconstruction='block' or"),
     ],
     ids=str,
 )

@@ -1,13 +1,15 @@
-"""Gram matrices of the inputs of weights, pooled over languages."""
+"""Sums of products of features, such as the Gram matrices of the inputs of weights, pooled over languages."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from types import TracebackType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..modeling.inputs import watch_inputs
+from ..modeling.inputs import See, watch_inputs
 from ..modeling.weights import PrunableWeight
 from .reduction import Reduce
 
@@ -15,34 +17,42 @@ _PARTS = 8
 _LEAST = 128  # columns, below which products cost more time than they save
 
 
-class GramCollector:
-    """Sums up `G = Σ_l w_l G^l / tr G^l` with `G^l = Xᵀ X` over the tokens of language l, while it is open.
+class Watched(NamedTuple):
+    """What is seen under a name.
+
+    Attributes:
+        name: The name.
+        width: How many features it has.
+        device: Where it is.
+    """
+
+    name: str
+    width: int
+    device: torch.device
+
+
+class ProductCollector:
+    """Sums up `Σ_l w_l P^l / tr P^l` with `P^l = Xᵀ X` over the tokens of language l, while it is open.
 
     Each matrix is scaled to unit trace, so a language counts by its weight, not by the length of its text or the
-    scale of its activations. Languages come one after the other; at most two matrices are held per weight, and one more
-    for each language of which other processes have a part.
+    scale of its activations. Languages come one after the other; at most two matrices are held for each of what is
+    watched, and one more for each language of which other processes have a part.
 
     Args:
-        groups: Weights to watch, in groups: either they read the same input, which is summed once, or they are the
-            experts of a layer.
+        watched: What there is to see.
+        watch: Takes what is to be called with the name and `X`, shape `(..., width)`, and calls it while it is open.
         language_weights: Language to its weight `w_l`, in the order of the text.
         reduce: Adds up the matrices of all processes that share the calibration; None for a single process.
     """
 
     def __init__(
         self,
-        groups: Iterable[Sequence[PrunableWeight]],
+        watched: Sequence[Watched],
+        watch: Callable[[See], AbstractContextManager[None]],
         language_weights: Mapping[str, float],
-        reduce: Reduce | None = None,
+        reduce: Reduce | None,
     ) -> None:
-        self._readers: dict[str, list[str]] = {}
-        self._watched: list[PrunableWeight] = []
-        for group in groups:
-            shared = [weight for weight in group if weight.expert is None]
-            for weights in (shared, *([weight] for weight in group if weight.expert is not None)):
-                if weights:
-                    self._watched.append(weights[0])
-                    self._readers[weights[0].name] = [weight.name for weight in weights]
+        self._watched = watched
         self._languages = list(language_weights)
         self._language_weights = language_weights
         self._reduce = reduce
@@ -50,9 +60,9 @@ class GramCollector:
         self._grams: dict[str, Tensor] = {}
         self._parts: dict[str, dict[str, Tensor]] = {}
         self._pooled: dict[str, Tensor] = {}
-        self._watch = self._watching()
+        self._watch = watch(self._add)
 
-    def __enter__(self) -> "GramCollector":
+    def __enter__(self) -> "ProductCollector":
         self._watch.__enter__()
         return self
 
@@ -66,19 +76,13 @@ class GramCollector:
         self._pool_up_to(self._languages.index(language))
 
     def finish(self) -> dict[str, Tensor]:
-        """Returns the pooled matrices, float32 of shape `(in, in)`, without weights that no token reached."""
+        """Returns the pooled matrices, float32 of shape `(width, width)`, without what no token reached."""
         self._pool_up_to(len(self._languages))
         if self._reduce is not None:
             self._add_up(self._reduce)
         for gram in self._pooled.values():
             fill_below(gram)
-        return {name: gram for first, gram in self._pooled.items() for name in self._readers[first]}
-
-    def _watching(self) -> AbstractContextManager[None]:
-        return watch_inputs(self._watched, self._add)
-
-    def _width(self, weight: PrunableWeight) -> int:
-        return weight.in_features
+        return self._pooled
 
     def _add(self, name: str, x: Tensor) -> None:
         flat = x.detach().reshape(-1, x.shape[-1]).float()
@@ -91,12 +95,12 @@ class GramCollector:
         """Pools the languages before `row`, but for those of which other processes have parts."""
         while self._row < row:
             language = self._languages[self._row]
-            for weight in self._watched:
-                if (gram := self._grams.pop(weight.name, None)) is not None:
+            for name in [watched.name for watched in self._watched]:
+                if (gram := self._grams.pop(name, None)) is not None:
                     if self._reduce is not None and language in self._reduce.divided:
-                        self._parts.setdefault(language, {})[weight.name] = gram
+                        self._parts.setdefault(language, {})[name] = gram
                     else:
-                        self._pool(weight.name, gram, float(gram.trace()), self._language_weights[language])
+                        self._pool(name, gram, float(gram.trace()), self._language_weights[language])
             self._row += 1
 
     def _pool(self, name: str, gram: Tensor, trace: float, language_weight: float) -> None:
@@ -108,25 +112,56 @@ class GramCollector:
         """Scales the parts of the divided languages by the traces of their sums; then adds up what all have pooled."""
         divided = [language for language in self._languages if language in reduce.divided]
         traces = torch.zeros(len(self._watched), len(divided) + 1, dtype=torch.float64)  # and whether there is a token
-        for row, weight in enumerate(self._watched):
-            traces[row, -1] = weight.name in self._pooled
+        for row, watched in enumerate(self._watched):
+            traces[row, -1] = watched.name in self._pooled
             for column, language in enumerate(divided):
-                if (gram := self._parts.get(language, {}).get(weight.name)) is not None:
+                if (gram := self._parts.get(language, {}).get(watched.name)) is not None:
                     traces[row, column], traces[row, -1] = float(gram.trace()), 1.0
         (traces,) = reduce([traces])
         for column, language in enumerate(divided):
             grams = self._parts.pop(language, {})
-            for row, weight in enumerate(self._watched):
-                if weight.name in grams:
+            for row, watched in enumerate(self._watched):
+                if watched.name in grams:
                     trace = float(traces[row, column])
-                    self._pool(weight.name, grams.pop(weight.name), trace, self._language_weights[language])
-        reached = [weight for weight, row in zip(self._watched, traces.tolist(), strict=True) if row[-1]]
-        for weight in reached:
-            if weight.name not in self._pooled:
-                width = self._width(weight)
-                self._pooled[weight.name] = torch.zeros(width, width, dtype=torch.float32, device=weight.device)
-        totals = reduce([self._pooled[weight.name] for weight in reached])
-        self._pooled = {weight.name: total for weight, total in zip(reached, totals, strict=True)}
+                    self._pool(watched.name, grams.pop(watched.name), trace, self._language_weights[language])
+        reached = [watched for watched, row in zip(self._watched, traces.tolist(), strict=True) if row[-1]]
+        for name, width, device in reached:
+            if name not in self._pooled:
+                self._pooled[name] = torch.zeros(width, width, dtype=torch.float32, device=device)
+        totals = reduce([self._pooled[watched.name] for watched in reached])
+        self._pooled = {watched.name: total for watched, total in zip(reached, totals, strict=True)}
+
+
+class GramCollector(ProductCollector):
+    """Sums up `G = Σ_l w_l G^l / tr G^l` with `G^l = Xᵀ X` over the inputs of weights, while it is open.
+
+    Args:
+        groups: Weights to watch, in groups: either they read the same input, which is summed once, or they are the
+            experts of a layer.
+        language_weights: As for `ProductCollector`.
+        reduce: As there.
+    """
+
+    def __init__(
+        self,
+        groups: Iterable[Sequence[PrunableWeight]],
+        language_weights: Mapping[str, float],
+        reduce: Reduce | None = None,
+    ) -> None:
+        self._readers: dict[str, list[str]] = {}
+        seen: list[PrunableWeight] = []
+        for group in groups:
+            shared = [weight for weight in group if weight.expert is None]
+            for weights in (shared, *([weight] for weight in group if weight.expert is not None)):
+                if weights:
+                    seen.append(weights[0])
+                    self._readers[weights[0].name] = [weight.name for weight in weights]
+        watched = [Watched(weight.name, weight.in_features, weight.device) for weight in seen]
+        super().__init__(watched, partial(watch_inputs, seen), language_weights, reduce)
+
+    def finish(self) -> dict[str, Tensor]:
+        """Returns the pooled matrices, float32 of shape `(in, in)`, without weights that no token reached."""
+        return {name: gram for first, gram in super().finish().items() for name in self._readers[first]}
 
 
 def add_products(gram: Tensor, x: Tensor) -> None:

@@ -1,16 +1,17 @@
-"""How much a loss depends on the outputs of weights, summed up while backward passes run."""
+"""How much a loss depends on the outputs of weights and blocks, summed up while backward passes run."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from functools import partial
 from types import TracebackType
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..modeling.output_gradients import watch_output_gradients
 from ..modeling.weights import PrunableWeight
 from ..utils import sum_dtype
-from .gram import GramCollector
+from .gram import ProductCollector, Watched
 from .reduction import Reduce
 
 
@@ -35,7 +36,7 @@ class RowCollector:
             for w in weights
         }
         self._row = 0
-        self._watch = watch_output_gradients(weights, self._add, scale)
+        self._watch = watch_output_gradients({w.name: w.module for w in weights}, self._add, scale)
 
     def __enter__(self) -> "RowCollector":
         self._watch.__enter__()
@@ -85,30 +86,40 @@ class RowCollector:
         )
 
 
-class FactorCollector(GramCollector):
+class Output(NamedTuple):
+    """What a module gives.
+
+    Attributes:
+        module: The module.
+        width: How many features it gives.
+        device: Where it is.
+    """
+
+    module: nn.Module
+    width: int
+    device: torch.device
+
+
+class FactorCollector(ProductCollector):
     """Sums up `B = Σ_l w_l B^l / tr B^l` with `B^l = gᵀ g` over the tokens of language l, while it is open.
 
-    The diagonal of `B` holds the sensitivities of the rows, pooled over languages.
+    For the outputs of a weight, the diagonal of `B` holds the sensitivities of its rows, pooled over languages.
 
     Args:
-        weights: Weights to watch.
-        language_weights: Language to its weight `w_l`, in the order of the text.
+        outputs: Name to the output of a module.
+        language_weights: As for `ProductCollector`.
         scale: By what the loss was multiplied.
         reduce: As for `RowCollector`.
     """
 
     def __init__(
         self,
-        weights: Sequence[PrunableWeight],
+        outputs: Mapping[str, Output],
         language_weights: Mapping[str, float],
         scale: float,
         reduce: Reduce | None = None,
     ) -> None:
-        self._scale = scale
-        super().__init__([[weight] for weight in weights], language_weights, reduce)
-
-    def _watching(self) -> AbstractContextManager[None]:
-        return watch_output_gradients(self._watched, self._add, self._scale)
-
-    def _width(self, weight: PrunableWeight) -> int:
-        return weight.out_features
+        watched = [Watched(name, each.width, each.device) for name, each in outputs.items()]
+        modules = {name: each.module for name, each in outputs.items()}
+        watch = partial(watch_output_gradients, modules, scale=scale)
+        super().__init__(watched, watch, language_weights, reduce)

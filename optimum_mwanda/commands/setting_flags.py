@@ -39,7 +39,7 @@ _THEMES = {
     ),
     "new values": (
         *("reconstruction", "damping", "reconstruction_shrinkage", "reconstruction_region", "reconstruction_epochs"),
-        *("reconstruction_learning_rate", "reconstruction_held_out"),
+        *("reconstruction_batch_size", "reconstruction_learning_rate", "reconstruction_held_out"),
     ),
 }
 """What settings are about; the help shows them so."""

@@ -161,7 +161,8 @@ class Footprint:
         weights = max(sum(weight.numel for weight in found) for found in self._weights.values())
         widths = max(sum(sum(weight.matrix.shape) for weight in found) for found in self._weights.values())
         chosen = self._width + 8 if self._config.trains_masks else 0  # as they were, masked, and their scores
-        return weights * (TRAINED + chosen + 4 * self._width) + self._text.per_batch * widths * (self._width + 4)
+        per_step = self._text.per_batch * self._config.reconstruction_batch_size // self._config.batch_size
+        return weights * (TRAINED + chosen + 4 * self._width) + per_step * widths * (self._width + 4)
 
     def _rows(self) -> int:
         """Sums per row and language, if the settings ask for sensitivities."""
@@ -170,8 +171,11 @@ class Footprint:
         return sum(weight.out_features for weight in flat(self._weights)) * self._text.languages * 8
 
     def _factors(self) -> int:
-        """How the rows of every matrix are coupled; all are kept until the last block is pruned."""
-        return sum(4 * weight.out_features**2 for weight in flat(self._weights)) if self._config.couples_rows else 0
+        """How outputs of every matrix, or every block, go together; all is kept until the last block is pruned."""
+        rows = sum(4 * weight.out_features**2 for weight in flat(self._weights)) if self._config.couples_rows else 0
+        parts = 2 if self._config.reconstruction_region == "part" else 1
+        outputs = parts * len(self.blocks) * 4 * self._hidden**2 if self._config.weighs_outputs else 0
+        return rows + outputs
 
     def _differentiating(self) -> int:
         """Of a batch: hidden states between blocks, the inside of a block with gradients, and logits."""

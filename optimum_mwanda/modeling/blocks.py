@@ -79,6 +79,12 @@ def input_device(model: nn.Module) -> torch.device:
     return torch.device(next((place for place in places if place is not None), "cpu"))
 
 
+def first(output: Any) -> Tensor:
+    """The hidden states that a block or a part of it gives: they come alone or first."""
+    states: Tensor = output if torch.is_tensor(output) else output[0]
+    return states
+
+
 class _BlocksDone(Exception):
     """Ends a forward pass after the last block."""
 

@@ -1,6 +1,6 @@
-"""Seeing how a loss depends on the outputs of each weight, while a backward pass runs."""
+"""Seeing how a loss depends on what modules give, while a backward pass runs."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -8,37 +8,39 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .blocks import first
 from .inputs import See
-from .weights import PrunableWeight
 
 
 @contextmanager
-def watch_output_gradients(weights: Sequence[PrunableWeight], see: See, scale: float = 1.0) -> Iterator[None]:
+def watch_output_gradients(modules: Mapping[str, nn.Module], see: See, scale: float = 1.0) -> Iterator[None]:
     """Calls `see(name, g)` with the gradient of each output, float32 of shape `(..., out)`, as long as it is open.
 
     It works whether or not parameters need gradients, and with blocks that run once more for the backward pass.
 
     Args:
-        weights: Weights to watch; those of fused experts have no outputs that can be seen.
-        see: Takes the gradients, once per call of a weight that the loss depends on.
+        modules: Name to a module to watch. Of several outputs, the first one counts. Matrices of fused experts have no
+            outputs that can be seen.
+        see: Takes the gradients, once per call of a module that the loss depends on.
         scale: By what the loss was multiplied; gradients are divided by it.
     """
 
     def pass_on(name: str, gradient: Tensor) -> None:
         see(name, gradient.float() / scale)
 
-    def look(_: nn.Module, __: Any, output: Tensor, name: str) -> Tensor | None:
+    def look(_: nn.Module, __: Any, output: Any, name: str) -> Tensor | None:
         if not torch.is_grad_enabled():
             return None
-        if not output.requires_grad:  # nothing before it needs a gradient
-            output = output.detach().requires_grad_().clone()  # a model may change it in place
-        output.register_hook(partial(pass_on, name))  # type: ignore[no-untyped-call]
-        return output
+        states = first(output)
+        if torch.is_tensor(output) and not output.requires_grad:  # nothing before it needs a gradient
+            states = output.detach().requires_grad_().clone()  # a model may change it in place
+        states.register_hook(partial(pass_on, name))  # type: ignore[no-untyped-call]
+        return states if torch.is_tensor(output) else None
 
     handles = []
     try:
-        for weight in weights:
-            handles.append(weight.module.register_forward_hook(partial(look, name=weight.name)))
+        for name, module in modules.items():
+            handles.append(module.register_forward_hook(partial(look, name=name)))
         yield
     finally:
         for handle in handles:

@@ -70,7 +70,10 @@ def _words(value: Any) -> list[str]:
 def _flag(name: str, words: list[str]) -> str | None:
     """A setting as a flag with its words; None if a command line cannot express it on one visible line."""
     flag = "--" + name.replace("_", "-")
-    if any(clean(word) != word or (name == "language_weights" and word.startswith("=")) for word in words):
+    # argparse takes "--" for the end of all flags, wherever it stands.
+    if "--" in words or any(clean(word) != word for word in words):
+        return None
+    if name == "language_weights" and any(word.startswith("=") for word in words):
         return None
     if not any(word.startswith("-") for word in words):
         return " ".join([flag, *map(shell_word, words)])

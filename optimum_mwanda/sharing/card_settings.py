@@ -67,7 +67,7 @@ _CONDITIONS: dict[str, Condition] = {
     "refinement_reach": lambda config: config.trains_masks,
     "reconstruction_learning_rate": lambda config: config.trains_values,
     **dict.fromkeys(
-        ("reconstruction_region", "reconstruction_epochs", "reconstruction_held_out"),
+        ("reconstruction_region", "reconstruction_epochs", "reconstruction_batch_size", "reconstruction_held_out"),
         lambda config: config.trains_blocks,
     ),
     **dict.fromkeys(

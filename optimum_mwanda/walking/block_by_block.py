@@ -5,7 +5,7 @@ from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..calibration.collector import StatisticsCollector
 from ..calibration.gram import GramCollector
@@ -55,6 +55,8 @@ class BlockByBlock(Walk):
         only_statistics: Kinds of activity to count on a dense walk that sees nothing but statistics; None to see what
             the settings need.
         finished: Blocks that need no visit.
+        outputs: A block that is trained, or a part of it, to the Fisher information of its outputs, if errors are
+            weighed by it.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class BlockByBlock(Walk):
         reduce: Reduce | None = None,
         only_statistics: Sequence[str] | None = None,
         finished: Finished | None = None,
+        outputs: Mapping[nn.Module, Tensor] | None = None,
     ) -> None:
         super().__init__(weights, source, finished)
         self._is_dense = config.calibration == "dense" or only_statistics is not None
@@ -80,6 +83,7 @@ class BlockByBlock(Walk):
         self._trainer = BlockTrainer(self._pieces, language_weights, config) if trains else None
         self._model, self._store = model, store
         self._region, self._trains_masks = config.reconstruction_region, config.trains_masks
+        self._outputs = outputs
         own = [config.activity] if config.activity else []
         self._activities = own if only_statistics is None else only_statistics
         self._language_weights = language_weights
@@ -195,7 +199,7 @@ class BlockByBlock(Walk):
             block: The block, in memory.
             weights: Its weights, in the order in which they run.
         """
-        regions = find_regions(block, weights, self._region)
+        regions = find_regions(block, weights, self._region, self._outputs)
         aims = dense.advance(name, block, regions)
         before = {weight: weight.matrix.clone() for weight in weights if self._trains_masks}
 
@@ -219,6 +223,7 @@ def walk_blocks(
     source: BlockSource,
     store: Callable[[], HiddenStates] = OnDevice,
     finished: Finished | None = None,
+    outputs: Mapping[nn.Module, Tensor] | None = None,
 ) -> BlockByBlock:
     """The walk that prunes a model; of several processes, each reads its part of the text.
 
@@ -230,11 +235,13 @@ def walk_blocks(
         source: As there.
         store: As there.
         finished: As there.
+        outputs: As there.
     """
     weighed = weigh_languages(config, chunks.tokens).tolist()
     own, reduce = deal(chunks, readers(model))
     languages = dict(zip(chunks.tokens, weighed, strict=True))
-    return BlockByBlock(model, weights, own, languages, config, source, store, reduce, finished=finished)
+    given = (model, weights, own, languages, config, source, store, reduce)
+    return BlockByBlock(*given, finished=finished, outputs=outputs)
 
 
 def _pieces(chunks: CalibrationChunks, config: MWandaConfig, trains: bool) -> Iterator[tuple[Piece, Batch]]:
@@ -247,6 +254,6 @@ def _pieces(chunks: CalibrationChunks, config: MWandaConfig, trains: bool) -> It
     found = [
         (Piece(language, is_held), batch)
         for part, is_held in parts
-        for language, batch in part.batches(config.batch_size)
+        for language, batch in part.batches(config.reconstruction_batch_size)
     ]
     yield from sorted(found, key=lambda pair: pair[0])

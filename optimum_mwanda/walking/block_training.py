@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..configuration import MWandaConfig
+from ..modeling.blocks import first
 from ..modeling.interrupts import interruptible
 from ..modeling.weights import PrunableWeight
 from ..pruning.tuning import Choice, Group, Kept, Outcome, Trained, Values, tune
 from .recording import Passed
-from .regions import Aim, Region, catching, first, squares
+from .regions import Aim, Region, catching
 from .replay import BlockCalls
 from .store import HiddenStates
 
@@ -68,7 +69,9 @@ class DenseStream:
         Returns:
             What each of these regions gives.
         """
-        aims = [Aim(self._calls.hidden if region.module is None else self._store()) for region in regions]
+        aims = [
+            Aim(self._calls.hidden if region.module is None else self._store(), region.metric) for region in regions
+        ]
         with catching(regions) as caught:
             for number, output in self._calls.outputs(name, block):
                 for region, aim in zip(regions, aims, strict=True):
@@ -86,9 +89,9 @@ class DenseStream:
 class BlockTrainer:
     """Trains blocks one after the other.
 
-    The error of a token is the square of what it lacks of the dense model's output, as a share of what the dense model
-    adds to it there, or to a typical token if that is more. What is minimised is the mean over the tokens of a
-    language, and over the languages with their weights.
+    The error of a token is the square of what it lacks of the dense model's output, in the metric of the region, as a
+    share of what the dense model adds to it there, or to a typical token if that is more. What is minimised is the mean
+    over the tokens of a language, and over the languages with their weights.
 
     Args:
         pieces: What each batch is there for.
@@ -188,7 +191,7 @@ class BlockTrainer:
             with torch.enable_grad():
                 output = runner.output(values, number)
                 factors = trained[number] * len(trained)
-                loss = (squares(output, aim.outputs[number]) * factors).sum()
+                loss = (aim.lack(output, number) * factors).sum()
             scale = _scale(loss, factors.max().item(), output)
             with interruptible():
                 scaled = torch.full_like(loss, scale)
@@ -197,7 +200,7 @@ class BlockTrainer:
             return [torch.zeros_like(value) if each is None else each / scale for value, each in pairs]
 
         def error(values: Values) -> float:
-            lacks = {number: squares(runner.output(values, number), aim.outputs[number]) for number in judging}
+            lacks = {number: aim.lack(runner.output(values, number), number) for number in judging}
             return math.fsum((factors * lacks[number]).sum().item() for number, factors in judging.items())
 
         return tune(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..calibration.reduction import deal, readers
-from ..calibration.row_sensitivities import FactorCollector, RowCollector
+from ..calibration.row_sensitivities import FactorCollector, Output, RowCollector
 from ..configuration import MWandaConfig
 from ..data.chunks import CalibrationChunks
 from ..data.tokenised import IGNORED_LABEL
@@ -20,6 +20,7 @@ from ..modeling.weights import Weights, flat
 from ..processes.group import current
 from ..pruning.scoring import weigh_languages
 from ..utils import progress_bar
+from .regions import watched_outputs
 from .watching import run_watched
 
 if TYPE_CHECKING:
@@ -35,10 +36,12 @@ class Differentiated(NamedTuple):
     Attributes:
         rows: Name of a weight to `Σ_t g_ti²`, shape `(languages, out)`; empty if nothing was asked for.
         factors: Name of a weight to `B`, shape `(out, out)`, on the CPU; empty unless the settings need it.
+        outputs: The same for the blocks that are trained, or parts of them.
     """
 
     rows: dict[str, Tensor]
     factors: dict[str, Tensor]
+    outputs: dict[nn.Module, Tensor]
 
 
 def differentiate(
@@ -65,7 +68,7 @@ def differentiate(
         ValueError: If the model gives no logits for each token.
     """
     if config.sensitivity == "none":
-        return Differentiated({}, {})
+        return Differentiated({}, {}, {})
     *tried, last = _SCALES if model.dtype == torch.float16 else (1.0,)
     with inference_mode(model), _without_parameters(model), recomputed(find_blocks(model, config.blocks).values()):
         for scale in tried:
@@ -88,7 +91,10 @@ def _run(
     found = weigh_languages(config, chunks.tokens).tolist()
     language_weights = dict(zip(chunks.tokens, found, strict=True))
     rows = RowCollector(flat(weights), [*chunks.chunks], scale, reduce)
-    factors = FactorCollector(flat(weights) if config.couples_rows else [], language_weights, scale, reduce)
+    coupled = flat(weights) if config.couples_rows else []
+    trained = _trained(model, weights, config) if config.weighs_outputs else {}
+    outputs = {w.name: Output(w.module, w.out_features, w.device) for w in coupled} | trained
+    factors = FactorCollector(outputs, language_weights, scale, reduce)
     size = config.batch_size
     total, is_shown = own.number_of_batches(size), progress and current().is_first
     batches = progress_bar(own.batches(size), total=total, description="Differentiating", show=is_shown)
@@ -101,7 +107,23 @@ def _run(
                 yield
 
     run_watched(runs(), [language for language, _ in own.batches(size)], rows, factors)
-    return Differentiated(rows.finish(), {name: factor.cpu() for name, factor in factors.finish().items()})
+    found_factors = {name: factor.cpu() for name, factor in factors.finish().items()}
+    return Differentiated(
+        rows.finish(),
+        {weight.name: found_factors[weight.name] for weight in coupled if weight.name in found_factors},
+        {output.module: found_factors[name] for name, output in trained.items() if name in found_factors},
+    )
+
+
+def _trained(model: nn.Module, weights: Weights, config: MWandaConfig) -> dict[str, Output]:
+    """Module path to the outputs by which trained blocks are judged."""
+    blocks, names = find_blocks(model, config.blocks), {module: name for name, module in model.named_modules()}
+    return {
+        # One process reads all of the text where blocks are trained, so nobody asks how wide an output is.
+        names[module]: Output(module, 0, found[0].device)
+        for block, found in weights.items()
+        for module in watched_outputs(blocks[block], found, config.reconstruction_region)
+    }
 
 
 def _run_back(model: "PreTrainedModel", inputs: Mapping[str, Tensor], scale: float) -> None:

@@ -7,8 +7,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..modeling.blocks import first
 from ..modeling.weights import PrunableWeight
 from .store import HiddenStates
+
+_SHRINKAGE = 0.1
+"""Share by which the Fisher information of outputs is mixed with one that is the same in all directions."""
 
 
 class Region(NamedTuple):
@@ -17,13 +21,17 @@ class Region(NamedTuple):
     Attributes:
         weights: They.
         module: The module of the block whose output is to be as in the dense model; None for the block itself.
+        metric: `L`, shape `(out, out)`: an error `e` of the output counts as `‖e L‖²`. None: as `‖e‖²`.
     """
 
     weights: Sequence[PrunableWeight]
     module: nn.Module | None
+    metric: Tensor | None = None
 
 
-def find_regions(block: nn.Module, weights: Sequence[PrunableWeight], kind: str) -> list[Region]:
+def find_regions(
+    block: nn.Module, weights: Sequence[PrunableWeight], kind: str, outputs: Mapping[nn.Module, Tensor] | None = None
+) -> list[Region]:
     """Divides the weights of a block.
 
     A part is a child of the block (a member of a list of modules counts as a child). Matrices that are children
@@ -33,9 +41,11 @@ def find_regions(block: nn.Module, weights: Sequence[PrunableWeight], kind: str)
         block: The block.
         weights: Its weights, in the order in which they run.
         kind: `"block"` or `"part"`.
+        outputs: The block or a part of it to the Fisher information of its outputs, if errors are weighed by it.
     """
+    known, device = outputs or {}, weights[0].device
     if kind == "block":
-        return [Region(weights, None)]
+        return [Region(weights, None, _metric(known.get(block), device))]
     parts: dict[nn.Module, list[PrunableWeight]] = {}
     lone: nn.Module | None = None
     for weight in weights:
@@ -46,7 +56,22 @@ def find_regions(block: nn.Module, weights: Sequence[PrunableWeight], kind: str)
         else:
             parts.setdefault(part, []).append(weight)
             lone = None
-    return [Region(found, part) for part, found in parts.items()]
+    return [Region(found, part, _metric(known.get(part), device)) for part, found in parts.items()]
+
+
+def watched_outputs(block: nn.Module, weights: Sequence[PrunableWeight], kind: str) -> list[nn.Module]:
+    """The modules whose outputs regions may be held to, before it is known in which order they run."""
+    return [block] if kind == "block" else [*dict.fromkeys(_part_of(block, weight.module) for weight in weights)]
+
+
+def _metric(fisher: Tensor | None, device: torch.device) -> Tensor | None:
+    """`L` with `L Lᵀ = (1 − s) B / mean(diag B) + s I`; None if the loss does not depend on the outputs."""
+    if fisher is None or not (mean := float(fisher.diagonal().mean())):
+        return None
+    mixed = fisher.double() * ((1 - _SHRINKAGE) / mean)
+    mixed.diagonal().add_(_SHRINKAGE)
+    lower: Tensor = torch.linalg.cholesky(mixed)
+    return lower.to(device, torch.float32)
 
 
 def _part_of(module: nn.Module, inner: nn.Module) -> nn.Module:
@@ -60,10 +85,12 @@ class Aim:
 
     Args:
         outputs: Its outputs, batch by batch.
+        metric: That of the region.
     """
 
-    def __init__(self, outputs: HiddenStates) -> None:
+    def __init__(self, outputs: HiddenStates, metric: Tensor | None = None) -> None:
         self.outputs = outputs
+        self._metric = metric
         self._energies: list[Tensor] = []
 
     def add(self, output: Tensor, start: Tensor | None) -> None:
@@ -74,7 +101,16 @@ class Aim:
             start: What its output is added to, if the output holds that too.
         """
         other = torch.zeros_like(output) if start is None else start
-        self._energies.append(squares(output, other))
+        self._energies.append(squares(output, other, self._metric))
+
+    def lack(self, output: Tensor, number: int) -> Tensor:
+        """The error of each token.
+
+        Args:
+            output: What the region gives in a batch.
+            number: Number of the batch.
+        """
+        return squares(output, self.outputs[number], self._metric)
 
     def energies(self, numbers: Sequence[int]) -> list[Tensor]:
         """By what to divide the sum of the squares of an error, for every token of some batches of one language.
@@ -107,13 +143,14 @@ def catching(regions: Sequence[Region]) -> Iterator[Mapping[nn.Module, Tensor]]:
             handle.remove()
 
 
-def first(output: Any) -> Tensor:
-    """Hidden states come alone or first."""
-    states: Tensor = output if torch.is_tensor(output) else output[0]
-    return states
+def squares(output: Tensor, other: Tensor, metric: Tensor | None = None) -> Tensor:
+    """Square of the length of a difference for each token, in float32 or wider.
 
-
-def squares(output: Tensor, other: Tensor) -> Tensor:
-    """Sum of the squares of a difference for each token, in float32 or wider."""
+    Args:
+        output: Shape `(..., out)`.
+        other: Of the same shape.
+        metric: By what to multiply the difference, shape `(out, out)`.
+    """
     wide = torch.promote_types(output.dtype, torch.float32)
-    return (output.to(wide) - other.to(wide)).square().sum(-1)
+    difference = output.to(wide) - other.to(wide)
+    return (difference if metric is None else difference @ metric.to(wide)).square().sum(-1)

@@ -4,11 +4,11 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..modeling.block_source import BlockSource
+from ..modeling.blocks import first
 from ..modeling.fused_experts import find_experts
 from ..modeling.interrupts import interruptible
 from .recording import Call, Passed, record_calls
@@ -82,7 +82,7 @@ class BlockCalls:
         for index, (args, kwargs) in enumerate(self._calls[name]):
             with interruptible():
                 output = block(self.hidden[index], *args, **kwargs)
-            yield index, output if torch.is_tensor(output) else output[0]
+            yield index, first(output)
 
     def advance(self, name: str, block: nn.Module) -> None:
         """Replaces the hidden states by the block's outputs and forgets its calls; the very last block need not run."""

@@ -21,6 +21,7 @@ def trained_blocks(
     rate: float,
     seed: int,
     chooses: bool = False,
+    weighs_outputs: bool = False,
 ) -> tuple[nn.Module, list[tuple[int, float, float]]]:
     """Prunes a Llama with given masks, block after block, and trains each block on batches of one chunk.
 
@@ -33,6 +34,7 @@ def trained_blocks(
         rate: Learning rate in the beginning.
         seed: Seed of both choices.
         chooses: Whether masks are trained, row by row, and not values.
+        weighs_outputs: Whether errors are weighed by how much the loss depends on them.
 
     Returns:
         The pruned model; and for each block the best epoch and the errors before and after.
@@ -42,10 +44,11 @@ def trained_blocks(
     held, left = divide(chunks, languages, share, seed)
     outcomes = []
     for index, layer in enumerate(model.model.layers):
+        metric = output_metric(dense, chunks, index + 1) if weighs_outputs else torch.eye(dense.config.hidden_size)
         wanted = {text: states(dense, text, index + 1) for _, text in chunks}
         entering = {text: states(dense, text, index) for _, text in chunks}
         energy = {
-            language: {x: (wanted[x] - entering[x]).square().sum(-1) for name, x in chunks if name == language}
+            language: {x: lengths(wanted[x] - entering[x], metric) for name, x in chunks if name == language}
             for language in languages
         }
         matrices = {
@@ -59,7 +62,13 @@ def trained_blocks(
         kept = [each != 0 for each in trained]
         scores = [first_scores(values, keep) for values, keep in zip(full, kept, strict=True)]
 
-        def error(part: Sequence[Chunk], index: int = index, wanted: Any = wanted, energy: Any = energy) -> Tensor:
+        def error(
+            part: Sequence[Chunk],
+            index: int = index,
+            wanted: Any = wanted,
+            energy: Any = energy,
+            metric: Tensor = metric,
+        ) -> Tensor:
             total = torch.zeros(())
             for language in languages:
                 texts = [text for name, text in part if name == language]
@@ -70,7 +79,7 @@ def trained_blocks(
                     middle = torch.cat([energy[language][text].flatten() for text in own]).median()
                     for text in texts:
                         share = energy[language][text].clamp(min=middle)
-                        lack = (states(model, text, index + 1) - wanted[text]).square().sum(-1) / share
+                        lack = lengths(states(model, text, index + 1) - wanted[text], metric) / share
                         total = total + lack.sum() / sum(each.numel() for each in texts) / len(languages)
             return total
 
@@ -143,6 +152,45 @@ def divide(
         held += [chunk for number, chunk in enumerate(own) if number in chosen]
         left += [chunk for number, chunk in enumerate(own) if number not in chosen]
     return held, left
+
+
+def lengths(errors: Tensor, metric: Tensor) -> Tensor:
+    """`e A eᵀ` of every token."""
+    return torch.einsum("bti,ij,btj->bt", errors, metric.to(errors), errors)
+
+
+def output_metric(dense: Any, chunks: Sequence[Chunk], depth: int) -> Tensor:
+    """Nine tenths Fisher information of hidden states after some layers, languages alike, and one tenth identity."""
+    total: Tensor | float = 0.0
+    for language in sorted({language for language, _ in chunks}):
+        products: Tensor | float = 0.0
+        for text in [text for name, text in chunks if name == language]:
+            gradient = gradient_of_loss(dense, text, depth)[0].double()
+            products = products + gradient.T @ gradient
+        assert torch.is_tensor(products)
+        total = total + products / products.trace()
+    assert torch.is_tensor(total)
+    return 0.9 * total / total.diagonal().mean() + 0.1 * torch.eye(len(total), dtype=total.dtype)
+
+
+def gradient_of_loss(model: Any, text: Tensor, depth: int) -> Tensor:
+    """Of the negative log-likelihood of a text, with respect to the hidden states after some layers."""
+    found: list[Tensor] = []
+
+    def split(_: Any, __: Any, output: Any) -> Any:
+        states = output if torch.is_tensor(output) else output[0]
+        found.append(states.detach().requires_grad_())
+        return found[0] if torch.is_tensor(output) else (found[0], *output[1:])
+
+    hook = model.model.layers[depth - 1].register_forward_hook(split)
+    try:
+        with torch.enable_grad():
+            logits = model(text, use_cache=False).logits[0, :-1]
+            loss = torch.nn.functional.cross_entropy(logits, text[0, 1:], reduction="sum")
+            (gradient,) = torch.autograd.grad(loss, found)
+    finally:
+        hook.remove()
+    return gradient
 
 
 def states(model: Any, text: Tensor, depth: int) -> Tensor:

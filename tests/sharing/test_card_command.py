@@ -37,6 +37,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
             "min_expert_tokens",
             "reservoir",
             "reconstruction_epochs",
+            "reconstruction_batch_size",
         ),
         st.integers(1, 2**40),
     ),

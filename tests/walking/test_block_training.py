@@ -58,19 +58,21 @@ def outcomes(model: PreTrainedModel) -> list[Any]:
     return [block.reconstruction for block in record.blocks]
 
 
-def test_the_reference_gives_the_same() -> None:
+@pytest.mark.parametrize("sensitivity", ["none", "fisher"])
+def test_the_reference_gives_the_same(sensitivity: str) -> None:
     """Masks by magnitude do not depend on the text, so that the reference need not know how masks are chosen."""
     dense = make_model().eval()
     masked = make_model()
     MWandaPruner(MWandaConfig(criterion="magnitude", allocation="uniform"), progress=False).prune(masked)
     masks = {f"{name}.weight": matrix == 0 for name, matrix in matrices(masked).items()}
-    chosen: dict[str, Any] = {"reconstruction_epochs": 3, "reconstruction_held_out": 0.5, "batch_size": 1, "seed": 3}
-    model = prune(make_model(), criterion="magnitude", allocation="uniform", **chosen)
+    chosen: dict[str, Any] = {"reconstruction_epochs": 3, "reconstruction_held_out": 0.5, "seed": 3}
+    model = prune(make_model(), criterion="magnitude", allocation="uniform", sensitivity=sensitivity, **chosen)
     chunks = [
         (language, batch["input_ids"]) for language, batch in build_chunks(ROWS, settings(**chosen), model).batches(1)
     ]
     with torch.no_grad(), torch.random.fork_rng():
-        expected, facts = trained_blocks(dense, masks, chunks, share=0.5, epochs=3, rate=1e-3, seed=3)
+        options: dict[str, Any] = {"share": 0.5, "epochs": 3, "rate": 1e-3, "seed": 3}
+        expected, facts = trained_blocks(dense, masks, chunks, weighs_outputs=sensitivity == "fisher", **options)
     assert [each.epoch for each in outcomes(model)] == [epoch for epoch, _, _ in facts] != [0, 0, 0]
     for found, (_, before, after) in zip(outcomes(model), facts, strict=True):
         assert (found.before, found.after) == pytest.approx((before, after), rel=1e-4)
@@ -87,7 +89,7 @@ def test_the_reference_gives_the_same_masks() -> None:
     by_size: dict[str, Any] = {"criterion": "magnitude", "allocation": "uniform"}
     MWandaPruner(MWandaConfig(**by_size), progress=False).prune(masked)
     masks = {f"{name}.weight": matrix == 0 for name, matrix in matrices(masked).items()}
-    chosen: dict[str, Any] = {"reconstruction_epochs": 3, "reconstruction_held_out": 0.5, "batch_size": 1, "seed": 3}
+    chosen: dict[str, Any] = {"reconstruction_epochs": 3, "reconstruction_held_out": 0.5, "seed": 3}
     chosen |= {"reconstruction": "none", "refinement": "block", "refinement_reach": 0.8}
     model = prune(make_model().double(), **by_size, **chosen)
     chunks = [
@@ -136,6 +138,30 @@ def test_families_are_trained(family: str, region: str) -> None:
     assert any(each.epoch for each in found)
     pruned = matrices(model)
     assert any((pruned[name] != matrix)[pruned[name] != 0].any() for name, matrix in matrices(dense).items())
+
+
+@pytest.mark.parametrize("region", ["block", "part"])
+@pytest.mark.parametrize("family", ["gpt2", "t5", "falcon"])
+def test_errors_are_weighed_by_how_much_the_loss_depends_on_them(family: str, region: str) -> None:
+    rows, chosen = FAMILIES[family].rows(), {"criterion": "magnitude", "allocation": "uniform"}
+    plain, weighed = (
+        prune(FAMILIES[family].make(), rows, reconstruction_region=region, sensitivity=sensitivity, **chosen)
+        for sensitivity in ("none", "fisher")
+    )
+    assert all(each.after <= each.before for each in outcomes(weighed))
+    assert any(each.epoch for each in outcomes(weighed))
+    assert [each.before for each in outcomes(weighed)] != [each.before for each in outcomes(plain)]
+    assert all(
+        torch.equal(a == 0, b == 0) for a, b in zip(*(matrices(m).values() for m in (plain, weighed)), strict=True)
+    )
+
+
+def test_steps_do_not_depend_on_the_batches_of_everything_else() -> None:
+    chosen = {"criterion": "magnitude", "allocation": "uniform"}
+    one, other = (matrices(prune(make_model(), batch_size=size, **chosen)) for size in (1, 4))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    larger = matrices(prune(make_model(), reconstruction_batch_size=2, **chosen))
+    assert any((one[name] - larger[name]).abs().max() > 1e-3 for name in one)
 
 
 @pytest.mark.parametrize("family", ["mixtral", "llama"])
@@ -335,7 +361,7 @@ def test_parts_are_children_of_the_block_and_matrices_between_them(family: str) 
     found = [[weight.name.removeprefix(f"{name}.") for weight in region.weights] for region in regions]
     assert [sorted(part) for part in found] == [sorted(part) for part in PARTS[family]]
     assert regions[-1].module is block.get_submodule(LAST_PARTS[family])
-    assert find_regions(block, weights, "block") == [(weights, None)]
+    assert find_regions(block, weights, "block") == [(weights, None, None)]
 
 
 def test_a_part_is_trained_behind_the_parts_before_it() -> None:
