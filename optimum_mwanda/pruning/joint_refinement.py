@@ -3,9 +3,11 @@
 import torch
 from torch import Tensor
 
-from .refinement import best_swap, best_swap_in_run, rows_at_a_time
+from .refinement import rows_at_a_time
+from .swaps import best_swap, best_swap_in_runs, joint_in_runs
 
 
+@torch.no_grad()
 def refine_jointly(
     weight: Tensor,
     pruned: Tensor,
@@ -55,14 +57,14 @@ def refine_jointly(
     for _ in range(rounds):
         rows = torch.randperm(len(matrix), generator=generator)[: (len(matrix) + 1) // 2].to(gram.device)
         found = []
-        for part in torch.split(rows, rows_at_a_time(matrix.shape[1], tried, run)):
+        for part in torch.split(rows, rows_at_a_time(matrix.shape[1], tried, run, gram.device)):
             linear = 2 * matrix[part] * slope[part]
             restore = torch.where(result[part], alone[part] - linear, torch.inf)
             remove = torch.where(result[part], torch.inf, alone[part] + linear)
             if run is None:
                 found.append(best_swap(scaled[part], restore, remove, gram, tried))
             else:
-                found.append(best_swap_in_run(scaled[part], restore, remove, gram, run))
+                found.append(best_swap_in_runs(joint_in_runs(scaled[part], gram, run), restore, remove))
         change, back, out = map(torch.cat, zip(*found, strict=True))
         (better,) = torch.where(change < -min_gain[rows])
         idle = 0 if len(better) else idle + 1

@@ -3,9 +3,13 @@
 import torch
 from torch import Tensor
 
-_ENTRIES = 2**24
+from .swaps import best_swap, best_swap_in_runs, joint_in_runs
+
+_CACHED, _ENTRIES = 2**18, 2**24
+"""Entries of what is compared at a time on a CPU, so that they stay in its cache, and elsewhere."""
 
 
+@torch.no_grad()
 def refine_mask(
     weight: Tensor,
     pruned: Tensor,
@@ -42,11 +46,15 @@ def refine_mask(
     """
     matrix, result = weight.to(gram), pruned.to(gram.device)
     tried = min(candidates, matrix.shape[1])
-    rows = rows_at_a_time(matrix.shape[1], tried, run)
-    chunks = zip(torch.split(matrix, rows), torch.split(result, rows), strict=True)
-    return torch.cat([_refine_rows(w, mask, gram, run, tried, rounds, tolerance) for w, mask in chunks]).to(
-        pruned.device
-    )
+    size = max(tried**2, matrix.shape[1] * (run or 1))
+    chunks = zip(*(torch.split(each, max(1, _ENTRIES // size)) for each in (matrix, result)), strict=True)
+    rows = rows_at_a_time(matrix.shape[1], tried, run, gram.device)
+    found = []
+    for chunk in chunks:
+        slope = torch.mul(*chunk) @ gram
+        for w, mask, h in zip(*(torch.split(each, rows) for each in (*chunk, slope)), strict=True):
+            found.append(_refine_rows(w, mask, h, gram, run, tried, rounds, tolerance))
+    return torch.cat(found).to(pruned.device)
 
 
 def shrink_gram(gram: Tensor, shrinkage: float, ridge: float) -> Tensor:
@@ -82,52 +90,55 @@ def median_energy(gram: Tensor) -> Tensor:
     return active.median() if len(active) else diagonal.new_zeros(())
 
 
+def rows_at_a_time(columns: int, tried: int, run: int | None, device: torch.device) -> int:
+    """Of how many rows the swaps are compared at a time."""
+    entries = _CACHED if device.type == "cpu" else _ENTRIES
+    return max(1, entries // max(tried**2, columns * (run or 1)))
+
+
 def _refine_rows(
-    weight: Tensor, pruned: Tensor, gram: Tensor, run: int | None, tried: int, rounds: int, tolerance: float
+    weight: Tensor,
+    pruned: Tensor,
+    slope: Tensor,
+    gram: Tensor,
+    run: int | None,
+    tried: int,
+    rounds: int,
+    tolerance: float,
 ) -> Tensor:
-    pruned = pruned.clone()
+    result, pruned = pruned.clone(), pruned.clone()
     alone = weight.square() * gram.diagonal()
-    min_gain = tolerance * alone.sum(1)
-    slope = (weight * pruned) @ gram
+    least = -tolerance * alone.sum(1)
+    # The change of the error by each weight alone is this plus `signed * slope`.
+    restore, remove = alone.masked_fill(~pruned, torch.inf), alone.masked_fill(pruned, torch.inf)
+    signed = torch.where(pruned, -2 * weight, 2 * weight)
+    joint = weight.new_empty(len(weight), 0) if run is None else joint_in_runs(weight, gram, run)
     live = torch.arange(len(weight), device=weight.device)
     for _ in range(rounds):
+        linear = signed * slope
+        if run is None:
+            change, back, out = best_swap(weight, restore + linear, remove + linear, gram, tried)
+        else:
+            change, back, out = best_swap_in_runs(joint, restore + linear, remove + linear)
+        (better,) = torch.where(change < least)  # the only wait for a GPU in a round
+        if len(better) < len(live):  # rows that are done leave, and the others close up
+            result[live] = pruned
+            state = (live, weight, pruned, slope, alone, least, restore, remove, signed, joint, back, out)
+            live, weight, pruned, slope, alone, least, restore, remove, signed, joint, back, out = (
+                each.index_select(0, better) for each in state
+            )
         if not len(live):
             break
-        linear = 2 * weight[live] * slope[live]
-        restore = torch.where(pruned[live], alone[live] - linear, torch.inf)
-        remove = torch.where(pruned[live], torch.inf, alone[live] + linear)
-        if run is None:
-            change, back, out = best_swap(weight[live], restore, remove, gram, tried)
-        else:
-            change, back, out = best_swap_in_run(weight[live], restore, remove, gram, run)
-        (better,) = torch.where(change < -min_gain[live])  # the only wait for a GPU in a round
-        live, back, out = live[better], back[better], out[better]
-        pruned[live, back], pruned[live, out] = False, True
-        slope[live] += weight[live, out, None] * gram[out] - weight[live, back, None] * gram[back]
-    return pruned
-
-
-def rows_at_a_time(columns: int, tried: int, run: int | None) -> int:
-    """Of how many rows the swaps are compared at a time, so that they do not take much memory."""
-    return max(1, _ENTRIES // max(tried**2, columns * (run or 1)))
-
-
-def best_swap(weight: Tensor, restore: Tensor, remove: Tensor, gram: Tensor, tried: int) -> tuple[Tensor, ...]:
-    """Change of the error and the two columns of the best swap of every row."""
-    (give, back), (take, out) = (change.topk(tried, dim=1, largest=False) for change in (restore, remove))
-    joint = weight.gather(1, back)[:, :, None] * weight.gather(1, out)[:, None] * gram[back[:, :, None], out[:, None]]
-    change, position = (give[:, :, None] + take[:, None] - 2 * joint).flatten(1).min(1)
-    rows = torch.arange(len(weight), device=weight.device)
-    return change, back[rows, position // tried], out[rows, position % tried]
-
-
-def best_swap_in_run(weight: Tensor, restore: Tensor, remove: Tensor, gram: Tensor, run: int) -> tuple[Tensor, ...]:
-    """As `best_swap`, but among all swaps within runs of consecutive columns."""
-    columns = torch.arange(weight.shape[1], device=weight.device).view(-1, run)
-    within = gram[columns[:, :, None], columns[:, None]]
-    parts, give, take = (x.view(len(weight), -1, run) for x in (weight, restore, remove))
-    joint = parts[..., :, None] * parts[..., None, :] * within
-    separate = give[..., :, None] + take[..., None, :]
-    change, position = (separate - 2 * joint).flatten(1).min(1)
-    start = position // run**2 * run
-    return change, start + position % run**2 // run, start + position % run
+        back, out = back[:, None], out[:, None]
+        restored, removed = weight.gather(1, back), weight.gather(1, out)
+        slope += (
+            gram.index_select(0, out.squeeze(1))
+            .mul_(removed)
+            .sub_(gram.index_select(0, back.squeeze(1)).mul_(restored))
+        )
+        pruned.scatter_(1, back, False).scatter_(1, out, True)
+        signed.scatter_(1, back, 2 * restored).scatter_(1, out, -2 * removed)
+        restore.scatter_(1, back, torch.inf).scatter_(1, out, alone.gather(1, out))
+        remove.scatter_(1, back, alone.gather(1, back)).scatter_(1, out, torch.inf)
+    result[live] = pruned
+    return result

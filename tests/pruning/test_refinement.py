@@ -8,6 +8,8 @@ from torch import Tensor
 
 from optimum_mwanda.pruning.masks import n_of_m_mask, prune_lowest
 from optimum_mwanda.pruning.refinement import refine_mask, shrink_gram
+from optimum_mwanda.pruning.swaps import lowest
+from tests.reference import swaps as reference
 
 Layer = tuple[Tensor, Tensor, Tensor]
 
@@ -81,6 +83,42 @@ def test_n_of_m_masks_stay_so_and_no_swap_within_a_run_improves_them(layer: Laye
     for row, mask, reached, tolerance in zip(weight, refined, errors(weight, refined, gram), least, strict=True):
         for other in swaps(mask, run):
             assert errors(row[None], other[None], gram)[0] >= reached - 1.001 * tolerance
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("width", "run", "candidates"), [(96, None, 5), (150, None, 32), (61, None, 9), (64, 4, 32)])
+def test_every_swap_is_that_of_the_slow_reference(
+    dtype: torch.dtype, width: int, run: int | None, candidates: int
+) -> None:
+    generator = torch.Generator().manual_seed(width)
+    tokens = torch.randn(200, width, generator=generator) @ torch.randn(width, width, generator=generator)
+    weight = torch.randn(4, width, generator=generator, dtype=dtype)
+    gram = (tokens.T @ tokens).to(dtype)
+    pruned = prune_lowest(torch.rand(4, width, generator=generator).view(-1, run or width), (run or width) // 2)
+    pruned = pruned.view(4, width)
+    limits = (run or width, candidates if run is None else width, 1e-6)
+    rows = zip(weight.numpy(), pruned.numpy(), strict=True)
+    expected = [torch.from_numpy(reference.refine(row, mask, gram.numpy(), *limits)) for row, mask in rows]
+    refined = refine_mask(weight, pruned, gram, run=run, candidates=candidates)
+    assert torch.equal(refined, torch.stack(expected))
+    assert ((refined & ~pruned).sum(1) > 3).all()
+
+
+@pytest.mark.parametrize("width", [30, 500])
+@pytest.mark.parametrize("count", [1, 7, 30])
+def test_the_lowest_are_found(width: int, count: int) -> None:
+    generator = torch.Generator().manual_seed(width + count)
+    values = torch.randn(6, width, generator=generator)
+    values[1, : width - count // 2] = torch.inf  # fewer are finite than wanted
+    values[2] = values[2].round()  # many are equal
+    values[3] = values[3].sort(descending=True).values
+    values[4, 3] = torch.nan
+    for rows in (values, values[:1], values[3:4]):
+        found, columns = lowest(rows, count)
+        exact = {"rtol": 0, "atol": 0, "equal_nan": True}
+        torch.testing.assert_close(found, rows.sort(1).values[:, :count], **exact)
+        torch.testing.assert_close(rows.gather(1, columns), found, **exact)
+        assert all(len(set(row)) == count for row in columns.tolist())
 
 
 @given(layers())
