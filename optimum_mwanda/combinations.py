@@ -31,6 +31,14 @@ def check_combinations(config: Any) -> None:
             f"reconstruction={config.reconstruction!r} changes values before: give reconstruction='block', which "
             "changes them afterwards, or refinement='swap'."
         )
+    if config.calibration_tolerance is not None and (
+        config.language_weights == "minimax" or config.tune_regularisation
+    ):
+        raise ValueError(
+            f"calibration_tolerance={config.calibration_tolerance!r} cannot be combined with "
+            "language_weights='minimax' or tune_regularisation, which read all text: find these settings first, and "
+            "give what was found."
+        )
     if config.sensitivity != "none":
         _check_sensitivity(config)
         if config.language_weights == "minimax" or config.tune_regularisation:

@@ -105,6 +105,13 @@ class MWandaConfig(Implied):
         "Calibration chunks per language, or a dict of language to chunks; languages that it does not name get 32.",
         NumberPerLanguage(at_least=1, whole=True),
     )
+    calibration_tolerance: float | None = setting(
+        None,
+        "Of a language no more text is read once its first half and all of it so far agree, but for less than this "
+        "share of channels, which half of them is the weaker one; looked at after 2, 4, 8, ... chunks. None: all "
+        "chunks are read.",
+        Number(at_least=0, below=1),
+    )
     sequence_length: int | None = setting(
         None, "Tokens per calibration chunk. None: 512, or fewer if the model has fewer positions.", _COUNT
     )

@@ -21,6 +21,7 @@ from .pruning.checks import (
     check_differentiable,
     check_held_whole,
     check_plan,
+    check_settling,
     check_statistics,
     open_model,
 )
@@ -133,11 +134,14 @@ class MWandaPruner:
         check_differentiable(model, weights, self.config)
         if self.config.finds_settings:
             check_held_whole(model, source, "Settings are found")
+        check_settling(model, source, self.config)
         chunks = self._read(model, dataset, tokenizer)
         chosen = choose(model, weights, chunks, self.config, source, plan, self._store, self.progress)
         pruner = copy.copy(self)
         pruner.config, pruner._chosen = chosen
-        return pruner._prune(model, weights, chunks, source, plan)
+        pruned = pruner._prune(model, weights, chunks, source, plan)
+        self.coverage = pruner.coverage
+        return pruned
 
     def _prune(
         self,
@@ -152,7 +156,7 @@ class MWandaPruner:
         begin(self.journal, model, self.config, chunks.fingerprints, plan and plan.to_dict())
         seen = to_calibrate(weights, self.config, is_planned=plan is not None)
         for_all = plan is None and seen is weights
-        statistics, known = self._calibrate(model, seen, chunks, source, (), self.journal, for_all)
+        statistics, known, chunks = self._calibrate(model, seen, chunks, source, (), self.journal, for_all)
         found = differentiate(model, weights, chunks, self.config, self.progress)
         statistics = dataclasses.replace(statistics, row_sensitivities=found.rows)
         weights = self._reached(weights, statistics)
@@ -193,8 +197,9 @@ class MWandaPruner:
         weights, source = open_model(model, self.config)
         if asking is not None:
             check_differentiable(model, weights, asking)
+        check_settling(model, source, self.config)
         chunks = self._read(model, dataset, tokenizer)
-        statistics = self._calibrate(model, weights, chunks, source, configs).statistics
+        statistics, _, chunks = self._calibrate(model, weights, chunks, source, configs)
         rows = {} if asking is None else differentiate(model, weights, chunks, asking, self.progress).rows
         return dataclasses.replace(statistics, row_sensitivities=rows)
 
@@ -305,7 +310,9 @@ class MWandaPruner:
         activities = {config.activity for config in (*also_for, self.config) if config.activity is not None}
         with inference_mode(model):
             options = (sorted(activities), self.progress, self._store, journal, for_all)
-            return calibrate(model, weights, chunks, self.config, source, *options)
+            found = calibrate(model, weights, chunks, self.config, source, *options)
+        self.coverage = found.chunks.coverage
+        return found
 
     def _plan(
         self,

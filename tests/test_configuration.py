@@ -34,6 +34,7 @@ LEGAL = {
     "languages": st.none() | st.lists(CODES, min_size=1, unique=True),
     "language_weights": st.sampled_from(WEIGHTINGS) | st.dictionaries(CODES, NOT_NEGATIVE, min_size=1),
     "samples_per_language": COUNTS | st.dictionaries(CODES, COUNTS, min_size=1),
+    "calibration_tolerance": st.none() | st.floats(0, 1, exclude_max=True),
     "sequence_length": st.none() | COUNTS,
     "reservoir": st.none() | COUNTS,
     "batch_size": COUNTS,
@@ -76,6 +77,8 @@ def legal_settings(draw: st.DrawFn) -> dict[str, Any]:
     tries = chosen.get("language_weights") == "minimax" or chosen.get("tune_regularisation")
     if tries or (not swaps and chosen.get("group") != "matrix"):
         chosen.pop("sensitivity", None)
+    if tries:
+        chosen.pop("calibration_tolerance", None)
     if draw(st.booleans()):
         if not swaps:
             chosen.pop("sensitivity", None)

@@ -83,6 +83,16 @@ class StatisticsCollector:
             self._check_finite()
         self._row = row
 
+    def energies(self) -> dict[str, Tensor]:
+        """Returns `Σ_t X_tj²` of the language so far, for each weight that its text has reached.
+
+        Weights that read the same tensors have the same one; it does not change any more.
+        """
+        self._settle()
+        reached = {name: sums for name, sums in self._sums.items() if sums.tokens[self._row]}
+        copies = {id(sums): sums.square_sum[self._row].clone() for sums in reached.values()}
+        return {name: copies[id(sums)] for name, sums in reached.items()}
+
     def finish(self) -> dict[str, WeightStatistics]:
         """Returns the sums of all processes, on the CPU in float64.
 

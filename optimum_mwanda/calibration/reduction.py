@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from torch import Tensor, nn
 
 from ..configuration import MWandaConfig
-from ..data.chunks import CalibrationChunks
+from ..data.chunks import CalibrationChunks, cut
 from ..modeling.fingerprint import model_fingerprint
 from ..modeling.sharding import divides_text
 from ..processes.dealing import even_part
@@ -61,7 +61,7 @@ def deal(chunks: CalibrationChunks, processes: Processes) -> tuple[CalibrationCh
     for language, count in counts.items():
         if sum(part.start < start + count and part.stop > start for part in parts) > 1:
             divided.add(language)
-        if taken := _cut(chunks.chunks[language], own.start - start, own.stop - start):
+        if taken := cut(chunks.chunks[language], own.start - start, own.stop - start):
             own_chunks[language] = taken
         start += count
     return dataclasses.replace(chunks, chunks=own_chunks), Reduce(processes, frozenset(divided))
@@ -80,15 +80,3 @@ def check_same(model: nn.Module, config: MWandaConfig, chunks: CalibrationChunks
             "the calibration text": chunks.fingerprints,
         }
         processes.check_alike(facts, "Give all of them the same model, settings and rows.")
-
-
-def _cut(batches: Sequence[dict[str, Tensor]], start: int, stop: int) -> tuple[dict[str, Tensor], ...]:
-    """Chunks by their number in the language, which may lie outside of it."""
-    found = []
-    for batch in batches:
-        count = len(batch["input_ids"])
-        first, last = max(start, 0), min(stop, count)
-        if first < last:
-            found.append({name: values[first:last] for name, values in batch.items()})
-        start, stop = start - count, stop - count
-    return tuple(found)

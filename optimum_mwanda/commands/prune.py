@@ -189,6 +189,11 @@ class PruneCommand(Subcommand):
                 f"{what} tries settings on the whole model in memory: leave out --stream, or do this on a machine that "
                 "holds the model, and give the settings that were found there."
             )
+        if self.args.stream and config.calibration_tolerance is not None and config.needs_statistics:
+            raise UsageError(
+                "--calibration-tolerance needs the whole model in memory: leave out --stream, or choose with "
+                "--samples-per-language how much is read."
+            )
         if self.args.restart and not self.args.stream:
             raise UsageError("--restart belongs to --stream: without it, every run begins anew.")
         if self.args.report is not None and self.args.eval_dataset is None:

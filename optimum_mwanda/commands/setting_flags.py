@@ -30,7 +30,7 @@ _THEMES = {
     ),
     "calibration text": (
         *("language_column", "text_column", "target_column", "languages", "samples_per_language", "reservoir"),
-        *("sequence_length", "bos", "batch_size", "calibration", "seed"),
+        *("calibration_tolerance", "sequence_length", "bos", "batch_size", "calibration", "seed"),
     ),
     "weights of languages": ("language_weights", "language_temperature", "minimax_rounds", "minimax_bound"),
     "better masks": (

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import inspect
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -88,10 +88,12 @@ class CalibrationChunks:
             one shape: `input_ids` `(chunks, tokens)` and, if the rows have them, `position_ids` of the same shape;
             for an encoder-decoder, `input_ids` `(chunks, source tokens)` and `labels` `(chunks, target tokens)`.
         coverage: One entry per language that was read, even without a single chunk.
+        unknown_id: The token that stands for text which the tokenizer does not know, if there is one.
     """
 
     chunks: dict[str, tuple[Batch, ...]]
     coverage: tuple[LanguageCoverage, ...]
+    unknown_id: int | None = None
 
     @property
     def tokens(self) -> dict[str, int]:
@@ -106,14 +108,53 @@ class CalibrationChunks:
     def batches(self, batch_size: int) -> Iterator[tuple[str, Batch]]:
         """Yields `(language, keyword arguments of the model)` with at most `batch_size` chunks of one language."""
         for language, parts in self.chunks.items():
-            for part in parts:
-                names, splits = part.keys(), (torch.split(values, batch_size) for values in part.values())
-                for tensors in zip(*splits, strict=True):
-                    yield language, dict(zip(names, tensors, strict=True))
+            for batch in _split(parts, batch_size):
+                yield language, batch
 
     def number_of_batches(self, batch_size: int) -> int:
         """How many batches `batches` yields."""
         return sum(-(-_count_chunks([part]) // batch_size) for parts in self.chunks.values() for part in parts)
+
+    def part(self, language: str, start: int, stop: int, batch_size: int) -> Iterator[Batch]:
+        """Yields what `batches` does, of the chunks of one language from `start` to before `stop`."""
+        return _split(cut(self.chunks[language], start, stop), batch_size)
+
+    def first(self, counts: Mapping[str, int]) -> "CalibrationChunks":
+        """So many chunks of each language, and their coverage; rows are those that were read for all of them."""
+        chunks = {language: cut(parts, 0, counts[language]) for language, parts in self.chunks.items()}
+        coverage = [
+            self._counted(entry, chunks[entry.language]) if entry.language in chunks else entry
+            for entry in self.coverage
+        ]
+        return dataclasses.replace(self, chunks=chunks, coverage=tuple(coverage))
+
+    def _counted(self, entry: LanguageCoverage, parts: Sequence[Batch]) -> LanguageCoverage:
+        unknown = entry.unknown
+        if unknown is not None and self.unknown_id is not None:
+            unknown = sum(
+                int((part[name] == self.unknown_id).sum()) for part in parts for name in TOKENS if name in part
+            )
+        return dataclasses.replace(entry, tokens=_count_tokens(parts), chunks=_count_chunks(parts), unknown=unknown)
+
+
+def cut(parts: Iterable[Batch], start: int, stop: int) -> tuple[Batch, ...]:
+    """Chunks of a language by their numbers, which may lie outside of it."""
+    found = []
+    for part in parts:
+        count = len(part["input_ids"])
+        first, last = max(start, 0), min(stop, count)
+        if first < last:
+            found.append({name: values[first:last] for name, values in part.items()})
+        start, stop = start - count, stop - count
+    return tuple(found)
+
+
+def _split(parts: Iterable[Batch], batch_size: int) -> Iterator[Batch]:
+    """Yields at most `batch_size` chunks of one shape at a time."""
+    for part in parts:
+        names, splits = part.keys(), (torch.split(values, batch_size) for values in part.values())
+        for tensors in zip(*splits, strict=True):
+            yield dict(zip(names, tensors, strict=True))
 
 
 def _count_tokens(parts: Iterable[Batch]) -> int:
@@ -209,7 +250,7 @@ def build_chunks(
     warn_of_unknown(((entry.language, entry.unknown_share) for entry in coverage), "calibrated on")
     if empty := sum(packer.empty.values()):
         logger.warning("%d rows with a null or empty %s were skipped.", empty, packer.kind)
-    return CalibrationChunks(chunks, coverage)
+    return CalibrationChunks(chunks, coverage, packer.encoder.unknown_id)
 
 
 def samples_of(config: MWandaConfig, language: str) -> int:

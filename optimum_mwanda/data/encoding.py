@@ -99,11 +99,16 @@ class RowEncoder:
             self._prefix = prefix_of(self.tokenizer) if is_wanted else ()
         return self._prefix
 
+    @property
+    def unknown_id(self) -> int | None:
+        """The token that stands for text which the tokenizer does not know, if there is one."""
+        return unknown_id(self.tokenizer) if self.has_tokenizer else None
+
     def unknown(self, ids: Iterable[ArrayLike]) -> int | None:
         """How many of some token ids stand for text that the tokenizer does not know; None without a tokenizer."""
         if not self.has_tokenizer:
             return None
-        unknown = unknown_id(self.tokenizer)
+        unknown = self.unknown_id
         return 0 if unknown is None else sum(int(np.count_nonzero(np.asarray(part) == unknown)) for part in ids)
 
     def has_text(self, row: Row) -> bool:

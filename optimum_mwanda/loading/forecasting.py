@@ -204,6 +204,8 @@ def foresee(
 def _why_unstreamed(settings: MWandaConfig) -> str:
     if settings.sensitivity != "none":
         return "sensitivities take a backward pass through all blocks."
+    if settings.calibration_tolerance is not None and settings.needs_statistics:
+        return "how much text is enough is seen while the whole model reads it."
     if settings.finds_settings:
         return "some settings are found by trying, for which the whole model must be in memory."
     return ""

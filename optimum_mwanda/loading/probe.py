@@ -88,6 +88,7 @@ def time_block(
         languages=None,
         language_weights="equal",
         tune_regularisation=False,
+        calibration_tolerance=None if settings.calibration_tolerance is None else 0.0,  # which reads everything
         experts_policy="magnitude",
         min_expert_tokens=1,
         sequence_length=length,

@@ -112,6 +112,31 @@ def check_held_whole(model: nn.Module, source: BlockSource, what: str) -> None:
         )
 
 
+def check_settling(model: Any, source: BlockSource, config: MWandaConfig) -> None:
+    """Checks that reading can end once the ranking of channels has settled, if the settings ask for it.
+
+    Args:
+        model: The model.
+        source: Its blocks.
+        config: The settings.
+
+    Raises:
+        ValueError: If blocks are offloaded, several processes share the model or the work, or the text is pairs.
+    """
+    if config.calibration_tolerance is None:
+        return
+    if shares_parameters(model) or current().size > 1 or not source.is_resident:
+        reason = "needs the whole model in the memory of one process, where all matrices see a chunk before the next"
+    elif model.config.is_encoder_decoder:
+        reason = "needs chunks of one length, and an encoder-decoder reads its pairs in the order of their lengths"
+    else:
+        return
+    raise ValueError(
+        f"calibration_tolerance={config.calibration_tolerance!r} {reason}: leave it out, and choose with "
+        "samples_per_language how much is read."
+    )
+
+
 def check_pattern(weights: Weights, config: MWandaConfig) -> None:
     """Checks that an N:M pattern divides every matrix.
 

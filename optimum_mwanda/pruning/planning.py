@@ -20,6 +20,8 @@ def to_calibrate(weights: Weights, config: MWandaConfig, is_planned: bool = Fals
     """
     if not config.needs_statistics:
         return {}
+    if config.calibration_tolerance is not None:
+        return weights  # the dense model says how much text is read
     if config.works_blockwise and (is_planned or not ALLOCATIONS[str(config.allocation)].needs_data):
         # The walk looks at each block itself; from the dense model, only the experts policy needs statistics.
         return only_experts(weights)

@@ -57,6 +57,7 @@ _CONDITIONS: dict[str, Condition] = {
     "language_temperature": lambda config: _reads_text(config) and config.language_weights == "temperature",
     **dict.fromkeys(("minimax_rounds", "minimax_bound"), lambda config: config.finds_weights),
     "reservoir": lambda config: _reads_text(config) and config.reservoir is not None,
+    "calibration_tolerance": lambda config: _reads_text(config) and config.calibration_tolerance is not None,
     "refinement": lambda config: not CRITERIA[config.criterion].updates,
     "refinement_shrinkage": _refines,
     "refinement_ridge": _refines,

@@ -1,15 +1,17 @@
 """Statistics of the dense model: from one pass of the whole model or, if it is offloaded, block by block."""
 
 import dataclasses
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..calibration.collector import StatisticsCollector
 from ..calibration.reduction import deal, readers
+from ..calibration.settling import SettlingText
 from ..calibration.statistics import CalibrationStatistics, WeightStatistics
 from ..configuration import MWandaConfig
 from ..data.chunks import CalibrationChunks
+from ..data.packing import Batch
 from ..modeling.block_source import BlockSource
 from ..modeling.blocks import find_blocks, run_blocks
 from ..modeling.fingerprint import model_fingerprint
@@ -35,10 +37,12 @@ class Calibrated(NamedTuple):
     Attributes:
         statistics: Statistics of the weights.
         importance: Block to importance, if it was taken while the block was in memory.
+        chunks: The text that was read: all of it, unless the settings say when it is enough.
     """
 
     statistics: CalibrationStatistics
     importance: Mapping[str, float | None] | None
+    chunks: CalibrationChunks
 
 
 def calibrate(
@@ -59,7 +63,7 @@ def calibrate(
         model: The model, in inference mode.
         weights: Module path of a block to the weights to watch in it; without any the model is not run.
         chunks: Calibration data.
-        config: Its `batch_size` and `blocks`.
+        config: Its `batch_size`, `blocks` and `calibration_tolerance`.
         source: Brings blocks into memory. If it must, each block is brought once and runs over all batches.
         activities: Kinds of activity to count.
         progress: Whether to show a progress bar.
@@ -73,8 +77,11 @@ def calibrate(
         ValueError: If no token of a language reaches a weight outside the experts.
     """
     experts = dict.fromkeys(weight.expert_name for weight in flat(weights) if weight.expert_name is not None)
+    entries: Mapping[str, WeightStatistics] = {}
+    if weights and source.is_resident:
+        entries, chunks = _in_one_pass(model, weights, chunks, config, activities, progress)
     statistics = CalibrationStatistics(
-        {},
+        dict(entries),
         coverage=tuple(entry for entry in chunks.coverage if entry.chunks),
         fingerprints={language: (digest,) for language, digest in chunks.fingerprints.items()},
         model=portable_name(getattr(model, "name_or_path", "") or ""),
@@ -82,11 +89,8 @@ def calibrate(
         left_out=tuple(entry for entry in chunks.coverage if not entry.chunks),
         experts=tuple(experts),
     )
-    if not weights:
-        return Calibrated(statistics, None)
-    if source.is_resident:
-        entries = _in_one_pass(model, weights, chunks, config, activities, progress)
-        return Calibrated(dataclasses.replace(statistics, weights=entries), None)
+    if not weights or source.is_resident:
+        return Calibrated(statistics, None, chunks)
     is_weighed = for_all and weighs_blocks(config)
 
     def measure(found: Sequence[PrunableWeight], entries: Mapping[str, WeightStatistics]) -> float | None:
@@ -96,7 +100,7 @@ def calibrate(
     entries, importance = _block_by_block(
         model, weights, chunks, config, source, activities, progress, store, journal, measure
     )
-    return Calibrated(dataclasses.replace(statistics, weights=entries), importance if is_weighed else None)
+    return Calibrated(dataclasses.replace(statistics, weights=entries), importance if is_weighed else None, chunks)
 
 
 def _block_by_block(
@@ -137,27 +141,34 @@ def _in_one_pass(
     config: MWandaConfig,
     activities: Sequence[str],
     progress: bool,
-) -> dict[str, WeightStatistics]:
-    """The whole model runs batch by batch, and no hidden states are kept."""
+) -> tuple[dict[str, WeightStatistics], CalibrationChunks]:
+    """The whole model runs batch by batch, and no hidden states are kept; also returns the text that was read."""
     size, processes = config.batch_size, readers(model)
     own, reduce = deal(chunks, processes)
     collector = StatisticsCollector(flat(weights), list(chunks.chunks), activities, reduce)
     blocks = find_blocks(model, config.blocks)
-    total = own.number_of_batches(size)
-    batches = progress_bar(
-        own.batches(size), total=total, description="Calibrating", show=progress and current().is_first
-    )
+    total, text, settling = own.number_of_batches(size), own.batches(size), None
+    if config.calibration_tolerance is not None:
+        settling = SettlingText(own, size, collector, config.calibration_tolerance)
+        total, text = settling.most_batches, iter(settling)
+    batches = progress_bar(text, total=total, description="Calibrating", show=progress and current().is_first)
+    following: list[Batch] = []
+
+    def languages() -> Iterator[str]:
+        for language, inputs in batches:
+            following.append(inputs)
+            yield language
 
     def runs() -> Generator[None, None, None]:
         with closing(batches):  # so that the bar ends before an error is shown
-            for _, inputs in batches:
-                run_blocks(model, blocks, inputs)
+            while following:
+                run_blocks(model, blocks, following.pop())
                 yield
 
-    run_watched(runs(), [language for language, _ in own.batches(size)], collector)
+    run_watched(runs(), languages(), collector)
     if shares_parameters(model):
         everyone = [deal(chunks, Processes(rank, processes.size))[0] for rank in range(processes.size)]
         for _ in range(max(each.number_of_batches(size) for each in everyone) - total):
             run_blocks(model, blocks, next(chunks.batches(size))[1])  # the others need this process's parts
         reshard(model)
-    return collector.finish()
+    return collector.finish(), chunks if settling is None else chunks.first(settling.read)

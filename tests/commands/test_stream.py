@@ -76,6 +76,7 @@ def test_the_same_command_goes_on_and_others_are_refused(
         (("--stream", "--device-map", "auto"), "one device"),
         (("--stream", "--refinement", "swap", "--tune-regularisation"), "--tune-regularisation tries settings"),
         (("--stream", "--language-weights", "minimax"), "--language-weights minimax tries settings"),
+        (("--stream", "--calibration-tolerance", "0.1"), "--calibration-tolerance needs the whole model"),
     ],
 )
 def test_what_does_not_go_together_is_said_at_once(

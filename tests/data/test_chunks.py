@@ -443,6 +443,12 @@ def test_coverage_says_how_many_tokens_are_unknown(
     assert [line.split("|")[-2].strip() for line in (header, *lines)] == ["unknown", share, "0.0 %"]
     assert "tokens of language 'el' are unknown to the tokenizer: it is hardly calibrated on" in caplog.text
     assert "'en'" not in caplog.text
+    part = chunks.first({"el": 1, "en": 2})
+    assert part.tokens == {entry.language: entry.tokens for entry in part.coverage}
+    assert [entry.chunks for entry in part.coverage] == [1, 2]
+    unknown = int((packed(part)["el"] == tokenizer.unk_token_id).sum())
+    assert [entry.unknown for entry in part.coverage] == [unknown, 0]
+    assert unknown < greek.unknown
     (untold,) = pack(constant_rows(en=50), model).coverage
     assert untold.unknown is untold.unknown_share is None
 

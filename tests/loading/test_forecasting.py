@@ -69,6 +69,7 @@ def test_what_would_be_pruned_and_what_not(dense: Path) -> None:
         ({"refinement": "swap", "allocation": "uniform"}, 1),
         ({"refinement": "swap", "allocation": "uniform", "sensitivity": "fisher"}, 2),
         ({"calibration": "sequential", "allocation": "uniform"}, 2),
+        ({"calibration": "sequential", "allocation": "uniform", "calibration_tolerance": 0.1}, 3),
         ({"reconstruction": "obs"}, 3),
         ({"reconstruction": "block", "reconstruction_epochs": 5}, 9),
         ({"reconstruction": "block", "refinement": "block", "reconstruction_epochs": 5}, 14),
@@ -90,6 +91,11 @@ def test_passes_follow_from_the_settings(settings: dict[str, Any], passes: int, 
 def test_what_is_found_by_trying_cannot_be_streamed(dense: Path, settings: dict[str, Any]) -> None:
     forecast = plan_pruning(dense, MWandaConfig(**SMALL, reconstruction="obs", **settings), timed=False)
     assert "Cannot be streamed: some settings are found by trying" in str(forecast)
+
+
+def test_reading_until_channels_settle_cannot_be_streamed(dense: Path) -> None:
+    forecast = plan_pruning(dense, MWandaConfig(**SMALL, calibration_tolerance=0.1), timed=False)
+    assert "Cannot be streamed: how much text is enough" in str(forecast)
 
 
 def test_what_sensitivities_take_is_told(dense: Path) -> None:

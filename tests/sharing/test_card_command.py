@@ -26,6 +26,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     **dict.fromkeys(("allocation_strength", "owl_multiplier", "language_temperature", "refinement_ridge"), SHARES),
     "reconstruction_learning_rate": SHARES,
     "reconstruction_held_out": st.floats(0, 0.9),
+    "calibration_tolerance": st.floats(0, 0.9),
     "tune_regularisation": st.booleans(),
     "minimax_bound": SHARES,
     "minimax_rounds": st.integers(1, 99),
@@ -84,6 +85,8 @@ def test_command_gives_the_settings_of_the_record(tmp_path_factory: Any, values:
     couples = values.get("refinement") in ("swap", "swap+block") or values.get("group") == "matrix"
     if not couples or values.get("language_weights") == "minimax" or values.get("tune_regularisation"):
         values.pop("sensitivity", None)
+    if values.get("language_weights") == "minimax" or values.get("tune_regularisation"):
+        values.pop("calibration_tolerance", None)
     config = MWandaConfig(**values)
     assert parsed(command_of(config, {}), tmp_path_factory.getbasetemp(), config) == config
 

@@ -22,7 +22,7 @@ SPARSITIES = (0.5, 0.6, 0.7)
 BY_THE_PLAN = ("sparsity", "pattern", "languages", "samples_per_language", "sequence_length", "seed")
 """Settings that the comparison itself sets, in the same way for every method."""
 
-OF_THE_TEXT = ("bos", "reservoir")
+OF_THE_TEXT = ("bos", "reservoir", "calibration_tolerance")
 """Settings of the calibration, which methods share: the plan may set them for all."""
 
 PLAN = "plan"

@@ -104,6 +104,7 @@ def test_methods_override_what_is_shared() -> None:
         ({"seed": 1}, "'mine' sets 'seed'"),
         ({"bos": "none"}, "'mine' sets 'bos'"),
         ({"reservoir": 9}, "'mine' sets 'reservoir'"),
+        ({"calibration_tolerance": 0.1}, "'mine' sets 'calibration_tolerance'"),
         ({"criterium": "ria"}, "'mine'.*'criterion'"),
         ({"group": 3}, "'mine'.*group"),
     ],
