@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..utils import sum_dtype
 from .refinement import median_energy
+from .same_input import once_per_input
 
 Select = Callable[[Tensor], Tensor]
 SelectPart = Callable[[Tensor, int], Tensor]
@@ -257,6 +258,7 @@ def _inverse(gram: Tensor, penalty: float) -> Tensor:
     return inverse
 
 
+@once_per_input
 def _inverse_factor(gram: Tensor, damping: float) -> Tensor:
     """Upper triangular `U` with `Uᵀ U = (G + δI)⁻¹`."""
     dead = gram.diagonal() == 0

@@ -9,11 +9,14 @@ from ..registry import CRITERIA
 from .joint_refinement import refine_jointly
 from .reconstruction import reconstruct
 from .refinement import refine_mask, shrink_gram
+from .same_input import once_per_input
 from .scoring import compute_mask
 from .sensitivity import Sensitivity, row_factors
 
 OUTPUT_SHRINKAGE, OUTPUT_RIDGE = 0.5, 0.5
 """As `refinement_shrinkage` and `refinement_ridge`, but for how rows are coupled."""
+
+_shrunk = once_per_input(shrink_gram)
 
 
 def mask_and_values(
@@ -55,7 +58,7 @@ def mask_and_values(
         return compute_mask(weight, entry, language_weights, sparsity, config, factors), None
     check_finite(weight)
     criterion = CRITERIA[config.criterion]
-    solved = shrink_gram(gram, config.reconstruction_shrinkage, 0) if config.reconstruction_shrinkage else gram
+    solved = _shrunk(gram, config.reconstruction_shrinkage, 0) if config.reconstruction_shrinkage else gram
     if criterion.solve is not None:
         weighed = () if factors is None else (factors[rows],)
         pruned, values = criterion.solve(weight.matrix[rows], solved, sparsity, config, *weighed)

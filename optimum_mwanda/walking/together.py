@@ -16,6 +16,7 @@ from ..modeling.sharding import shares_parameters
 from ..modeling.weights import PrunableWeight
 from ..processes.dealing import even_part, owners
 from ..processes.group import Processes, sharing
+from ..pruning.same_input import sharing_inputs
 from ..pruning.sensitivity import Sensitivity
 from ..pruning.sparsity_plan import SparsityPlan
 from ..pruning.update import mask_and_values
@@ -80,7 +81,15 @@ class Decisions:
             grams: Name of a weight to the Gram matrix of its input. With one, processes share the work; without, each
                 does it all, which is quicker than to send masks around.
         """
+        with sharing_inputs():
+            yield from self._of(weights, entries, grams)
 
+    def _of(
+        self,
+        weights: Sequence[PrunableWeight],
+        entries: Mapping[str, WeightStatistics],
+        grams: Mapping[str, Tensor],
+    ) -> Iterator[tuple[PrunableWeight, Change]]:
         def decide(weight: PrunableWeight, rows: slice = slice(None)) -> Change:
             entry, gram, sparsity = entries.get(weight.name), grams.get(weight.name), self._plan.of(weight)
             options = (self._language_weights, sparsity, self._config, rows, self._sensitivities.get(weight.name))
