@@ -195,7 +195,8 @@ def of_matrices(args: argparse.Namespace) -> dict[str, float]:
         "selecting, of a row sort": best["rows"] / best["rows by sorting"],
         "selecting 2:4, of a column loop": best["2:4"] / best["2:4 by columns"],
     }
-    for width in args.widths:
+    times: dict[str, list[float]] = {}
+    for width in (64, *args.widths) if args.widths else ():  # the first one does not count
         x = torch.randn(2 * width, width, generator=generator) * torch.rand(width, generator=generator)
         gram = x.T @ x
         gram /= gram.trace()
@@ -210,9 +211,21 @@ def of_matrices(args: argparse.Namespace) -> dict[str, float]:
             "swap": lambda w=weight, m=mask, g=gram: refine_mask(w, m, shrink_gram(g, 0.3, 2)),  # type: ignore[misc]
             "eigenvectors": partial(torch.linalg.eigh, gram),
         }
-        seconds = {name: clock(each, args.clock == "cpu") for name, each in work.items()}
-        found |= {f"{name} at width {width}": each / seconds["sparsegpt"] for name, each in seconds.items()}
+        for name, each in work.items():
+            times.setdefault(name, []).append(clock(each, args.clock == "cpu"))
+        if len(times["sparsegpt"]) > 1:
+            found |= {f"{name} at width {width}": own[-1] / times["sparsegpt"][-1] for name, own in times.items()}
+            found[f"seconds of sparsegpt at width {width}"] = times["sparsegpt"][-1]
+    if len(args.widths) > 1:
+        found |= {f"{name}, power of the width": power_of(args.widths, own[1:]) for name, own in times.items()}
     return found
+
+
+def power_of(sizes: list[int], seconds: list[float]) -> float:
+    """The `p` of `seconds ~ size^p`, by least squares of the logarithms."""
+    x, y = (torch.tensor(values, dtype=torch.float64).log() for values in (sizes, seconds))
+    x = x - x.mean()
+    return float((x * y).sum() / x.square().sum())
 
 
 def of_starts(args: argparse.Namespace) -> dict[str, float]:
@@ -260,7 +273,8 @@ def compare(found: dict[str, dict[str, float]], baseline: Path, margin: float) -
         f"{group}: {name} is {value:.2f}, was {earlier[group][name]:.2f}"
         for group, values in found.items()
         for name, value in values.items()
-        if name in earlier.get(group, {}) and value > margin * earlier[group][name] + 0.05
+        if name in earlier.get(group, {})
+        and value - earlier[group][name] > (margin - 1) * abs(earlier[group][name]) + 0.05
     ]
 
 

@@ -11,7 +11,7 @@ import pytest
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 WORDS = [
     *("--shapes", "64", "mixture-64", "--layers", "1", "--languages", "2", "--sequence-length", "16"),
-    *("--vocabulary", "64", "--rounds", "1", "--quick", "--threads", "1"),
+    *("--vocabulary", "64", "--rounds", "1", "--quick", "--threads", "1", "--widths", "32", "48"),
 ]
 
 
@@ -35,10 +35,15 @@ def test_every_step_is_measured_and_compared_with_an_earlier_run(
     found = json.loads(file.read_text())
     assert found["64"]["bare forward"] == 1
     assert {"calibrate", "evaluate", "prune, sequential"} <= found["64"].keys() & found["mixture-64"].keys()
+    assert {"swap at width 48", "alps, power of the width"} <= found["matrices"].keys()
     assert benchmark.compare(found, file, 1.5) == []
     found["64"]["calibrate"] = 1.4 * found["64"]["calibrate"] + 0.2
     assert len(benchmark.compare(found, file, 1.1)) == 1
     assert benchmark.compare({"new": {"step": 9.0}}, file, 1.5) == []
+
+
+def test_a_power_is_fitted(benchmark: ModuleType) -> None:
+    assert benchmark.power_of([2, 4, 10], [3.0 * size**2.5 for size in (2, 4, 10)]) == pytest.approx(2.5)
 
 
 def test_the_baseline_is_of_what_the_check_measures(benchmark: ModuleType) -> None:
