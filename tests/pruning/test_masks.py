@@ -119,6 +119,17 @@ def test_parts_of_a_large_matrix_are_pruned_as_the_whole(monkeypatch: pytest.Mon
     assert torch.equal(prune_lowest(scores[:0], 7), whole[:0])
 
 
+@pytest.mark.parametrize("run", [2, 4, 8])
+def test_parts_of_a_large_matrix_lose_as_many_of_every_run(run: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = torch.randint(4, (17, 24), generator=torch.Generator().manual_seed(0)).float()
+    expected = lowest_by_stable_sort(scores.view(-1, run), run // 2).view(scores.shape)
+    monkeypatch.setattr("optimum_mwanda.pruning.masks._CACHED", 16)
+    assert torch.equal(n_of_m_mask(scores, run // 2, run), expected)
+    assert n_of_m_mask(scores[:0], run // 2, run).shape == (0, 24)
+    monkeypatch.setattr("optimum_mwanda.pruning.masks._WORDS", {})  # as on a machine of the other byte order
+    assert torch.equal(n_of_m_mask(scores, run // 2, run), expected)
+
+
 @given(score_matrices(st.sampled_from([16, 32])), st.sampled_from([(8, 16), (1, 16), (10, 32)]))
 @settings(deadline=None)
 def test_runs_short_and_long_lose_those_that_a_stable_sort_puts_first(scores: Tensor, kept_of: tuple[int, int]) -> None:
