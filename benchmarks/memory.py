@@ -4,7 +4,8 @@
 
 A random Llama is written into FOLDER once (3.3 GB with the defaults, about three times that while it is pruned). Memory
 is the peak of the resident set, as the operating system counts it, and includes Python and the libraries, which are
-shown apart: it is what a process has that has imported everything and loaded nothing. llm-compressor needs an
+shown apart: it is what a process has that has imported everything and loaded nothing. Processor time is that of all
+threads. On a machine that does other work compare the two modes within a round, and both times. llm-compressor needs an
 environment of its own; its Wanda per row, with blocks calibrated one after the other, reads the same tokens.
 """
 
@@ -12,6 +13,7 @@ import argparse
 import inspect
 import json
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -26,6 +28,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from optimum_mwanda import MWandaConfig, MWandaPruner, check_saved, prune_checkpoint
 
 MODES = ("libraries", "memory", "stream")
+CLOCKS = {"seconds": "time", "processor": "processor time"}
 
 
 def make_model(folder: Path, args: argparse.Namespace) -> None:
@@ -67,7 +70,7 @@ def work(mode: str, args: argparse.Namespace) -> None:
     """What a process of one mode does; its seconds and its peak are printed as JSON."""
     source, target = args.folder / "dense", args.folder / mode
     shutil.rmtree(target, ignore_errors=True)
-    start = time.perf_counter()
+    start, used = time.perf_counter(), time.process_time()
     if mode == "memory":
         model = LlamaForCausalLM.from_pretrained(source, dtype="auto")
         MWandaPruner(settings(args), progress=False, restore_on_failure=False).prune(model, rows(args))
@@ -75,8 +78,8 @@ def work(mode: str, args: argparse.Namespace) -> None:
         check_saved(model, target)
     elif mode == "stream":
         prune_checkpoint(source, target, settings(args), rows(args), activations=args.activations, progress=False)
-    seconds = time.perf_counter() - start
-    print(json.dumps({"seconds": seconds, "peak": peak_memory()}))
+    seconds, processor = time.perf_counter() - start, time.process_time() - used
+    print(json.dumps({"seconds": seconds, "processor": processor, "peak": peak_memory()}))
 
 
 LLM_COMPRESSOR = """
@@ -90,7 +93,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 
 source, target, file, length, tokenizer = sys.argv[1:]
 rows = json.loads(Path(file).read_text())
-start = time.perf_counter()
+start, used = time.perf_counter(), time.process_time()
 if target != "libraries":
     model = LlamaForCausalLM.from_pretrained(source, dtype="auto")
     data = Dataset.from_list([{"input_ids": row, "attention_mask": [1] * len(row)} for row in rows])
@@ -99,8 +102,8 @@ if target != "libraries":
     oneshot(model=model, processor=processor, dataset=data, recipe=recipe, max_seq_length=int(length),
             num_calibration_samples=len(rows), pipeline="sequential")
     model.save_pretrained(target)
-seconds = time.perf_counter() - start
-print(json.dumps({"seconds": seconds, "peak": peak_memory()}))
+seconds, processor = time.perf_counter() - start, time.process_time() - used
+print(json.dumps({"seconds": seconds, "processor": processor, "peak": peak_memory()}))
 """
 
 
@@ -143,7 +146,9 @@ def main() -> None:
     print(f"checkpoint {size / 1e9:.2f} GB, one block {block / 1e6:.0f} MB, embeddings {embeddings / 1e6:.0f} MB, ")
     print(f"hidden states {activations / 1e6:.0f} MB; two blocks + embeddings + hidden states + 300 MB: ", end="")
     print(f"{(2 * block + embeddings + activations + 300e6) / 1e6:.0f} MB\n")
-    print("| round | mode | peak, MB | without libraries, MB | seconds |\n|---|---|---:|---:|---:|")
+    print("| round | mode | peak, MB | without libraries, MB | seconds | processor seconds |")
+    print("|---|---|---:|---:|---:|---:|")
+    ratios: dict[str, list[float]] = {clock: [] for clock in CLOCKS}
     for number in range(args.rounds):
         own = [sys.executable, __file__, *sys.argv[1:], "--mode"]
         measured = {mode: run([*own, mode]) for mode in MODES}
@@ -159,8 +164,14 @@ def main() -> None:
         for mode, found in measured.items():
             libraries = found["peak"] if "libraries" in mode else libraries
             more = found["peak"] - libraries
-            print(f"| {number + 1} | {mode} | {found['peak'] / 1e6:.0f} | {more / 1e6:.0f} | {found['seconds']:.1f} |")
-    print(f"\nThe results are {'the same' if same(args.folder / 'memory', args.folder / 'stream') else 'DIFFERENT'}.")
+            cells = [f"{found['peak'] / 1e6:.0f}", f"{more / 1e6:.0f}"]
+            cells += [f"{found[clock]:.1f}" for clock in ratios]
+            print(f"| {number + 1} | {mode} | {' | '.join(cells)} |", flush=True)
+        for clock, values in ratios.items():
+            values.append(measured["stream"][clock] / measured["memory"][clock])
+    said = [f"{statistics.median(values):.2f} x the {CLOCKS[clock]}" for clock, values in ratios.items()]
+    print(f"\nStreaming takes, in the median of the rounds, {' and '.join(said)} of pruning in memory.")
+    print(f"The results are {'the same' if same(args.folder / 'memory', args.folder / 'stream') else 'DIFFERENT'}.")
 
 
 def same(one: Path, other: Path) -> bool:

@@ -3,7 +3,7 @@
 import os
 import tempfile
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,9 @@ class BlockSource:
 
     A block that is in memory anyway costs nothing here. Of an offloaded one, all tensors are brought to the device
     where it runs, and changes are written back when the block is let go: into the memory that accelerate reads from, or
-    into a new file, which accelerate reads from then on. Files of the checkpoint are never changed.
+    into a new file, which accelerate reads from then on. Files of the checkpoint are never changed. Of blocks that come
+    one after the other, one is worked on while a thread writes the last one, and then reads the next: never are there
+    more than two in memory.
 
     Args:
         blocks: Module path to block.
@@ -70,26 +72,36 @@ class BlockSource:
         return name in self._on_disk
 
     def one_by_one(self, names: Iterable[str]) -> Generator[str, None, None]:
-        """Yields the names of blocks, each while it is in memory; the next one is read meanwhile."""
+        """Yields the names of blocks, each while it is in memory; others are written and read meanwhile.
+
+        What was changed in a block is where it belongs when the one after the next is asked for, or at the end. If it
+        cannot be written, the error is raised there.
+        """
         waiting = list(names)
         if not self._elsewhere.intersection(waiting):
             yield from waiting
             return
-        with ThreadPoolExecutor(1, thread_name_prefix="mwanda-read") as reader:
-            coming = reader.submit(self._read, waiting[0])
+        with ThreadPoolExecutor(1, thread_name_prefix="mwanda-disk") as disk, ExitStack() as going:
+            coming = disk.submit(self._read, waiting[0])
             for name, following in zip(waiting, [*waiting[1:], None], strict=True):
                 found = coming.result()
                 if following is not None:
-                    coming = reader.submit(self._read, following)
-                with self._installed(name, found):
+                    coming = disk.submit(self._read, following)  # once the last block is written, and makes room
+                with self._installed(name, found) as changed:
                     del found
                     yield name
+                going.close()
+                if changed:
+                    going.callback(self._adopt_written, _places(changed), disk.submit(self._write, name, changed))
+                del changed
 
     @contextmanager
     def held(self, name: str) -> Iterator[None]:
         """Inside the block of code, a block of the model is in memory."""
-        with self._installed(name, self._read(name)):
+        with self._installed(name, self._read(name)) as changed:
             yield
+        if changed:
+            self._redirect(_places(changed), self._write(name, changed), self.keep is None)
 
     @contextmanager
     def held_in_calls(self, names: Iterable[str]) -> Iterator[None]:
@@ -135,10 +147,14 @@ class BlockSource:
         return found
 
     @contextmanager
-    def _installed(self, name: str, found: Read) -> Iterator[None]:
-        """Puts tensors into their modules, tells accelerate's hooks to leave them there, and takes them away again."""
+    def _installed(self, name: str, found: Read) -> Iterator[Read]:
+        """Puts tensors into their modules, tells accelerate's hooks to leave them there, and takes them away again.
+
+        What was changed goes back into memory at once, or is in the list in the end, to be written to disk.
+        """
         hooks = [tensor.hook for tensor, _ in found]
         held = []
+        changed: Read = []
         try:
             for hook in hooks:
                 hook.offload = False
@@ -148,31 +164,32 @@ class BlockSource:
                 held.append((tensor, empty, full, full._version))
                 _slots(tensor)[tensor.name] = full
             found.clear()
-            yield
-            self._write_back(name, [(tensor, full) for tensor, _, full, version in held if full._version != version])
+            yield changed
+            for tensor, _, full, version in held:
+                if full._version == version:
+                    continue
+                if tensor.place is not None:
+                    changed.append((tensor, full))
+                elif tensor.value.data_ptr() != full.data_ptr():
+                    tensor.value.copy_(full)
         finally:
             for tensor, empty, _, _ in held:
                 _slots(tensor)[tensor.name] = empty
             for hook in hooks:
                 hook.offload = True
 
-    def _write_back(self, name: str, changed: Read) -> None:
-        new: dict[str, tuple[OffloadedTensor, Tensor]] = {}
-        for tensor, value in changed:
-            if (place := tensor.place) is None:
-                if tensor.value.data_ptr() != value.data_ptr():
-                    tensor.value.copy_(value)
-            else:
-                new[place[1]] = (tensor, value)
-        if not new:
-            return
-        values = {key: value for key, (_, value) in new.items()}
+    def _write(self, name: str, changed: Read) -> Path:
+        """Writes what was changed in a block to disk, a tied tensor once."""
+        values = {tensor.place[1]: value for tensor, value in changed if tensor.place is not None}
         if self.keep is not None:
-            path = self.keep(name, values)
-        else:
-            path = _save(name, values, next(tensor.folder for tensor, _ in new.values()))
-            self._made.append(path)
-        self._redirect([tensor for tensor, _ in new.values()], path, is_ours=self.keep is None)
+            return self.keep(name, values)
+        path = _save(name, values, next(tensor.folder for tensor, _ in changed))
+        self._made.append(path)
+        return path
+
+    def _adopt_written(self, tensors: Iterable[OffloadedTensor], path: Future[Path]) -> None:
+        """Waits until a block is written, and lets accelerate read it from there."""
+        self._redirect(tensors, path.result(), self.keep is None)
 
     def _redirect(self, tensors: Iterable[OffloadedTensor], path: Path, is_ours: bool = False) -> None:
         """Lets accelerate read what is in another file from there, where it has the name that it has in the model."""
@@ -192,6 +209,10 @@ def _enter(holds: ExitStack, source: BlockSource, name: str, *_: Any) -> None:
 
 def _leave(holds: ExitStack, *_: Any) -> None:
     holds.close()
+
+
+def _places(changed: Read) -> list[OffloadedTensor]:
+    return [tensor for tensor, _ in changed]
 
 
 def _slots(tensor: OffloadedTensor) -> dict[str, Any]:

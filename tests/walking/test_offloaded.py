@@ -3,6 +3,7 @@
 import copy
 import gc
 import hashlib
+import threading
 import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 import transformers
 from accelerate.utils import OffloadedWeightsLoader
 from packaging.version import Version
+from safetensors.torch import save_file
 from transformers import LlamaForCausalLM, PreTrainedModel
 
 from optimum_mwanda import MWandaConfig, MWandaPruner, check_saved, verify_sparsity
@@ -168,25 +170,68 @@ def test_a_model_on_disk_without_a_folder_for_changes_is_refused(tmp_path: Path)
         pruner().prune(model, FAMILIES["llama"].rows())
 
 
-def test_no_more_than_two_blocks_are_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("changes", [False, True], ids=["as they are", "changed"])
+def test_no_more_than_two_blocks_are_in_memory(changes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = make_model().config
     config.num_hidden_layers = 6
     model = on_disk(LlamaForCausalLM(config), tmp_path)
     blocks = find_blocks(model)
     read, values = BlockSource._read, []
 
+    def left() -> int:
+        gc.collect()
+        return sum(any(tensor() is not None for tensor in block) for block in values)
+
     def noted(self: BlockSource, name: str) -> Any:
+        assert left() <= 1  # what is worked on; what was changed before is written
         found = read(self, name)
         values.append([weakref.ref(tensor) for _, tensor in found])
         return found
 
     monkeypatch.setattr(BlockSource, "_read", noted)
-    for number, name in enumerate(BlockSource(blocks).one_by_one(blocks), 1):
+    source = BlockSource(blocks)
+    for number, name in enumerate(source.one_by_one(blocks), 1):
         full = [each for each, block in blocks.items() if not any(weight.is_meta for weight in block.parameters())]
         assert full == [name]  # the next one is being read, and no module has it yet
         assert number <= len(values) <= number + 1
-        gc.collect()
-        assert not any(tensor() is not None for block in values[: number - 1] for tensor in block)
+        assert left() <= 2
+        if changes:
+            next(blocks[name].parameters()).detach().zero_()
+    assert len(values) == len(blocks)
+    for name in source.one_by_one(blocks):
+        assert (next(blocks[name].parameters()).count_nonzero() == 0) == changes
+
+
+def test_a_block_is_written_while_the_next_is_worked_on(tmp_path: Path) -> None:
+    model = on_disk(FAMILIES["llama"].make(), tmp_path)
+    blocks = find_blocks(model)
+    source, worked_on, written = BlockSource(blocks), threading.Event(), []
+
+    def keep(name: str, values: Mapping[str, torch.Tensor]) -> Path:
+        assert worked_on.wait(60)
+        if written:
+            raise OSError("no space left")
+        written.append(name)
+        save_file({key: value.detach() for key, value in values.items()}, tmp_path / "kept.safetensors")
+        return tmp_path / "kept.safetensors"
+
+    source.keep = keep
+    first, second, *_ = blocks
+    seen = []
+
+    def change() -> None:
+        for name in source.one_by_one([first, second]):
+            seen.append(name)
+            if name == second:
+                worked_on.set()
+            next(blocks[name].parameters()).detach().zero_()
+
+    with pytest.raises(OSError, match="no space left"):  # of the last block as well
+        change()
+    assert (seen, written) == ([first, second], [first])
+    for name, count in ((first, 0), (second, 1)):
+        with source.held(name):
+            assert next(blocks[name].parameters()).any() == count
 
 
 @pytest.mark.parametrize("place", ["mlp", "self_attn"])
