@@ -53,6 +53,22 @@ def join(part: Tensor, like: Tensor) -> Tensor:
     return _gathered(part, sharded.device_mesh, sharded.placements, (len(part), *like.shape[1:]))
 
 
+def sum_of_parts(value: Tensor, like: Tensor) -> Tensor:
+    """Adds up what each process has computed of its part of a tensor; every process must ask for it.
+
+    Args:
+        value: What this process has computed.
+        like: The tensor, which may be shared out.
+    """
+    if not is_sharded(like):
+        return value
+    from torch.distributed.tensor import DTensor, Partial, Replicate
+
+    sharded: Any = like
+    places = [Replicate() if place.is_replicate() else Partial() for place in sharded.placements]
+    return DTensor.from_local(value, sharded.device_mesh, places, run_check=False).full_tensor()
+
+
 @contextmanager
 def own_parts(module: nn.Module) -> Iterator[None]:
     """Inside the block, the parameters of a module are plain tensors: what this process holds of them."""

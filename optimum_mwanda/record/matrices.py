@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from ..modeling.counting import count_zeros
 from ..modeling.offloading import offloaded
-from ..modeling.sharding import whole
 from ..modeling.weights import PrunableWeight
 from ..storage.coded import CODE, FORM, decoded_view
 from ..storage.conversion import parameter_names
@@ -131,7 +130,7 @@ def _count_loaded(name: str, module: nn.Module, tensor: Tensor, parameter: str) 
             f"{name!r} has no values (meta device): load the whole model into memory to count its zeros, or give the "
             "folder where it is saved."
         )
-    return count_zeros(whole(tensor.detach()))
+    return count_zeros(tensor.detach())
 
 
 def read_matrices(folder: Path, recorded: Collection[str] = ()) -> dict[str, StoredMatrix]:

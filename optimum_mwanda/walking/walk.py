@@ -13,7 +13,6 @@ from ..modeling.bits import pack_bits, unpack_bits
 from ..modeling.block_source import BlockSource
 from ..modeling.counting import count_zeros
 from ..modeling.interrupts import check_interrupts
-from ..modeling.sharding import whole
 from ..modeling.weights import PrunableWeight, Weights, flat
 from ..pruning.tuning import Outcome
 from ..storage.pages import freed_at_once
@@ -82,7 +81,7 @@ class Step:
         while self._edits:
             self._edits.popleft().commit(editor)
             check_interrupts()
-        return {name: count_zeros(whole(weight.holder)) for name, weight in holders.items()}
+        return {name: count_zeros(weight.holder) for name, weight in holders.items()}
 
 
 class Walk(abc.ABC):

@@ -3,16 +3,19 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import Replicate
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from transformers import PreTrainedModel
 
 from optimum_mwanda import MWandaConfig, MWandaPruner, evaluate_languages, sparsity_record, verify_sparsity
+from optimum_mwanda.modeling.counting import count_zeros
 from optimum_mwanda.modeling.sharding import is_sharded, own_part, whole
 from optimum_mwanda.processes.group import work_alone
+from optimum_mwanda.record.matrices import loaded_matrices
 
 from ..conftest import make_model, make_rows
 from ..families.matrix import FAMILIES
@@ -72,6 +75,30 @@ def restored() -> dict[str, Any]:
     return {"said": said, "same": same}
 
 
+def counted() -> dict[str, Any]:
+    """Zeros of tensors that are shared out in several ways, and what was gathered for it."""
+    mesh, gather, sizes = init_device_mesh("cpu", (distributed.get_world_size(),)), DTensor.full_tensor, []
+
+    def noted(self: DTensor) -> torch.Tensor:
+        sizes.append(self.numel())
+        return gather(self)
+
+    values = torch.arange(105).view(5, 7, 3) % 4  # neither 5 rows nor 7 columns are as many for each of two processes
+    places = {"rows": Shard(0), "columns": Shard(1), "all of it": Replicate()}
+    tensors = {name: distribute_tensor(values, mesh, [place]) for name, place in places.items()}
+    model = shard(make_model())
+    MWandaPruner(MWandaConfig(**SETTINGS), progress=False).prune(model, make_rows())
+    DTensor.full_tensor = noted
+    try:
+        zeros = {name: count_zeros(tensor) for name, tensor in tensors.items()}
+        matrices = loaded_matrices(model)
+        pruned = sum(matrices[found.name].count_zeros() for found in sparsity_record(model).matrices)
+    finally:
+        DTensor.full_tensor = gather
+    expected = sum(found.zeros for found in sparsity_record(model).matrices)
+    return {"zeros": zeros, "expected": int((values == 0).sum()), "record": pruned == expected > 0, "sizes": sizes}
+
+
 def in_two(rank: int, size: int, folder: Path) -> dict[str, Any]:
     parallel = make_model()
     mesh = init_device_mesh("cpu", (size,))
@@ -85,6 +112,7 @@ def in_two(rank: int, size: int, folder: Path) -> dict[str, Any]:
         "ria": prune("qwen3", {"allocation": "owl", "criterion": "ria"}),
         "magnitude": prune("llama", {"criterion": "magnitude", "allocation": "alpha"}),
         "restored": restored(),
+        "counted": counted(),
         "blockwise": refusal(shard(make_model()), calibration="sequential"),
         "experts": refusal(shard(FAMILIES["mixtral"].make())),
         "apart": max(abs(parallel_report.scores[name].nll - score.nll) for name, score in report.scores.items()),

@@ -31,6 +31,14 @@ def test_a_process_keeps_its_part_and_no_more(name: str, found: list[dict[str, A
         assert process[name]["same parameters"]
 
 
+def test_zeros_are_counted_where_they_are(found: list[dict[str, Any]]) -> None:
+    for process in found:
+        counted = process["counted"]
+        assert set(counted["zeros"].values()) == {counted["expected"]}
+        assert counted["record"]
+        assert {*counted["sizes"]} == {1}  # what is gathered are counts
+
+
 def test_a_failure_leaves_the_parts_as_they_were(found: list[dict[str, Any]]) -> None:
     for process in found:
         assert "differ in which weights they prune" in process["restored"]["said"]
