@@ -92,6 +92,8 @@ def test_tensors_of_several_chunks_come_back(form: Form, monkeypatch: pytest.Mon
     in_parts = encode(tensor, form)
     assert all(same_bits(one, other) for one, other in zip(whole, in_parts, strict=True))
     assert same_bits(decode("w", form, *whole), tensor)
+    monkeypatch.setattr(bitmask, "_CACHED", 40)
+    assert same_bits(decode("w", form, *whole), tensor)
     assert choose_form(prune_to(torch.ones(64, 64), 2, 4)) == Form((64, 64), 2, 4)
 
 
