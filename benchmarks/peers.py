@@ -1,7 +1,8 @@
 """What other programs take to prune the same model on the same tokens; `speed.py --peers` uses it.
 
-Each job has a process and an environment of its own. It loads the model, runs its blocks over the tokens, prunes, and
-tells both times and the peak of its memory above that of the loaded model.
+Each job has a process of its own. That of llm-compressor has its own environment too: it loads the model, runs its
+blocks over the tokens, prunes, and tells both times and the peak of its memory above that of the loaded model.
+Published code runs in our environment, on what entered the matrices of the model (`published.py`).
 """
 
 import argparse
@@ -10,6 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+import published
 
 BEFORE = """
 import json, re, sys, time
@@ -86,31 +89,51 @@ JOBS = {
 }
 
 
-def run(python: str, code: str, words: list[str]) -> dict[str, float]:
+def run(python: str, words: list[str]) -> dict[str, Any]:
     """Runs a job; what its last line says."""
-    done = subprocess.run([python, "-c", BEFORE + code + AFTER, *words], capture_output=True, text=True, check=False)
+    done = subprocess.run([python, *words], capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stderr)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
 def print_table(model: Any, rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
     """Writes the model into `args.folder` and runs all jobs on it, round by round."""
-    pythons = {"ours": sys.executable} | dict(each.split("=", 1) for each in args.peers)
-    if unknown := pythons.keys() - JOBS.keys():
-        raise SystemExit(f"{', '.join(sorted(unknown))} is not known: known are {', '.join(sorted(JOBS))}.")
+    peers = dict(each.split("=", 1) for each in args.peers)
+    if unknown := peers.keys() - JOBS.keys() - published.PEERS.keys():
+        known = ", ".join(sorted({*JOBS, *published.PEERS} - {"ours"}))
+        raise SystemExit(f"{', '.join(sorted(unknown))} is not known: known are {known}.")
     model.save_pretrained(args.folder / "model")
-    (args.folder / "rows.json").write_text(json.dumps(rows))
-    tokenizer = Path(__file__).parents[1] / "examples" / "sample_model"
-    words = [str(args.folder / "model"), str(args.folder / "rows.json"), str(args.threads), str(tokenizer)]
+    (args.folder / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+    words = [str(args.folder / "model"), str(args.folder / "rows.json"), str(args.threads)]
+    pythons = {"ours": sys.executable} | {name: peers[name] for name in peers if name in JOBS}
+    if len(pythons) > 1:
+        _print_whole_jobs(pythons, [*words, str(Path(__file__).parents[1] / "examples" / "sample_model")], args.rounds)
+    if codes := {name: peers[name] for name in peers if name in published.PEERS}:
+        _print_published(codes, [*words, str(args.rounds)])
+
+
+def _print_whole_jobs(pythons: dict[str, str], words: list[str], rounds: int) -> None:
     print(
         "| round | who | method | x bare forward | peak above the model, MB | sparsity |\n|---|---|---|---:|---:|---:|"
     )
-    for number in range(args.rounds):
+    for number in range(rounds):
         for method in ("wanda", "sparsegpt"):
             for name, python in pythons.items():
-                found = run(python, JOBS[name][method], words)
+                found = run(python, ["-c", BEFORE + JOBS[name][method] + AFTER, *words])
                 ratio, peak = found["seconds"] / found["forward"], found["peak"] / 1e6
                 cells = f"{ratio:.2f} | {peak:.0f} | {found['sparsity']:.3f}"
                 print(f"| {number + 1} | {name} | {method} | {cells} |", flush=True)
+
+
+def _print_published(codes: dict[str, str], words: list[str]) -> None:
+    print(
+        "| published code | sums, x ours | choosing, x ours | both, x ours (spread) | same masks, % | error, x ours |\n"
+        "|---|---:|---:|---:|---:|---:|"
+    )
+    for name, code in codes.items():
+        found = run(sys.executable, [published.__file__, name, code, *words])
+        low, high = found["spread"]
+        cells = f"{found['sums']:.2f} | {found['choice']:.2f} | {found['whole']:.2f} ({low:.2f} to {high:.2f})"
+        print(f"| {name} | {cells} | {100 * found['same']:.3f} | {found['error']:.3f} |", flush=True)

@@ -40,6 +40,7 @@ from optimum_mwanda.pruning.selection import select_part
 
 Pieces = dict[str, Callable[[], object]]
 FORWARD = "bare forward"
+PEERS = "llm-compressor=PYTHON of its environment; wanda, ria, owl, sparsegpt, alps=FOLDER of the published code"
 LARGE = 32768
 """Tokens of the forward pass that `apply` is compared with, as its time does not depend on their number."""
 
@@ -295,7 +296,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="leave out the solvers on whole models")
     parser.add_argument("--widths", type=int, nargs="*", default=[], help="widths to run the solvers at")
     parser.add_argument("--starts", action="store_true", help="also measure commands, imports and loading")
-    parser.add_argument("--peers", nargs="*", default=[], metavar="NAME=PYTHON", help="known: llm-compressor")
+    parser.add_argument("--peers", nargs="*", default=[], metavar="NAME=PATH", help=PEERS)
     parser.add_argument("--folder", type=Path, help="where peers find the model; it is written there")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write medians")
     parser.add_argument("--check", type=Path, metavar="FILE", help="fail if a median is above one of this file")
