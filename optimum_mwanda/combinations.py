@@ -39,6 +39,12 @@ def check_combinations(config: Any) -> None:
             "language_weights='minimax' or tune_regularisation, which read all text: find these settings first, and "
             "give what was found."
         )
+    if config.calibration_tolerance is not None and config.language_weights in ("proportional", "temperature"):
+        raise ValueError(
+            f"calibration_tolerance={config.calibration_tolerance!r} cannot be combined with "
+            f"language_weights={config.language_weights!r}, which would weigh languages by how late they settle: give "
+            "'equal', or the weights themselves."
+        )
     if config.sensitivity != "none":
         _check_sensitivity(config)
         if config.language_weights == "minimax" or config.tune_regularisation:
@@ -59,14 +65,15 @@ def _check_bounds(config: Any) -> None:
 
 
 def _check_sensitivity(config: Any) -> None:
-    if config.weighs_outputs:
-        return
     criterion = CRITERIA[config.criterion]
+    if config.weighs_outputs and not config.weighs_rows:
+        return
     if criterion.updates and not criterion.weighs_rows:
         able = " or ".join(repr(name) for name, each in CRITERIA.items() if each.weighs_rows)
         raise ValueError(
             f"sensitivity={config.sensitivity!r} cannot be used by criterion={config.criterion!r}, which takes no "
-            f"sensitivities of rows: choose a score or {able}, give reconstruction='block', or sensitivity='none'."
+            f"sensitivities of rows: choose a score or {able}, give group='row' and reconstruction='block', or "
+            "sensitivity='none'."
         )
     if not config.weighs_rows and not config.couples_rows:
         has_pattern, solves = config.kept_of is not None, criterion.updates

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from optimum_mwanda import MWandaConfig
 from optimum_mwanda.config_file import CONFIG_NAME
+from optimum_mwanda.registry import CRITERIA
 from tests.conftest import CHOICES, UPDATING, WEIGHTINGS
 
 CODES = st.sampled_from(["en", "zh-Hant", "eng_Latn", "sw", "język"])
@@ -77,7 +78,7 @@ def legal_settings(draw: st.DrawFn) -> dict[str, Any]:
     tries = chosen.get("language_weights") == "minimax" or chosen.get("tune_regularisation")
     if tries or (not swaps and chosen.get("group") != "matrix"):
         chosen.pop("sensitivity", None)
-    if tries:
+    if tries or isinstance(chosen.get("language_weights"), str):
         chosen.pop("calibration_tolerance", None)
     if draw(st.booleans()):
         if not swaps:
@@ -428,6 +429,17 @@ def test_the_docstring_says_what_each_setting_may_be() -> None:
 def test_sensitivity_without_an_effect_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         MWandaConfig(sensitivity="fisher", **settings)
+
+
+@pytest.mark.parametrize("reconstruction", ["obs", "obs+block"])
+def test_solvers_without_factors_of_rows_are_refused(reconstruction: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = dataclasses.replace(CRITERIA["alps"], weighs_rows=False)
+    monkeypatch.setitem(CRITERIA, "alps", plain)
+    chosen: dict[str, Any] = {"criterion": "alps", "sensitivity": "fisher", "reconstruction": reconstruction}
+    with pytest.raises(ValueError, match="criterion='alps', which takes no sensitivities of rows"):
+        MWandaConfig(group="matrix", **chosen)
+    if reconstruction == "obs+block":
+        assert MWandaConfig(group="row", **chosen).weighs_outputs
 
 
 def test_what_sensitivities_are_for() -> None:

@@ -70,7 +70,7 @@ def disagreement(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> floa
     Returns:
         Which share of the channels of a matrix is among its weaker half, those not above the median, by one text but
         not by the other; the mean over the matrices that the second text reached. A matrix that the first text did not
-        reach counts as a disagreement about all its channels.
+        reach counts as a disagreement about all its channels, and so does a text that reached none.
     """
     shares: dict[tuple[int, int], Tensor] = {}
     found = []
@@ -83,6 +83,8 @@ def disagreement(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> floa
         if key not in shares:
             shares[key] = (_is_weak(earlier) != _is_weak(later)).float().mean()
         found.append(shares[key])
+    if not found:
+        return 1.0
     return float(torch.stack([share.to(found[0].device) for share in found]).mean())
 
 

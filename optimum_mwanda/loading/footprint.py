@@ -171,9 +171,12 @@ class Footprint:
         return sum(weight.out_features for weight in flat(self._weights)) * self._text.languages * 8
 
     def _factors(self) -> int:
-        """How outputs of every matrix, or every block, go together; all is kept until the last block is pruned."""
+        """How outputs of every matrix, or of every block, go together; all is kept until the last block is pruned.
+
+        A block has at most three parts: attention, cross-attention and MLP.
+        """
         rows = sum(4 * weight.out_features**2 for weight in flat(self._weights)) if self._config.couples_rows else 0
-        parts = 2 if self._config.reconstruction_region == "part" else 1
+        parts = 3 if self._config.reconstruction_region == "part" else 1
         outputs = parts * len(self.blocks) * 4 * self._hidden**2 if self._config.weighs_outputs else 0
         return rows + outputs
 

@@ -55,7 +55,7 @@ def lowest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """
     rows, columns = values.shape
     parts = min(4 * count, columns)
-    if not _is_for_numpy(values):
+    if not rows or not _is_for_numpy(values):
         return values.topk(count, dim=1, largest=False)
     of_parts = values[:, : columns // parts * parts].reshape(rows, -1, parts).amin(1).numpy()
     bound = np.partition(of_parts, count - 1, axis=1)[:, count - 1, None]

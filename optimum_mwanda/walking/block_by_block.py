@@ -206,6 +206,7 @@ class BlockByBlock(Walk):
         def look() -> Seen:
             changed, self.trained[name] = trainer.train(name, block, regions, aims, calls, before)
             aims.clear()  # the step itself is there for longer
+            regions.clear()
             before.clear()
             for weight, values in changed:
                 step.write(weight, values == 0, values)

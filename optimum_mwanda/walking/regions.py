@@ -60,8 +60,8 @@ def find_regions(
 
 
 def watched_outputs(block: nn.Module, weights: Sequence[PrunableWeight], kind: str) -> list[nn.Module]:
-    """The modules whose outputs regions may be held to, before it is known in which order they run."""
-    return [block] if kind == "block" else [*dict.fromkeys(_part_of(block, weight.module) for weight in weights)]
+    """The modules whose outputs regions are held to, if weights run in the order in which the block names them."""
+    return [region.module or block for region in find_regions(block, weights, kind)]
 
 
 def _metric(fisher: Tensor | None, device: torch.device) -> Tensor | None:

@@ -36,6 +36,7 @@ def test_disagreement_is_the_share_of_channels_in_another_half() -> None:
     one = {"a": torch.tensor([1.0, 2, 3, 4]), "b": torch.tensor([0.0, 0, 0, 9])}
     other = {"a": torch.tensor([3.0, 1, 2, 4]), "b": torch.tensor([0.0, 0, 0, 1])}
     assert disagreement(one, one) == 0
+    assert disagreement({}, {}) == 1
     assert disagreement(one, other) == pytest.approx((2 / 4 + 0) / 2)
     assert disagreement({"a": one["a"]}, other) == pytest.approx((2 / 4 + 1) / 2)  # what was not reached before
     assert disagreement(one, {"a": other["a"]}) == pytest.approx(2 / 4)
@@ -74,7 +75,7 @@ def test_each_language_is_read_until_half_of_it_agrees_with_all_of_it() -> None:
     [
         {},
         {"calibration": "sequential", "allocation": "uniform"},
-        {"refinement": "swap", "language_weights": "proportional"},
+        {"refinement": "swap"},
         {"group": "matrix", "sensitivity": "fisher"},
         {"reconstruction": "block", "reconstruction_epochs": 1},
     ],
@@ -130,7 +131,14 @@ def test_what_cannot_tell_is_refused_before_the_text_is_read(
     assert_untouched(model, before)
 
 
-@pytest.mark.parametrize("settings", [{"language_weights": "minimax"}, {"tune_regularisation": True}], ids=str)
-def test_settings_that_are_found_by_trying_are_refused(settings: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *({"language_weights": rule} for rule in ("minimax", "proportional", "temperature")),
+        {"tune_regularisation": True},
+    ],
+    ids=str,
+)
+def test_settings_that_need_all_text_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"calibration_tolerance=0.1 cannot be combined"):
         MWandaConfig(**settings, calibration_tolerance=0.1)

@@ -85,7 +85,7 @@ def test_command_gives_the_settings_of_the_record(tmp_path_factory: Any, values:
     couples = values.get("refinement") in ("swap", "swap+block") or values.get("group") == "matrix"
     if not couples or values.get("language_weights") == "minimax" or values.get("tune_regularisation"):
         values.pop("sensitivity", None)
-    if values.get("language_weights") == "minimax" or values.get("tune_regularisation"):
+    if isinstance(values.get("language_weights"), str) or values.get("tune_regularisation"):
         values.pop("calibration_tolerance", None)
     config = MWandaConfig(**values)
     assert parsed(command_of(config, {}), tmp_path_factory.getbasetemp(), config) == config

@@ -15,7 +15,7 @@ from optimum_mwanda.modeling.blocks import find_blocks
 from optimum_mwanda.modeling.weights import find_weights, flat
 from optimum_mwanda.processes.group import Processes
 from optimum_mwanda.walking.block_training import BlockTrainer, _scale
-from optimum_mwanda.walking.regions import Aim, find_regions, squares
+from optimum_mwanda.walking.regions import Aim, find_regions, squares, watched_outputs
 from tests.conftest import assert_untouched, has_hooks, make_model, make_rows, state_of
 from tests.families.matrix import FAMILIES
 from tests.reference.block import trained_blocks
@@ -362,6 +362,9 @@ def test_parts_are_children_of_the_block_and_matrices_between_them(family: str) 
     assert [sorted(part) for part in found] == [sorted(part) for part in PARTS[family]]
     assert regions[-1].module is block.get_submodule(LAST_PARTS[family])
     assert find_regions(block, weights, "block") == [(weights, None, None)]
+    # What is found out about outputs before it is known in which order matrices run is for the same modules.
+    assert watched_outputs(block, weights, "part") == [region.module for region in regions]
+    assert watched_outputs(block, weights, "block") == [block]
 
 
 def test_a_part_is_trained_behind_the_parts_before_it() -> None:
