@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..experiments.plans.evolution_defaults import CANDIDATES, CHUNKS, STEP, TOKENS
+from ..experiments.plans.evolution_defaults import CANDIDATES, CHUNKS, PROPOSED_BY, STEP, TOKENS
 from ..storage.outputs import whole_file
 from .base import Result, Subcommand, add_common_options
 from .dataset import add_dataset_options, check_calibration_text, open_text
@@ -32,7 +32,7 @@ class AllocateCommand(Subcommand):
         parser.description = AllocateCommand.__doc__
         parser.epilog = (
             f"Example: optimum-cli mwanda allocate MODEL plan.json --dataset texts.jsonl --sparsity 0.6 --search "
-            f"{CANDIDATES}"
+            f"{CANDIDATES[PROPOSED_BY]}"
         )
         parser.add_argument("model", metavar="MODEL", help="Folder or repository of the dense model")
         parser.add_argument("output", metavar="PLAN", help="File to write the plan to: plan.json")
@@ -43,15 +43,24 @@ class AllocateCommand(Subcommand):
             "--search",
             type=int,
             metavar="N",
-            help=f"How many plans to try; {CANDIDATES} is a good number (default: none, the plan is that of the "
-            "allocation)",
+            help="How many plans to try at most; good numbers are "
+            + " and ".join(f"{number} by {name}" for name, number in CANDIDATES.items())
+            + " (default: none, the plan is that of the allocation)",
+        )
+        group.add_argument(
+            "--proposed-by",
+            choices=tuple(CANDIDATES),
+            default=PROPOSED_BY,
+            help="What proposes plans: 'slopes' moves all matrices at once, from where pruning costs much to where it "
+            "costs little, as a pass back through the pruned model tells; 'exchanges' lets pairs drawn by chance "
+            f"exchange weights (default: {PROPOSED_BY})",
         )
         group.add_argument(
             "--step",
             type=float,
             default=STEP,
             metavar="SHARE",
-            help=f"Sparsity that a matrix gains or loses at a time (default: {STEP})",
+            help=f"Sparsity that a matrix gains or loses at a time, by slopes at first (default: {STEP})",
         )
         group.add_argument(
             "--search-chunks",
@@ -119,6 +128,7 @@ class AllocateCommand(Subcommand):
                     dataset,
                     tokenizer,
                     config,
+                    proposed_by=args.proposed_by,
                     candidates=args.search,
                     step=args.step,
                     chunks=args.search_chunks,

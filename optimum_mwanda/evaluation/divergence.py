@@ -1,5 +1,6 @@
 """How far a pruned model's predictions are from those of its dense original, on a little text."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -7,11 +8,14 @@ import torch
 from torch import Tensor
 
 from ..data.chunks import CalibrationChunks
-from ..modeling.blocks import input_device
-from ..modeling.interrupts import check_interrupts
+from ..modeling.blocks import run_model
+from ..modeling.interrupts import interruptible
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+Rows = list[tuple[str, Mapping[str, Tensor]]]
+"""The language of each row, and what the model is called with, of shape `(1, tokens)`."""
 
 _LIKELY = 256
 """Tokens of the vocabulary that are told apart at each position; all others count as one."""
@@ -35,7 +39,7 @@ class Divergence:
         self, model: "PreTrainedModel", chunks: CalibrationChunks, count: int, tokens: int, batch_size: int
     ) -> None:
         self._model, self._batch_size = model, batch_size
-        self._halves: list[list[tuple[str, Mapping[str, Tensor]]]] = [[], []]
+        self._halves: list[Rows] = [[], []]
         for language, parts in chunks.chunks.items():
             rows = [
                 {name: values[row : row + 1, :tokens] for name, values in part.items()}
@@ -82,18 +86,44 @@ class Divergence:
         """
         return mean_over_parts([self.measure(part) for part in range(self.parts)])
 
-    def _logits(self, rows: list[tuple[str, Mapping[str, Tensor]]]) -> Iterator[Tensor]:
+    def differentiate(self, language_weights: Mapping[str, float]) -> None:
+        """Runs all text forward and back, so that parameters that need gradients get them.
+
+        They are those of the sum over languages, weighted, of what `measure_all` gives.
+
+        Args:
+            language_weights: Weight of every language.
+        """
+        parts = Counter(name for half in self._halves for name in {name for name, _ in half})
+        for half, dense in zip(self._halves, self._dense, strict=True):
+            rows = Counter(name for name, _ in half)
+            shares = [language_weights[name] / (parts[name] * rows[name]) for name, _ in half]
+            for batch, inputs in self._batches(half):
+                with torch.enable_grad():
+                    logits = run_model(self._model, inputs).logits
+                gradient = torch.empty_like(logits)
+                for row, number in enumerate(batch):
+                    gradient[row] = _divergence_gradient(dense[number], logits[row].detach()) * shares[number]
+                with interruptible():
+                    logits.backward(gradient)
+
+    def _logits(self, rows: Rows) -> Iterator[Tensor]:
         """Yields the logits of each row, shape `(tokens, vocabulary)`."""
-        device = input_device(self._model)
+        for _, inputs in self._batches(rows):
+            yield from run_model(self._model, inputs).logits
+
+    def _batches(self, rows: Rows) -> Iterator[tuple[range, dict[str, Tensor]]]:
+        """Yields the numbers of rows that are run together, and what the model is called with."""
         start = 0
         while start < len(rows):
             shape = rows[start][1]["input_ids"].shape
             end = start + 1
             while end < len(rows) and end - start < self._batch_size and rows[end][1]["input_ids"].shape == shape:
                 end += 1
-            batch = {name: torch.cat([row[name] for _, row in rows[start:end]]).to(device) for name in rows[start][1]}
-            yield from self._model(**batch, use_cache=False).logits
-            check_interrupts()
+            yield (
+                range(start, end),
+                {name: torch.cat([row[name] for _, row in rows[start:end]]) for name in rows[start][1]},
+            )
             start = end
 
     @staticmethod
@@ -123,3 +153,14 @@ def _divergence(dense: tuple[Tensor, Tensor], logits: Tensor) -> float:
     left_now = (1 - found.exp().sum(-1)).clamp_min(torch.finfo(found.dtype).eps)
     of_others = torch.xlogy(left, left / left_now)
     return float((of_likely + of_others).double().mean())
+
+
+def _divergence_gradient(dense: tuple[Tensor, Tensor], logits: Tensor) -> Tensor:
+    """The gradient of `_divergence` with respect to the logits, in float32 and their shape."""
+    tokens, expected = dense
+    found = logits.float().softmax(-1)
+    of_likely, wanted = found.gather(-1, tokens), expected.exp()
+    left = (1 - wanted.sum(-1, keepdim=True)).clamp_min(0)
+    left_now = (1 - of_likely.sum(-1, keepdim=True)).clamp_min(torch.finfo(found.dtype).eps)
+    gradient = found.mul_(1 - left / left_now).scatter_(-1, tokens, of_likely - wanted)
+    return gradient / len(gradient)

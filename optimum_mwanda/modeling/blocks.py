@@ -129,6 +129,21 @@ def run_blocks(model: nn.Module, blocks: Mapping[str, nn.Module], inputs: Mappin
 
 
 @contextmanager
+def without_gradients(model: nn.Module) -> Iterator[None]:
+    """Inside the block, no parameter needs a gradient, nor has one."""
+    kept = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
+    try:
+        for parameter, _, _ in kept:
+            parameter.requires_grad_(False)
+            parameter.grad = None
+        yield
+    finally:
+        for parameter, flag, gradient in kept:
+            parameter.requires_grad_(flag)
+            parameter.grad = gradient
+
+
+@contextmanager
 def inference_mode(model: nn.Module) -> Iterator[None]:
     """Evaluates without dropout and gradients, and leaves every module's training flag as it was.
 

@@ -1,7 +1,7 @@
 """How much the loss of the dense model depends on the outputs of each weight: one forward and one backward pass."""
 
-from collections.abc import Generator, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Generator, Mapping
+from contextlib import closing
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -12,7 +12,7 @@ from ..calibration.row_sensitivities import FactorCollector, Output, RowCollecto
 from ..configuration import MWandaConfig
 from ..data.chunks import CalibrationChunks
 from ..data.tokenised import IGNORED_LABEL
-from ..modeling.blocks import find_blocks, inference_mode, run_model
+from ..modeling.blocks import find_blocks, inference_mode, run_model, without_gradients
 from ..modeling.forwards import recomputed
 from ..modeling.interrupts import interruptible
 from ..modeling.likelihood import headless
@@ -70,7 +70,7 @@ def differentiate(
     if config.sensitivity == "none":
         return Differentiated({}, {}, {})
     *tried, last = _SCALES if model.dtype == torch.float16 else (1.0,)
-    with inference_mode(model), _without_parameters(model), recomputed(find_blocks(model, config.blocks).values()):
+    with inference_mode(model), without_gradients(model), recomputed(find_blocks(model, config.blocks).values()):
         for scale in tried:
             try:
                 return _run(model, weights, chunks, config, scale, progress)
@@ -157,16 +157,3 @@ def likelihood_gradient(logits: Tensor, wanted: Tensor, scale: float = 1.0) -> T
         found.scatter_add_(1, tokens.clamp(min=0)[:, None], -torch.ones_like(found[:, :1]))
         result.copy_(found.mul_(scale * counts[:, None]))
     return gradient
-
-
-@contextmanager
-def _without_parameters(model: nn.Module) -> Iterator[None]:
-    """Inside the block, no parameter needs a gradient."""
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
-        for parameter, _ in flags:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)

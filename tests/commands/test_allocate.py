@@ -22,7 +22,7 @@ SAMPLE = ("--dataset", SAMPLE_DATA / "calibration.jsonl", *FEW, "--quiet")
 
 def test_a_plan_that_was_searched_gives_every_matrix_its_sparsity(cli: Cli, tmp_path: Path) -> None:
     file, out = tmp_path / "plan.json", tmp_path / "out"
-    run = cli("allocate", SAMPLE_MODEL, file, *SAMPLE, "--search", "20")
+    run = cli("allocate", SAMPLE_MODEL, file, *SAMPLE, "--search", "20", "--proposed-by", "exchanges")
     assert run.code == 0, run.err
     plan = SparsityPlan.load(file)
     assert str(plan) in run.out

@@ -1,8 +1,10 @@
 """A plan that is searched for is never worse than the first one, costs no weight more, and leaves the model alone."""
 
 import json
+import math
 import random
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from optimum_mwanda import MWandaConfig, MWandaPruner, SparsityPlan, search_plan, verify_sparsity
 from optimum_mwanda.data.chunks import build_chunks
+from optimum_mwanda.evaluation import divergence as divergences
 from optimum_mwanda.evaluation.divergence import Divergence
 from optimum_mwanda.experiments.dense_state import DenseState
 from optimum_mwanda.experiments.plans import fitness
-from optimum_mwanda.experiments.plans.candidates import Unit, find_units, mutate, start_of, to_plan
+from optimum_mwanda.experiments.plans.candidates import Unit, descend, find_units, mutate, start_of, to_plan
+from optimum_mwanda.experiments.plans.evolution_defaults import ProposedBy
+from optimum_mwanda.experiments.plans.slopes import Slopes
 from optimum_mwanda.modeling.blocks import find_blocks, inference_mode
 from optimum_mwanda.modeling.weights import PrunableWeight, find_weights, flat
 from optimum_mwanda.storage.journal import Journal, OtherRunError
@@ -29,6 +34,7 @@ from ..conftest import assert_untouched, make_model, make_rows, state_of
 Rows = dict[str, list[dict[str, str]]]
 TINY = MWandaConfig(sequence_length=16, samples_per_language=4, sparsity=0.6)
 QUICK: dict[str, Any] = {"candidates": 12, "progress": False}
+PROPOSED_BY: tuple[ProposedBy, ...] = ("slopes", "exchanges")
 
 
 def unit(rows: int, columns: int = 8) -> Unit:
@@ -68,6 +74,74 @@ class TestCandidates:
         assert all(len(each.weights) > 1 for each in experts)
         assert sum(len(each.weights) for each in units) == len(flat(weights))
 
+    @given(st.lists(st.integers(1, 9), min_size=2, max_size=6), st.data())
+    def test_a_step_down_keeps_the_number_of_pruned_weights_and_spares_what_costs_more(
+        self, sizes: list[int], data: st.DataObject
+    ) -> None:
+        units = [unit(size) for size in sizes]
+        slopes = data.draw(st.lists(st.floats(-1, 9), min_size=len(units), max_size=len(units)))
+        found = descend(tuple(0.5 for _ in units), units, slopes, 0.05, (0.3, 0.9))
+        pruned = sum(each.numel * sparsity for each, sparsity in zip(units, found, strict=True))
+        assert pruned == pytest.approx(0.5 * sum(each.numel for each in units))
+        assert all(abs(sparsity - 0.5) <= 0.075 + 1e-9 for sparsity in found)
+        by_cost = [sparsity for _, sparsity in sorted(zip(slopes, found, strict=True), reverse=True)]
+        assert all(one <= other + 1e-9 for one, other in pairwise(by_cost))
+
+    def test_a_step_down_by_hand(self) -> None:
+        units = [unit(2), unit(2)]
+        # The price at which nothing moves is exp(0.5): one unit costs exp(0.5) times that, and the other as much less.
+        found = descend((0.5, 0.5), units, (1.0, math.e), 0.1, (0.0, 1.0))
+        assert found == pytest.approx((0.55, 0.45))
+        assert descend((0.5, 0.5), units, (1.0, math.e), 0.1, (0.48, 1.0)) == pytest.approx((0.52, 0.48))
+        assert descend((0.5, 0.5), units, (-1.0, 0.0), 0.1, (0.0, 1.0)) == (0.5, 0.5)
+
+
+class TestSlopes:
+    @pytest.mark.parametrize("family", ["gpt2", "mixtral", "qwen3_moe", "gemma3_text"])
+    def test_are_how_the_divergence_changes_with_the_weights_near_the_cut(self, family: str) -> None:
+        model = FAMILIES[family].make().requires_grad_(requires_grad=False)
+        statistics = MWandaPruner(TINY, progress=False).calibrate(model, make_rows())
+        units = find_units(find_weights(find_blocks(model)))
+        plan = tuple(0.5 for _ in units)
+        with inference_mode(model), DenseState(model, [weight for unit in units for weight in unit.weights]) as state:
+            divergence = Divergence(model, build_chunks(make_rows(), TINY, model), 3, 8, 3)
+            masked = fitness.Masked(state, units, statistics, TINY)
+            masked.become(plan)
+            weights = {"en": 0.25, "fr": 0.5, "sw": 0.25}
+            found = Slopes(model, None, divergence, masked, units, None).at(plan, weights)
+            assert all(parameter.grad is None and not parameter.requires_grad for parameter in model.parameters())
+
+            def with_share(unit: Unit, share: float) -> float:
+                """The divergence with something of the weights near the cut added to them."""
+                before = [weight.matrix.clone() for weight in unit.weights]
+                for weight in unit.weights:
+                    places, values = masked.margin(weight, 0.5)
+                    flattened = weight.matrix.flatten()
+                    flattened[places] += share * values
+                    weight.matrix.copy_(flattened.view(weight.shape))
+                measured = divergence.measure_all()
+                for weight, pruned in zip(unit.weights, before, strict=True):
+                    weight.matrix.copy_(pruned)
+                return sum(weights[language] * value for language, value in measured.items())
+
+            for number in (0, len(units) // 2, len(units) - 1):
+                unit = units[number]
+                count = sum(len(masked.margin(weight, 0.5)[0]) for weight in unit.weights)
+                change = (with_share(unit, 0.05) - with_share(unit, -0.05)) / 0.1
+                assert found[number] * count == pytest.approx(-change, rel=0.01, abs=2e-6)
+            state.restore()
+
+    def test_gradients_that_are_not_finite_are_an_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        model = make_model()
+        before = state_of(model)
+        nothing = torch.full((1, 1), float("nan"))
+        monkeypatch.setattr(divergences, "_divergence_gradient", lambda *_: nothing)
+        with pytest.raises(
+            FloatingPointError, match=r"'model.layers.0.self_attn.q_proj' is not finite: load the model"
+        ):
+            search_plan(model, make_rows(), None, TINY, **QUICK)
+        assert_untouched(model, before)
+
 
 class TestDivergence:
     def test_is_the_mean_over_the_text_of_what_the_probabilities_give(self) -> None:
@@ -104,12 +178,19 @@ class TestDivergence:
 
 
 class TestSearch:
+    @pytest.mark.parametrize(("proposed_by", "candidates"), [("slopes", 6), ("exchanges", 30)])
     def test_finds_a_plan_that_is_closer_to_the_dense_model_and_prunes_as_much(
-        self, sample_model: PreTrainedModel, sample_tokenizer: PreTrainedTokenizerBase, sample_rows: Rows
+        self,
+        sample_model: PreTrainedModel,
+        sample_tokenizer: PreTrainedTokenizerBase,
+        sample_rows: Rows,
+        proposed_by: ProposedBy,
+        candidates: int,
     ) -> None:
         config = MWandaConfig(languages=("de", "en"), sequence_length=64, samples_per_language=4, sparsity=0.6)
         before = state_of(sample_model)
-        found = search_plan(sample_model, sample_rows["calibration"], sample_tokenizer, config, candidates=30)
+        words: dict[str, Any] = {"proposed_by": proposed_by, "candidates": candidates}
+        found = search_plan(sample_model, sample_rows["calibration"], sample_tokenizer, config, **words)
         assert_untouched(sample_model, before, training=False)
         assert sum(found.after.values()) < sum(found.before.values())
         assert found.accepted > 0
@@ -127,12 +208,18 @@ class TestSearch:
         with pytest.raises(TypeError, match="pass a loaded transformers model"):
             search_plan("model", make_rows(), None, TINY, **QUICK)  # type: ignore[arg-type]
 
-    def test_the_same_search_finds_the_same_plan(self) -> None:
-        plans = [search_plan(make_model(), make_rows(), None, TINY, **QUICK).plan for _ in range(2)]
+    @pytest.mark.parametrize("proposed_by", PROPOSED_BY)
+    def test_the_same_search_finds_the_same_plan(self, proposed_by: ProposedBy) -> None:
+        words = {**QUICK, "proposed_by": proposed_by}
+        plans = [search_plan(make_model(), make_rows(), None, TINY, **words).plan for _ in range(2)]
         assert plans[0] == plans[1]
 
-    def test_a_search_that_was_stopped_goes_on(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        whole = search_plan(make_model(), make_rows(), None, TINY, **QUICK)
+    @pytest.mark.parametrize("proposed_by", PROPOSED_BY)
+    def test_a_search_that_was_stopped_goes_on(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, proposed_by: ProposedBy
+    ) -> None:
+        words = {**QUICK, "proposed_by": proposed_by}
+        whole = search_plan(make_model(), make_rows(), None, TINY, **words)
         model, measured = make_model(), []
         before = state_of(model)
         measure = Divergence.measure
@@ -145,18 +232,21 @@ class TestSearch:
 
         monkeypatch.setattr(Divergence, "measure", stop)
         with pytest.raises(KeyboardInterrupt):
-            search_plan(model, make_rows(), None, TINY, **QUICK, journal=Journal(tmp_path / "progress"))
+            search_plan(model, make_rows(), None, TINY, **words, journal=Journal(tmp_path / "progress"))
         assert_untouched(model, before)
-        rest = search_plan(model, make_rows(), None, TINY, **QUICK, journal=Journal(tmp_path / "progress"))
+        rest = search_plan(model, make_rows(), None, TINY, **words, journal=Journal(tmp_path / "progress"))
         assert rest == whole
         with pytest.raises(OtherRunError, match="tokens"):
-            search_plan(model, make_rows(), None, TINY, **QUICK, tokens=9, journal=Journal(tmp_path / "progress"))
+            search_plan(model, make_rows(), None, TINY, **words, tokens=9, journal=Journal(tmp_path / "progress"))
 
     def test_the_worst_language_can_be_all_that_counts(self, monkeypatch: pytest.MonkeyPatch) -> None:
         made: list[Any] = []
-        monkeypatch.setattr(
-            fitness.Fitness, "value", lambda self, languages: made.append(self) or max(languages.values())
-        )
+
+        def only_worst(self: fitness.Fitness, languages: dict[str, float]) -> dict[str, float]:
+            made.append(self)
+            return {name: float(value == max(languages.values())) for name, value in languages.items()}
+
+        monkeypatch.setattr(fitness.Fitness, "weights", only_worst)
         by_worst = search_plan(make_model(), make_rows(), None, TINY, **QUICK)
         monkeypatch.undo()
         assert search_plan(make_model(), make_rows(), None, TINY, **QUICK, worst=1.0).plan == by_worst.plan
@@ -217,6 +307,7 @@ class TestSearch:
             (make_model, TINY, {"candidates": 0}, "candidates=0 is not allowed"),
             (make_model, TINY, {"worst": 2.0}, "worst=2.0 is not allowed"),
             (make_model, TINY, {"step": 1.0}, "step=1.0 is not allowed"),
+            (make_model, TINY, {"proposed_by": "chance"}, "Choose one of: 'slopes', 'exchanges'"),
             (make_model, TINY, {"tokens": 1}, "tokens=1 is not allowed"),
             (make_model, TINY.replace(include=("*.0.mlp.up_proj",)), {}, "Only one matrix is pruned"),
         ],

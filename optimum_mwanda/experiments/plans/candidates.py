@@ -4,11 +4,19 @@ import dataclasses
 import random
 from collections.abc import Mapping, Sequence
 
+import torch
+from torch import Tensor
+
 from ...modeling.weights import PrunableWeight, Weights
 from ...pruning.sparsity_plan import BlockPlan, SparsityPlan
 
 Sparsities = tuple[float, ...]
 """One per unit, in their order."""
+
+_LONGEST = 1.5
+"""The most that a unit moves at once, in steps."""
+_HALVINGS = 100
+"""How often the range of prices is halved."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +78,44 @@ def mutate(
         if raised <= high and lowered >= low:
             found[more], found[less] = round(raised, 12), round(lowered, 12)
     return tuple(found)
+
+
+def descend(
+    sparsities: Sparsities,
+    units: Sequence[Unit],
+    slopes: Sequence[float],
+    step: float,
+    bounds: tuple[float, float],
+) -> Sparsities:
+    """Moves weights from units where pruning costs much to those where it costs little; the number pruned stays.
+
+    Costs grow about exponentially with sparsity, so a unit moves by the logarithm of what it costs: one that costs `e`
+    times the price at which nothing moves loses `step`.
+
+    Args:
+        sparsities: Those to begin with.
+        units: The units.
+        slopes: What pruning one more weight of each unit costs; if nothing, it counts as much as the cheapest of
+            the others.
+        step: How far to go. No unit moves more than one and a half times this.
+        bounds: Lowest and highest sparsity of a unit.
+    """
+    sizes = torch.tensor([unit.numel for unit in units], dtype=torch.float64)
+    start, costs = torch.tensor(sparsities, dtype=torch.float64), torch.tensor(slopes, dtype=torch.float64)
+    if not (costs > 0).any():
+        return sparsities
+    logs = costs.clamp_min(costs[costs > 0].min()).log()
+
+    def moved(price: float) -> Tensor:
+        ways = (step * (price - logs)).clamp(-_LONGEST * step, _LONGEST * step)
+        return (start + ways).clamp(*bounds)
+
+    low, high = float(logs.min()) - _LONGEST, float(logs.max()) + _LONGEST
+    for _ in range(_HALVINGS):
+        price = (low + high) / 2
+        pruned = sizes @ (moved(price) - start)
+        low, high = (price, high) if pruned < 0 else (low, price)
+    return tuple(round(sparsity, 12) for sparsity in moved(price).tolist())
 
 
 def to_plan(

@@ -1,14 +1,13 @@
 """`search_plan`: the sparsity of every matrix, found by trying."""
 
 import dataclasses
-import random
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ...configuration import MWandaConfig
 from ...data.chunks import build_chunks
 from ...evaluation.divergence import Divergence
-from ...legal import Number
+from ...legal import Number, OneOf
 from ...modeling.block_source import BlockSource
 from ...modeling.blocks import find_blocks, inference_mode
 from ...modeling.interrupts import deferred_interrupts
@@ -25,13 +24,16 @@ from ...storage.journal import Journal
 from ...utils import markdown_table, progress_bar
 from ...walking.finished import begin
 from ..dense_state import DenseState
-from .candidates import find_units, mutate, start_of, to_plan
-from .evolution_defaults import CANDIDATES, CHUNKS, STEP, TOKENS
+from .candidates import find_units, start_of, to_plan
+from .evolution_defaults import CANDIDATES, CHUNKS, PROPOSED_BY, STEP, TOKENS, ProposedBy
 from .fitness import Fitness, Masked
+from .proposals import Descent, Exchanges, Proposals
+from .slopes import Slopes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+_PROPOSED_BY = OneOf(CANDIDATES)
 _COUNT = Number(at_least=1, whole=True)
 _LEGAL = {
     "candidates": _COUNT,
@@ -74,7 +76,8 @@ def search_plan(
     tokenizer: "PreTrainedTokenizerBase | str | None" = None,
     config: MWandaConfig | None = None,
     *,
-    candidates: int = CANDIDATES,
+    proposed_by: ProposedBy = PROPOSED_BY,
+    candidates: int | None = None,
     step: float = STEP,
     chunks: int = CHUNKS,
     tokens: int = TOKENS,
@@ -84,12 +87,16 @@ def search_plan(
 ) -> PlanSearch:
     """Searches for the sparsity of every matrix with which the model's predictions stay closest to the dense model's.
 
-    It begins with the plan of the config's allocation. Again and again, a few pairs of matrices exchange pruned
-    weights, and if the predictions come closer to those of the dense model, the exchange stays. This is evolutionary
-    search with one parent and one child, after EvoPress (arXiv 2410.14649), for languages: the divergence is the mean
-    over languages, as the config weighs them, or partly that of the worst language. A child that is worse on the first
-    half of the text is not measured on the second. Masks are those of the criterion's score; the plan serves
-    refinement, reconstruction and the solvers as well.
+    It begins with the plan of the config's allocation. Plans are proposed, and one that brings the predictions closer
+    to those of the dense model is what the next ones begin with. The divergence is the mean over languages, as the
+    config weighs them, or partly that of the worst language. A plan that is worse on the first half of the text is not
+    measured on the second. Masks are those of the criterion's score; the plan serves refinement, reconstruction and the
+    solvers as well. What proposes plans is one of these:
+
+    - `"slopes"`: a pass back through the pruned model tells what pruning a little more of each matrix would cost, to
+      first order, and all matrices move at once, from where pruning costs much to where it costs little.
+    - `"exchanges"`: a few pairs of matrices, drawn by chance, exchange pruned weights. This is evolutionary search with
+      one parent and one child, after EvoPress (arXiv 2410.14649).
 
     The model ends as it was, also after a failure or an interrupt. For this a copy of the prunable weights is kept on
     the CPU.
@@ -99,8 +106,12 @@ def search_plan(
         dataset: Calibration data, as for `MWandaPruner.prune`; read twice.
         tokenizer: As for `MWandaPruner.prune`.
         config: Settings; None for the defaults. Solvers are replaced by the score that they fall back to.
-        candidates: How many plans to try. Each costs up to one forward pass over the text.
-        step: Sparsity that a matrix gains or loses in an exchange; half and twice as much are tried too.
+        proposed_by: What proposes plans.
+        candidates: How many plans to try at most; None for 24 by slopes, which end before that if only tiny steps are
+            left, and 400 by exchanges. Each costs up to one forward pass over the text, and by slopes each one that was
+            better a backward pass too, in which blocks are recomputed.
+        step: Sparsity that a matrix gains or loses: by slopes at first, where pruning costs `e` times as much or as
+            little as where nothing moves; in an exchange half and twice as much are tried too.
         chunks: Of every language, the text is this many calibration chunks at most,
         tokens: and of each of them this many tokens at most.
         worst: Share of the worst language in the divergence, from 0 (the mean alone) to 1 (the worst language alone).
@@ -119,6 +130,8 @@ def search_plan(
     """
     config = _only_scores(MWandaPruner(config).config)
     check_model(model, config)
+    _PROPOSED_BY.check("proposed_by", proposed_by)
+    candidates = CANDIDATES[proposed_by] if candidates is None else candidates
     text_settings = {"chunks": chunks, "tokens": tokens}
     _check(model, config, {"candidates": candidates, "step": step, "worst": worst, **text_settings})
     pruner = MWandaPruner(config, progress=progress)
@@ -132,7 +145,7 @@ def search_plan(
     units = find_units(weights)
     if len(units) < 2:
         raise ValueError("Only one matrix is pruned, so there is nothing to search for: choose more with include.")
-    rng = random.Random(config.seed)
+    bounds = config.min_block_sparsity, config.max_block_sparsity
     with deferred_interrupts(), inference_mode(model), DenseState(model, flat(weights)) as state:
         divergence = Divergence(model, text, chunks, tokens, config.batch_size)
         masked = Masked(state, units, statistics, config)
@@ -140,9 +153,15 @@ def search_plan(
         fitness = Fitness(divergence, masked, languages, worst, journal)
         best = start_of(first, units)
         before = measured = fitness.of(best)
+        proposals: Proposals = Exchanges(units, config.seed, step, bounds)
+        if proposed_by == "slopes":
+            slopes = Slopes(model, config.blocks, divergence, masked, units, journal)
+            proposals = Descent(units, lambda plan, at: slopes.at(plan, fitness.weights(at.languages)), step, bounds)
         tried = accepted = 0
         for _ in progress_bar(range(candidates), total=candidates, description="Searching", show=progress):
-            child = mutate(best, units, rng, step, (config.min_block_sparsity, config.max_block_sparsity))
+            child = proposals.next(best, measured)
+            if child is None:
+                break
             if child == best:
                 continue
             tried += 1

@@ -5,9 +5,13 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import torch
+from torch import Tensor
+
 from ...calibration.statistics import CalibrationStatistics
 from ...configuration import MWandaConfig
 from ...evaluation.divergence import Divergence, mean_over_parts
+from ...modeling.weights import PrunableWeight
 from ...pruning.experts_policy import settle
 from ...pruning.scoring import compute_mask, weigh_languages
 from ...pruning.sensitivity import find_sensitivities, row_factors
@@ -16,6 +20,8 @@ from ..dense_state import DenseState
 from .candidates import Sparsities, Unit
 
 _KIND = "divergence"
+_MARGIN = 0.03
+"""Sparsity that a matrix gains or loses if all that is near its cut is pruned, or brought back."""
 
 
 class Measured(NamedTuple):
@@ -50,10 +56,30 @@ class Masked:
                 continue
             for weight in unit.weights:
                 self._state.restore_weight(weight)
-                known = (self._entries.get(weight.name), self._language_weights)
-                pruned = compute_mask(weight, *known, sparsity, self._config, self._factors.get(weight.name))
-                weight.matrix.masked_fill_(pruned, 0)
+                weight.matrix.masked_fill_(self._mask(weight, sparsity), 0)
             self._now[number] = sparsity
+
+    def margin(self, weight: PrunableWeight, sparsity: float) -> tuple[Tensor, Tensor]:
+        """The weights of a matrix that would be pruned next at a sparsity, and those that were pruned last.
+
+        Returns:
+            Their places in the matrix, as if it were one row, and their dense values.
+        """
+        now = weight.matrix.clone()
+        self._state.restore_weight(weight)
+        width, places = _MARGIN, torch.empty(0)
+        while not len(places):  # a short row has none that are so near
+            low, high = max(sparsity - width, 0.0), min(sparsity + width, 1.0)
+            places = (self._mask(weight, high) & ~self._mask(weight, low)).flatten().nonzero()[:, 0]
+            width *= 2
+        values = weight.matrix.flatten()[places]
+        weight.matrix.copy_(now)
+        return places, values
+
+    def _mask(self, weight: PrunableWeight, sparsity: float) -> Tensor:
+        """What is pruned of a matrix that is dense now."""
+        known = (self._entries.get(weight.name), self._language_weights)
+        return compute_mask(weight, *known, sparsity, self._config, self._factors.get(weight.name))
 
 
 class Fitness:
@@ -97,7 +123,15 @@ class Fitness:
 
     def value(self, languages: Mapping[str, float]) -> float:
         """What the search makes as small as it can, of the divergence in each language."""
-        weight = sum(self._language_weights[language] for language in languages)
-        mean = sum(self._language_weights[language] * each for language, each in languages.items())
-        mean = mean / weight if weight else 0.0  # a part of the text may hold only languages that weigh nothing
-        return (1 - self._worst) * mean + self._worst * max(languages.values())
+        return sum(weight * languages[language] for language, weight in self.weights(languages).items())
+
+    def weights(self, languages: Mapping[str, float]) -> dict[str, float]:
+        """What each language counts in `value`; they sum to 1, unless the languages there weigh nothing.
+
+        Args:
+            languages: Language to its divergence.
+        """
+        total = sum(self._language_weights[language] for language in languages) or 1.0
+        found = {name: (1 - self._worst) * self._language_weights[name] / total for name in languages}
+        found[max(languages, key=languages.__getitem__)] += self._worst
+        return found
