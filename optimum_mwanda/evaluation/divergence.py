@@ -86,18 +86,19 @@ class Divergence:
         """
         return mean_over_parts([self.measure(part) for part in range(self.parts)])
 
-    def differentiate(self, language_weights: Mapping[str, float]) -> None:
+    def differentiate(self, language_weights: Mapping[str, float], scale: float) -> None:
         """Runs all text forward and back, so that parameters that need gradients get them.
 
         They are those of the sum over languages, weighted, of what `measure_all` gives.
 
         Args:
             language_weights: Weight of every language.
+            scale: What to multiply the gradients by.
         """
         parts = Counter(name for half in self._halves for name in {name for name, _ in half})
         for half, dense in zip(self._halves, self._dense, strict=True):
             rows = Counter(name for name, _ in half)
-            shares = [language_weights[name] / (parts[name] * rows[name]) for name, _ in half]
+            shares = [scale * language_weights[name] / (parts[name] * rows[name]) for name, _ in half]
             for batch, inputs in self._batches(half):
                 with torch.enable_grad():
                     logits = run_model(self._model, inputs).logits

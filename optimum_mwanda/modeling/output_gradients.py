@@ -1,15 +1,35 @@
 """Seeing how a loss depends on what modules give, while a backward pass runs."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from .blocks import first
 from .inputs import See
+
+_SCALES = (2.0**12, 2.0**4, 1.0)
+"""By what a loss is multiplied in float16, which holds neither large nor small numbers: the first that works."""
+_Found = TypeVar("_Found")
+
+
+def at_some_scale(dtype: torch.dtype, run: Callable[[float], _Found]) -> _Found:
+    """Runs back from a loss whose gradients at single tokens are about 1, so that they neither vanish nor overflow.
+
+    Args:
+        dtype: Type of the model.
+        run: Takes the number to multiply the loss by, and raises `FloatingPointError` where that is too much.
+    """
+    *tried, last = _SCALES if dtype == torch.float16 else (1.0,)
+    for scale in tried:
+        try:
+            return run(scale)
+        except FloatingPointError:
+            continue
+    return run(last)
 
 
 @contextmanager

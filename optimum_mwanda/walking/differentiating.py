@@ -16,6 +16,7 @@ from ..modeling.blocks import find_blocks, inference_mode, run_model, without_gr
 from ..modeling.forwards import recomputed
 from ..modeling.interrupts import interruptible
 from ..modeling.likelihood import headless
+from ..modeling.output_gradients import at_some_scale
 from ..modeling.weights import Weights, flat
 from ..processes.group import current
 from ..pruning.scoring import weigh_languages
@@ -25,9 +26,6 @@ from .watching import run_watched
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-_SCALES = (2.0**12, 2.0**4, 1.0)
-"""By what the loss is multiplied in float16, which holds neither large nor small numbers: the first that works."""
 
 
 class Differentiated(NamedTuple):
@@ -69,14 +67,8 @@ def differentiate(
     """
     if config.sensitivity == "none":
         return Differentiated({}, {}, {})
-    *tried, last = _SCALES if model.dtype == torch.float16 else (1.0,)
     with inference_mode(model), without_gradients(model), recomputed(find_blocks(model, config.blocks).values()):
-        for scale in tried:
-            try:
-                return _run(model, weights, chunks, config, scale, progress)
-            except FloatingPointError:
-                continue
-        return _run(model, weights, chunks, config, last, progress)
+        return at_some_scale(model.dtype, lambda scale: _run(model, weights, chunks, config, scale, progress))
 
 
 def _run(

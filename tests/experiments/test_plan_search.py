@@ -131,6 +131,21 @@ class TestSlopes:
                 assert found[number] * count == pytest.approx(-change, rel=0.01, abs=2e-6)
             state.restore()
 
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_are_found_in_half_precision_too(self, dtype: torch.dtype) -> None:
+        def found(model: PreTrainedModel) -> list[float]:
+            statistics = MWandaPruner(TINY, progress=False).calibrate(model, make_rows())
+            units = find_units(find_weights(find_blocks(model)))
+            with inference_mode(model), DenseState(model, [w for unit in units for w in unit.weights]) as state:
+                divergence = Divergence(model, build_chunks(make_rows(), TINY, model), 2, 16, 4)
+                masked = fitness.Masked(state, units, statistics, TINY)
+                return Slopes(model, None, divergence, masked, units, None).at(
+                    tuple(0.5 for _ in units), dict.fromkeys(statistics.tokens, 1 / len(statistics.tokens))
+                )
+
+        half, full = torch.tensor(found(make_model().to(dtype))), torch.tensor(found(make_model()))
+        assert (half - full).norm() < 0.1 * full.norm()
+
     def test_gradients_that_are_not_finite_are_an_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
         model = make_model()
         before = state_of(model)

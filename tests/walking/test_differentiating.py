@@ -11,9 +11,9 @@ from transformers import LlamaModel, PreTrainedModel
 from optimum_mwanda import MWandaConfig, MWandaPruner, prune_checkpoint
 from optimum_mwanda.calibration.row_sensitivities import RowCollector
 from optimum_mwanda.data.chunks import CalibrationChunks, build_chunks
+from optimum_mwanda.modeling import output_gradients
 from optimum_mwanda.modeling.blocks import find_blocks
 from optimum_mwanda.modeling.weights import Weights, find_weights, flat
-from optimum_mwanda.walking import differentiating
 from optimum_mwanda.walking.differentiating import Differentiated, differentiate, likelihood_gradient
 from tests.conftest import SIZES, assert_untouched, make_model, make_rows, state_of
 from tests.families.family import LENGTH, Family
@@ -116,11 +116,11 @@ def test_gradient_of_the_likelihood_leaves_out_what_does_not_count() -> None:
 def test_float16_gradients_that_overflow_are_taken_again_at_a_smaller_scale(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = run(make_model()).rows
     for scales in ((2.0**12, 1.0), (1e7, 2.0**8)):
-        monkeypatch.setattr(differentiating, "_SCALES", scales)
+        monkeypatch.setattr(output_gradients, "_SCALES", scales)
         found = run(make_model().half()).rows
         for name, rows in expected.items():
             torch.testing.assert_close(found[name].sum(1), rows.sum(1), rtol=0.05, atol=0)
-    monkeypatch.setattr(differentiating, "_SCALES", (1e7,))
+    monkeypatch.setattr(output_gradients, "_SCALES", (1e7,))
     with pytest.raises(
         FloatingPointError, match=r"outputs of 'model\.layers.*in language 'en': run the model in a wider"
     ):

@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +13,14 @@ from torch import Tensor, nn
 from ...evaluation.divergence import Divergence
 from ...modeling.blocks import find_blocks, without_gradients
 from ...modeling.forwards import recomputed
+from ...modeling.output_gradients import at_some_scale
 from ...modeling.weights import PrunableWeight
 from ...storage.journal import Journal
 from .candidates import Sparsities, Unit
 from .fitness import Masked
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _KIND = "slopes"
 
@@ -38,7 +43,7 @@ class Slopes:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: "PreTrainedModel",
         blocks: Sequence[str] | None,
         divergence: Divergence,
         masked: Masked,
@@ -62,24 +67,25 @@ class Slopes:
         if self._journal is not None and self._journal.find(_KIND, name) is not None:
             known: list[float] = self._journal.facts(_KIND, name)
             return known
-        slopes = self._measure(sparsities, language_weights)
+        self._masked.become(sparsities)
+        slopes = at_some_scale(self._model.dtype, lambda scale: self._measure(sparsities, language_weights, scale))
         if self._journal is not None:
             self._journal.put(_KIND, name, {}, slopes)
         return slopes
 
-    def _measure(self, sparsities: Sparsities, language_weights: Mapping[str, float]) -> list[float]:
-        """Runs the pruned model forward and back."""
-        self._masked.become(sparsities)
+    def _measure(self, sparsities: Sparsities, language_weights: Mapping[str, float], scale: float) -> list[float]:
+        """Runs the pruned model forward and back; single tokens have gradients of about the scale."""
+        scale *= self._divergence.tokens
         sums = [
             [_Sum(weight, *self._masked.margin(weight, sparsity)) for weight in unit.weights]
             for unit, sparsity in zip(self._units, sparsities, strict=True)
         ]
         blocks = find_blocks(self._model, self._blocks).values()
         with without_gradients(self._model), recomputed(blocks), _listening([each for unit in sums for each in unit]):
-            self._divergence.differentiate(language_weights)
+            self._divergence.differentiate(language_weights, scale)
         slopes = []
         for unit, found in zip(self._units, sums, strict=True):
-            slope = sum(float(each.total) for each in found) / sum(len(each.places) for each in found)
+            slope = sum(float(each.total) for each in found) / scale / sum(len(each.places) for each in found)
             if not math.isfinite(slope):
                 raise FloatingPointError(
                     f"The gradient of the divergence with respect to {unit.weights[0].name!r} is not finite: load the "
