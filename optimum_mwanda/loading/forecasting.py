@@ -235,7 +235,7 @@ def _modes(
     }
     # Beside a GPU, the machine holds masks, or what is on the way between the disk and the GPU.
     shard = max(LEAST_SHARD, *sizes.blocks.values())
-    machine = {"memory": shard + sizes.masks, "stream": shard + sizes.pair}
+    machine = {"memory": shard + sizes.masks, "stream": shard + sizes.pair(on_cpu)}
     found = {}
     for mode, peak in peaks.items():
         elsewhere = machine[mode] + hidden[mode] * (not in_file and not is_beside)
