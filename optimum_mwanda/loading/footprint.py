@@ -14,7 +14,8 @@ from ..registry import ALLOCATIONS
 LIBRARIES = 55 * 10**6
 """What is imported and set up only while a model is pruned."""
 FRAGMENTS = 85 * 10**6
-"""What the C library keeps of freed memory at the peak; it is another amount in every run, and may be 300 MB."""
+"""What the C library keeps of freed memory at the peak, unless blocks come from disk; it is another amount in every
+run, and may be 300 MB."""
 SCORES = 5
 """Bytes for each weight of a matrix that its scores take, and which of them are high."""
 PARTS = 2**22
@@ -143,7 +144,7 @@ class Footprint:
         blocks = self.outside - tables + twice + self.pair(is_mapped) + hidden + self.statistics + self.working()
         pruning = max(recording, blocks)
         largest = max(self.blocks.values())
-        return max(pruning, self.outside + max(2 * self._converted, largest), self.outside + twice + checked + largest)
+        return max(pruning, self.outside + max(2 * self._converted, largest), self.outside + twice + checked)
 
     def journal(self) -> int:
         """What is kept on disk of pruned blocks until the output is complete."""

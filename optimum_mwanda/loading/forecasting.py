@@ -244,7 +244,8 @@ def _modes(
     for mode, peak in peaks.items():
         elsewhere = machine[mode] + hidden[mode] * (not in_file and not is_beside)
         memory, device = (peak, None) if on_cpu else (elsewhere, peak)
-        found[mode] = ModeForecast(LIBRARIES + FRAGMENTS + memory, device, disk[mode], seconds[mode])
+        kept = FRAGMENTS if mode == "memory" else 0  # with blocks on disk, what is freed is given back at once
+        found[mode] = ModeForecast(LIBRARIES + kept + memory, device, disk[mode], seconds[mode])
     return found
 
 
