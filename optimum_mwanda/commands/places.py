@@ -18,9 +18,9 @@ from .text_files import (
     inner_path,
     is_language,
     language_of,
-    read_texts,
     split_of,
 )
+from .text_lines import Lines, LineStream
 
 
 @contextlib.contextmanager
@@ -144,12 +144,12 @@ class _Place:
         if len(set(formats.values())) > 1:
             kinds = ", ".join(f"{path.name} ({kind})" for path, kind in formats.items())
             raise DataError(f"The files have different formats: {kinds}. Give files of one format.")
-        if TEXT in formats.values():
-            return read_texts(paths)
-        dataset = self._table(paths)
         languages: dict[str, list[Path]] = {}
         for path in paths:
             languages.setdefault(language_of(path), []).append(path)
+        if TEXT in formats.values():
+            return {language: self._lines(part) for language, part in languages.items()}
+        dataset = self._table(paths)
         by_name = self.language_column is not None and self.language_column not in (dataset.column_names or ())
         if by_name and all(map(is_language, languages)):
             return {language: self._table(part) for language, part in languages.items()}
@@ -197,6 +197,12 @@ class _Place:
         if self.language_column is not None and is_by_language(dataset, self.language_column):
             return dict(dataset)
         raise DataError(f"{path} has no split {self.split!r}: name one of {', '.join(dataset)}.")
+
+    def _lines(self, paths: Sequence[Path]) -> Lines | LineStream:
+        """The lines of text files in one language."""
+        if self.streaming:
+            return LineStream(paths)
+        return Lines(decompressed(path, self.scratch) for path in paths)
 
     def _table(self, paths: Sequence[Path]) -> Any:
         """The rows of files of one format."""

@@ -8,7 +8,7 @@ import io
 import lzma
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,7 +30,7 @@ FORMATS = {
 def _open_zstandard(path: Path) -> Any:
     import pyarrow
 
-    return pyarrow.input_stream(str(path), compression="zstd")
+    return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
 
 
 COMPRESSIONS: dict[str, Callable[[Path], Any]] = {
@@ -42,20 +42,6 @@ COMPRESSIONS: dict[str, Callable[[Path], Any]] = {
 
 LANGUAGE = re.compile(r"[a-z]{2,3}([-_]([A-Za-z]{2}|[A-Z][a-z]{3}|[0-9]{3}))*")
 """A file or configuration that is called after a language: sw, zh-Hant, eng_Latn, pt-BR."""
-
-
-def read_texts(paths: Sequence[Path]) -> dict[str, list[str]]:
-    """Language, taken from the file name without its ending, to the lines of its files."""
-    texts: dict[str, list[str]] = {}
-    for path in paths:
-        with opened(path) as file:
-            try:
-                # Not splitlines, which takes a form feed and other signs within a line for its end.
-                lines = io.StringIO(file.read().decode("utf-8-sig"), newline=None).read().split("\n")
-            except UnicodeDecodeError as error:
-                raise DataError(f"{path} is not UTF-8 text: {error}") from error
-        texts.setdefault(language_of(path), []).extend(lines if lines[-1] else lines[:-1])
-    return texts
 
 
 def language_of(path: Path) -> str:

@@ -1,7 +1,7 @@
 """A dataset taken apart into languages, with all of its rows and columns as they are."""
 
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -84,19 +84,27 @@ def _with_language(texts: Any, language: Any, columns: Columns) -> Any:
     """The rows of one language, with a column that names it."""
     if not isinstance(language, str) or not language:
         raise TypeError(f"The dict of texts has the key {language!r}: its keys are language codes as strings.")
-    if isinstance(texts, (str, bytes, Mapping)) or not isinstance(texts, (Sequence, Dataset, IterableDataset)):
+    if isinstance(texts, (str, bytes, Mapping, Iterator)) or not isinstance(texts, (Iterable, Dataset)):
         raise TypeError(
             f"The dict of texts holds a {type(texts).__name__} for language {language!r}: give a list of texts, or a "
             "datasets.Dataset or IterableDataset. What can be read only once cannot be read again."
         )
     if isinstance(texts, Sequence):
-        texts = _from_rows([text if isinstance(text, Mapping) else {columns.text: text} for text in texts])
+        texts = _from_rows([*_as_rows(texts, columns.text)])
+    elif not isinstance(texts, (Dataset, IterableDataset)):
+        texts = IterableDataset.from_generator(partial(_as_rows, texts, columns.text))
     if columns.language in (texts.column_names or ()):
         return texts
     if isinstance(texts, Dataset):
         return texts.add_column(columns.language, [language] * len(texts))
     features = texts.features and Features({**texts.features, columns.language: Value("string")})
     return texts.map(partial(_labelled, column=columns.language, language=language), features=features)
+
+
+def _as_rows(texts: Iterable[Any], column: str) -> Iterator[Mapping[str, Any]]:
+    """Yields rows, made of texts where there are no rows."""
+    for text in texts:
+        yield text if isinstance(text, Mapping) else {column: text}
 
 
 def _labelled(row: Mapping[str, Any], column: str, language: str) -> dict[str, Any]:

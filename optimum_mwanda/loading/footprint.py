@@ -14,11 +14,12 @@ from ..registry import ALLOCATIONS
 LIBRARIES = 55 * 10**6
 """What is imported and set up only while a model is pruned."""
 FRAGMENTS = 85 * 10**6
-"""What the C library keeps of freed memory at the peak; it is another amount in every run, and may be 300 MB."""
-SCORES = 10
-"""Bytes for each weight of a matrix that its scores and their sums take."""
+"""What the C library keeps of freed memory at the peak, unless blocks come from disk; it is another amount in every
+run, and may be 300 MB."""
+SCORES = 5
+"""Bytes for each weight of a matrix that its scores take, and which of them are high."""
 PARTS = 2**22
-"""Weights of a matrix whose lowest scores are found at a time, with a copy and the place of each in eight bytes."""
+"""Weights of a matrix that are summed, or whose lowest scores are found, at a time, with some copies of them."""
 AROUND = 2**19
 """Bytes that come into memory when a row of a mapped file is read."""
 SWAPS = 2**24 * 4 * 4
@@ -87,11 +88,15 @@ class Footprint:
         models = 2 if self._config.trains_blocks else 1
         return models * self._text.tokens * self._hidden * self._width if self._config.needs_statistics else 0
 
-    @property
-    def pair(self) -> int:
-        """Two blocks that follow each other: one is worked on while the other is read."""
+    def pair(self, is_mapped: bool) -> int:
+        """Two blocks that follow each other: one is worked on while the other is written, or read onto a GPU.
+
+        Args:
+            is_mapped: Whether blocks run in the memory of the machine; of the one that is written, half is left there.
+        """
         sizes = [*self.blocks.values()]
-        return max(map(sum, zip(sizes, [*sizes[1:], 0], strict=True)))
+        before = [0, *(size // 2 if is_mapped else size for size in sizes)]
+        return max(map(sum, zip(sizes, before, strict=False)))
 
     @property
     def statistics(self) -> int:
@@ -133,10 +138,13 @@ class Footprint:
             hidden: As for `in_memory`.
             is_mapped: As for `in_memory`.
         """
-        unread, twice, checked = (self._unread, self._converted, self._tables) if is_mapped else (0, 0, 0)
-        pruning = self.outside - unread + twice + self.pair + hidden + self.statistics + self.working()
+        tables, twice = (self._tables, self._converted) if is_mapped else (0, 0)
+        unread, checked = (self._unread, self._tables) if is_mapped else (0, 0)
+        recording = self.outside - unread + twice + hidden
+        blocks = self.outside - tables + twice + self.pair(is_mapped) + hidden + self.statistics + self.working()
+        pruning = max(recording, blocks)
         largest = max(self.blocks.values())
-        return max(pruning, self.outside + max(2 * self._converted, largest), self.outside + twice + checked + largest)
+        return max(pruning, self.outside + max(2 * self._converted, largest), self.outside + twice + checked)
 
     def journal(self) -> int:
         """What is kept on disk of pruned blocks until the output is complete."""
@@ -189,7 +197,9 @@ class Footprint:
         return self._text.per_batch * (between + widths * (self._width + 4) + self._vocabulary * 2 * self._width)
 
     def _allocating(self) -> int:
-        return 0 if ALLOCATIONS[str(self._config.allocation)].importance is None else SCORES * self._largest
+        if ALLOCATIONS[str(self._config.allocation)].importance is None:
+            return 0
+        return SCORES * self._largest + 8 * min(self._largest, PARTS)
 
     def _deciding(self) -> int:
         if self._config.updates_matrices:

@@ -22,6 +22,7 @@ from ..pruning.planning import to_calibrate
 from ..storage.coded import COMPRESSED
 from ..storage.read_back import LEAST_SHARD
 from ..utils import portable_name
+from ..walking.deciding import weighs_blocks
 from ..walking.store import check_activations
 from .footprint import FRAGMENTS, LIBRARIES, Footprint, Text
 from .forecast import ModeForecast, PruningForecast
@@ -180,8 +181,11 @@ def foresee(
         except Exception as error:  # a model may need more than one block to run
             untimed = f"one block of {type(model).__name__} does not run by itself ({type(error).__name__}: {error})."
         else:
-            pruning = spent.seconds(text.tokens / text.per_batch)
-            seconds = {"memory": pruning, "stream": pruning + spent.keeping * sizes.journal()}
+            batches = text.tokens / text.per_batch
+            is_looked_at = bool(to_calibrate(weights, settings)) or weighs_blocks(settings)
+            read = sum(sizes.blocks.values()) * (2 if is_looked_at else 1)
+            streamed = spent.streamed(batches, read, sizes.journal(), settings.works_blockwise or not is_looked_at)
+            seconds = {"memory": spent.seconds(batches), "stream": streamed}
     return PruningForecast(
         model=portable_name(checkpoint.name),
         architecture=type(model).__name__,
@@ -235,12 +239,13 @@ def _modes(
     }
     # Beside a GPU, the machine holds masks, or what is on the way between the disk and the GPU.
     shard = max(LEAST_SHARD, *sizes.blocks.values())
-    machine = {"memory": shard + sizes.masks, "stream": shard + sizes.pair}
+    machine = {"memory": shard + sizes.masks, "stream": shard + sizes.pair(on_cpu)}
     found = {}
     for mode, peak in peaks.items():
         elsewhere = machine[mode] + hidden[mode] * (not in_file and not is_beside)
         memory, device = (peak, None) if on_cpu else (elsewhere, peak)
-        found[mode] = ModeForecast(LIBRARIES + FRAGMENTS + memory, device, disk[mode], seconds[mode])
+        kept = FRAGMENTS if mode == "memory" else 0  # with blocks on disk, what is freed is given back at once
+        found[mode] = ModeForecast(LIBRARIES + kept + memory, device, disk[mode], seconds[mode])
     return found
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..storage.coded import DTYPES
+from ..modeling.tensor_file import DTYPES
 from ..storage.files import DOWNLOADED, is_compressed, opened, repository_id, weight_files
 
 

@@ -9,6 +9,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import nn
 
 from ..configuration import MWandaConfig
 from ..modeling.blocks import find_stacks
+from ..modeling.pages import in_large_pages
 from ..modeling.weights import find_weights, flat
 from ..pruner import MWandaPruner
 from .whole import empty_model
@@ -40,12 +42,14 @@ class BlockTime:
         fixed: Seconds without the text: scores, masks, solvers.
         per_batch: Seconds per batch of calibration text.
         share: Which share of all bytes in blocks was timed.
-        keeping: Seconds per byte to write what is kept of a block when a checkpoint is streamed, and to hash it.
+        reading: Seconds per byte to copy a block out of a file that the system has read, when a checkpoint is streamed.
+        keeping: Seconds per byte to write what is kept of a block then, and to hash it.
     """
 
     fixed: float
     per_batch: float
     share: float
+    reading: float
     keeping: float
 
     def seconds(self, batches: float) -> float:
@@ -55,6 +59,21 @@ class BlockTime:
             batches: Batches of calibration text; not a whole number if some are smaller than others.
         """
         return (self.fixed + self.per_batch * batches) / self.share
+
+    def streamed(self, batches: float, read: float, kept: float, in_one_pass: bool) -> float:
+        """Seconds to prune all blocks of a checkpoint that is streamed.
+
+        A block is read when half of the last one is written; the other half is written while it is worked on.
+
+        Args:
+            batches: As for `seconds`.
+            read: Bytes that are read.
+            kept: Bytes that are written.
+            in_one_pass: Whether the text runs through a block when it is pruned, and not in a pass of its own before.
+        """
+        pruning, writing = self.seconds(batches), self.keeping * kept
+        beside = pruning if in_one_pass else self.fixed / self.share
+        return pruning + self.reading * read + max(writing / 2, writing - beside)
 
 
 def time_block(
@@ -115,7 +134,7 @@ def time_block(
         more = run(3) if settings.needs_statistics else few
     first, last = len(LANGUAGES), 3 * len(LANGUAGES)
     per_batch = max(more - few, 0) / (last - first)
-    return BlockTime(max(few - first * per_batch, 0), per_batch, share, _keeping(clock))
+    return BlockTime(max(few - first * per_batch, 0), per_batch, share, *_moving(clock))
 
 
 def _leave_one_block(model: "PreTrainedModel", settings: MWandaConfig) -> tuple[float, tuple[str, ...] | None]:
@@ -190,12 +209,19 @@ def _rows(model: Any, length: int, count: int) -> list[dict[str, Any]]:
     ]
 
 
-def _keeping(clock: Clock) -> float:
+def _moving(clock: Clock) -> tuple[float, float]:
+    """Seconds per byte to read from a file and to write one."""
     content = os.urandom(KEPT)
-    with tempfile.TemporaryFile() as file:
-        start = clock()
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    with tempfile.TemporaryDirectory() as folder:
+        path, start = Path(folder, "kept"), clock()
+        with path.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         hashlib.sha256(content)
-        return (clock() - start) / KEPT
+        written = clock()
+        mapped = torch.from_file(str(path), size=KEPT, dtype=torch.uint8)
+        in_large_pages(torch.empty_like(mapped)).copy_(mapped)
+        read = clock()
+        del mapped
+    return (read - written) / KEPT, (written - start) / KEPT

@@ -50,6 +50,8 @@ def prune_checkpoint(
 ) -> SparsityRecord:
     """Prunes a checkpoint without holding more of it in memory than everything outside the blocks, and two blocks.
 
+    On a CPU, it holds one block and at most half of the last one, which is written meanwhile.
+
     The result is what `MWandaPruner.prune` gives in memory, bit for bit. Every finished block is kept beside the output
     until all is done: if the run is stopped, even by `kill -9`, the same call goes on, and the output is the same.
 

@@ -1,24 +1,26 @@
 """Blocks come into memory when they are needed, and what was changed in them goes back to where they are kept."""
 
-import os
-import tempfile
+import logging
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .offloading import OffloadedTensor, offloaded_tensors
+from .leaving import Leaving, Read, save_apart
+from .offloading import OffloadedTensor, offloaded_tensors, tied_keys
+from .pages import in_large_pages, read_ahead
+
+logger = logging.getLogger(__name__)
 
 _OURS = "mwanda"
 """In what accelerate knows of a tensor: the index of the model for which its file was made here; a copy has another."""
-Read = list[tuple[OffloadedTensor, Tensor]]
 
 
 class BlockSource:
@@ -26,36 +28,41 @@ class BlockSource:
 
     A block that is in memory anyway costs nothing here. Of an offloaded one, all tensors are brought to the device
     where it runs, and changes are written back when the block is let go: into the memory that accelerate reads from, or
-    into a new file, which accelerate reads from then on. Files of the checkpoint are never changed. Of blocks that come
-    one after the other, one is worked on while a thread writes the last one, and then reads the next: never are there
-    more than two in memory.
+    into a new file, which accelerate reads from then on. Files of the checkpoint are never changed.
+
+    Of blocks that come one after the other, one is worked on while a thread writes the last one, and then has the next
+    one read from disk: into memory that the system can take back at any time, or onto the device if that has memory of
+    its own. A block comes into memory when no more than half of the last one is still there.
 
     Args:
         blocks: Module path to block.
 
     Attributes:
-        keep: Writes the changed tensors of a block, or those that are this process's to write, and returns the file;
-            None: into the folder that the model has.
+        keep: Writes the changed tensors of a block, or those that are this process's to write, and returns the file. It
+            takes each out of what it is given, so that it can leave memory. None: into the folder that the model has.
 
     Raises:
         ValueError: If a weight of a block is nowhere, or is on disk and there is no folder for changed ones.
     """
 
     def __init__(self, blocks: Mapping[str, nn.Module]) -> None:
-        self.keep: Callable[[str, Mapping[str, Tensor]], Path] | None = None
+        self.keep: Callable[[str, dict[str, Tensor]], Path] | None = None
         self._blocks = dict(blocks)
         self._replaced: list[tuple[dict[str, Any], str, Any]] = []
         self._made: list[Path] = []
         self._elsewhere: set[str] = set()
         self._on_disk: set[str] = set()
+        indices: dict[int, dict[str, Any]] = {}
         for name, block in self._blocks.items():
             found = list(offloaded_tensors(block))
             _check(name, block, found)
+            indices |= {id(tensor.place[0]): tensor.place[0] for tensor in found if tensor.place is not None}
             if found:
                 self._elsewhere.add(name)
             is_whole = all(parameter.is_meta for parameter in block.parameters())
             if found and is_whole and all(tensor.place is not None for tensor in found):
                 self._on_disk.add(name)
+        self._tied = {number: tied_keys(index) for number, index in indices.items()}
 
     @property
     def is_resident(self) -> bool:
@@ -82,18 +89,25 @@ class BlockSource:
             yield from waiting
             return
         with ThreadPoolExecutor(1, thread_name_prefix="mwanda-disk") as disk, ExitStack() as going:
-            coming = disk.submit(self._read, waiting[0])
+            coming = disk.submit(self._read_ahead, waiting[0])
+            leaving = None
             for name, following in zip(waiting, [*waiting[1:], None], strict=True):
-                found = coming.result()
+                ahead = coming.result()
+                if self._has_tied(name):
+                    going.close()
+                found = self._read(name, ahead, leaving)
                 if following is not None:
-                    coming = disk.submit(self._read, following)  # once the last block is written, and makes room
+                    coming = disk.submit(self._read_ahead, following)  # once the last block is written
                 with self._installed(name, found) as changed:
                     del found
                     yield name
                 going.close()
+                leaving = None
                 if changed:
-                    going.callback(self._adopt_written, _places(changed), disk.submit(self._write, name, changed))
-                del changed
+                    tensors, leaving = [tensor for tensor, _ in changed], Leaving(changed)
+                    changed.clear()
+                    path = disk.submit(self._write, name, tensors, leaving)
+                    going.push(partial(self._adopt_written, name, tensors, path))
 
     @contextmanager
     def held(self, name: str) -> Iterator[None]:
@@ -101,7 +115,9 @@ class BlockSource:
         with self._installed(name, self._read(name)) as changed:
             yield
         if changed:
-            self._redirect(_places(changed), self._write(name, changed), self.keep is None)
+            tensors, leaving = [tensor for tensor, _ in changed], Leaving(changed)
+            changed.clear()
+            self._redirect(tensors, self._write(name, tensors, leaving), self.keep is None)
 
     @contextmanager
     def held_in_calls(self, names: Iterable[str]) -> Iterator[None]:
@@ -138,13 +154,51 @@ class BlockSource:
             with suppress(OSError):  # some systems do not delete what is open
                 Path(path).unlink()
 
-    def _read(self, name: str) -> Read:
-        """Everything that is elsewhere of a block; a tensor of a file is copied, so that it is really read now."""
+    def _read_ahead(self, name: str) -> dict[OffloadedTensor, Tensor]:
+        """Opens everything that is elsewhere of a block, and has it read; what goes to a GPU is there then.
+
+        A tensor that other blocks have as well is opened when it is needed, as it may still change.
+        """
+        ahead = {}
+        for tensor in offloaded_tensors(self._blocks[name]):
+            if self._keys(tensor)[1:]:
+                continue
+            ahead[tensor] = tensor.value.to(tensor.device)
+            if _is_copied(tensor):
+                read_ahead(ahead[tensor])
+        return ahead
+
+    def _read(
+        self, name: str, ahead: dict[OffloadedTensor, Tensor] | None = None, leaving: Leaving | None = None
+    ) -> Read:
+        """Everything that is elsewhere of a block.
+
+        Args:
+            name: The block.
+            ahead: What has been opened already; empty in the end.
+            leaving: What is being written of the last block.
+        """
         found = []
         for tensor in offloaded_tensors(self._blocks[name]):
-            device = torch.device(tensor.hook.execution_device if tensor.hook.execution_device is not None else "cpu")
-            found.append((tensor, tensor.value.to(device, copy=tensor.place is not None)))
+            value = (ahead or {}).pop(tensor, None)
+            value = tensor.value if value is None else value
+            if _is_copied(tensor):
+                if leaving is not None:
+                    leaving.half_gone.wait()
+                value = _copy(value)
+            found.append((tensor, value.to(tensor.device)))
         return found
+
+    def _has_tied(self, name: str) -> bool:
+        """Whether a block on disk has a tensor that is elsewhere in the model as well."""
+        return any(self._keys(tensor)[1:] for tensor in offloaded_tensors(self._blocks[name]))
+
+    def _keys(self, tensor: OffloadedTensor) -> list[str]:
+        """For values on disk: all keys in the index of files that stand for them."""
+        if (place := tensor.place) is None:
+            return []
+        index, key = place
+        return self._tied[id(index)].get(key, [key])
 
     @contextmanager
     def _installed(self, name: str, found: Read) -> Iterator[Read]:
@@ -178,29 +232,51 @@ class BlockSource:
             for hook in hooks:
                 hook.offload = True
 
-    def _write(self, name: str, changed: Read) -> Path:
-        """Writes what was changed in a block to disk, a tied tensor once."""
-        values = {tensor.place[1]: value for tensor, value in changed if tensor.place is not None}
-        if self.keep is not None:
-            return self.keep(name, values)
-        path = _save(name, values, next(tensor.folder for tensor, _ in changed))
-        self._made.append(path)
-        return path
+    def _write(self, name: str, tensors: Iterable[OffloadedTensor], values: Leaving) -> Path:
+        """Writes what was changed in a block to disk."""
+        try:
+            if self.keep is not None:
+                return self.keep(name, values)
+            path = save_apart(name, values, next(tensor.folder for tensor in tensors))
+            self._made.append(path)
+            return path
+        finally:
+            values.half_gone.set()
 
-    def _adopt_written(self, tensors: Iterable[OffloadedTensor], path: Future[Path]) -> None:
-        """Waits until a block is written, and lets accelerate read it from there."""
-        self._redirect(tensors, path.result(), self.keep is None)
+    def _adopt_written(
+        self,
+        name: str,
+        tensors: Iterable[OffloadedTensor],
+        path: Future[Path],
+        _: type[BaseException] | None,
+        error: BaseException | None,
+        __: TracebackType | None,
+    ) -> None:
+        """Waits until a block is written, and lets accelerate read it from there.
+
+        If the work on the next block has ended early, the caller learns of what ended it, and not of what came of this.
+        """
+        try:
+            written = path.result()
+        except Exception as failure:
+            if error is None:
+                raise
+            logger.warning("%s could not be written: %s", name, failure)
+            return
+        self._redirect(tensors, written, self.keep is None)
 
     def _redirect(self, tensors: Iterable[OffloadedTensor], path: Path, is_ours: bool = False) -> None:
         """Lets accelerate read what is in another file from there, where it has the name that it has in the model."""
         with safe_open(path, framework="pt") as file:
             names = set(file.keys())
         for tensor in tensors:
-            if (place := tensor.place) is not None and place[1] in names:
-                index, key = place
-                self._replaced.append((index, key, index[key]))
-                owner = id(index) if is_ours else None
-                index[key] = {**index[key], "safetensors_file": str(path), "weight_name": key, _OURS: owner}
+            if (place := tensor.place) is None or place[1] not in names:
+                continue
+            index, key = place
+            owner = id(index) if is_ours else None
+            for each in self._keys(tensor):
+                self._replaced.append((index, each, index[each]))
+                index[each] = {**index[each], "safetensors_file": str(path), "weight_name": key, _OURS: owner}
 
 
 def _enter(holds: ExitStack, source: BlockSource, name: str, *_: Any) -> None:
@@ -211,24 +287,19 @@ def _leave(holds: ExitStack, *_: Any) -> None:
     holds.close()
 
 
-def _places(changed: Read) -> list[OffloadedTensor]:
-    return [tensor for tensor, _ in changed]
+def _is_copied(tensor: OffloadedTensor) -> bool:
+    """Whether a tensor of a file is used in the memory of the machine."""
+    return tensor.place is not None and tensor.device.type == "cpu"
+
+
+def _copy(value: Tensor) -> Tensor:
+    """A copy of a tensor of a file, so that it is really read now."""
+    return in_large_pages(torch.empty_like(value)).copy_(value)
 
 
 def _slots(tensor: OffloadedTensor) -> dict[str, Any]:
     parameters = tensor.module._parameters
     return parameters if tensor.name in parameters else tensor.module._buffers
-
-
-def _save(name: str, values: Mapping[str, Tensor], folder: str | None) -> Path:
-    handle, path = tempfile.mkstemp(prefix=f"{name}.", suffix=".safetensors", dir=folder)
-    os.close(handle)
-    try:
-        save_file({key: value.detach().cpu().contiguous() for key, value in values.items()}, path)
-    except BaseException:
-        Path(path).unlink(missing_ok=True)
-        raise
-    return Path(path)
 
 
 def _check(name: str, block: nn.Module, found: list[OffloadedTensor]) -> None:

@@ -1,8 +1,9 @@
 """Weights that accelerate keeps in memory or on disk until their layer runs."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 
@@ -26,6 +27,12 @@ class OffloadedTensor(NamedTuple):
         """Its values, where accelerate keeps them; of a file, they are read now."""
         value: Tensor = self.hook.weights_map[self.path]
         return value
+
+    @property
+    def device(self) -> torch.device:
+        """Where it goes when its module runs."""
+        device = self.hook.execution_device
+        return torch.device("cpu" if device is None else device)
 
     @property
     def place(self) -> tuple[dict[str, Any], str] | None:
@@ -69,6 +76,15 @@ def offloaded_tensor(model: nn.Module, name: str) -> Tensor | None:
     path, _, leaf = name.rpartition(".")
     found = offloaded(model.get_submodule(path)).get(leaf)
     return None if found is None else found.value
+
+
+def tied_keys(index: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Key of every tied tensor to all the keys that stand for it, out of what says in which file each tensor is."""
+    keys: dict[tuple[Any, Any], list[str]] = {}
+    for key, entry in index.items():
+        if (file := entry.get("safetensors_file")) is not None:
+            keys.setdefault((file, entry.get("weight_name", key)), []).append(key)
+    return {key: found for found in keys.values() if len(found) > 1 for key in found}
 
 
 def hooks_of(module: nn.Module) -> list[Any]:

@@ -7,6 +7,9 @@ from torch import Tensor
 
 from ..utils import sum_dtype
 
+_ENTRIES = 2**22
+"""Entries of a matrix that are summed at a time."""
+
 
 def allocate(
     importance: Sequence[float],
@@ -140,7 +143,10 @@ def outlier_share(scores: Callable[[], Iterable[Tensor]], multiplier: float) -> 
     """
 
     def totals(a: Tensor) -> tuple[int, float]:
-        return a.numel(), a.sum(dtype=sum_dtype(a.device)).item()
+        # To sum in another type than that of the scores takes a copy of them, so it is done part by part.
+        size = max(1, _ENTRIES // max(1, a.shape[1]))
+        parts = [part.sum(dtype=sum_dtype(a.device)) for part in torch.split(a, size)]
+        return a.numel(), torch.stack(parts).sum().item()
 
     # A loop would keep the scores of a matrix while those of the next one are computed.
     sums = list(map(totals, scores()))
@@ -149,7 +155,7 @@ def outlier_share(scores: Callable[[], Iterable[Tensor]], multiplier: float) -> 
     threshold = torch.tensor(multiplier * mean, dtype=torch.float32)
 
     def outliers(a: Tensor) -> int:
-        return int((a > threshold.to(a.device)).sum())
+        return int(torch.count_nonzero(a > threshold.to(a.device)))  # a sum would take 8 bytes per entry
 
     return 100 * sum(map(outliers, scores())) / count
 

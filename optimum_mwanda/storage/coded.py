@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..modeling.tensor_file import DTYPES
 from ..utils import abridged
 from .bitmask import Form, check_lengths, choose_form, damaged, decode, encode
 from .files import opened
@@ -23,22 +24,6 @@ FORMAT = 2
 """Version of the layout."""
 CODE = ".mwanda_code"
 FORM = ".mwanda_form"
-
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-"""Data types of safetensors."""
 
 _MAX_DIMENSIONS = 8
 _CHECKSUM_BYTES = 4

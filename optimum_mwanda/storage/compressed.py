@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from ..modeling.tensor_file import DTYPES
 from ..utils import abridged
 from .coded import (
     COMPRESSED,
-    DTYPES,
     FORMAT,
     check_count,
     check_format,

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
+from ..modeling.tensor_file import write_out
 from ..utils import abridged
 from .files import opened
 
@@ -97,13 +97,13 @@ class Journal:
             )
         self._known, self._is_open = {**self._known, **parts}, True
 
-    def put(self, kind: str, name: str, tensors: Mapping[str, Tensor], facts: Any = None) -> Path:
+    def put(self, kind: str, name: str, tensors: dict[str, Tensor], facts: Any = None) -> Path:
         """Keeps a part.
 
         Args:
             kind: What sort of part it is; without a hyphen.
             name: Its name among the parts of its kind.
-            tensors: Its tensors.
+            tensors: Its tensors; each is taken out when it is written, so that it can leave memory.
             facts: What else belongs to it, as JSON values.
 
         Returns:
@@ -117,10 +117,17 @@ class Journal:
                 f"The journal in {self._folder} keeps parts of a run: open() it with what the run is first."
             )
         partial = self._folder / f"{kind}-{name}.{os.getpid()}.partial"
-        cpu = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-        # Old versions of safetensors cannot read a file without tensors.
-        save_file(cpu or {_NOTHING: torch.zeros(1)}, partial, {_FACTS: json.dumps(facts)})
-        path = self._folder / f"{kind}-{name}-{_digest(partial)}.safetensors"
+        digest = hashlib.sha256()
+        with partial.open("wb") as file:
+
+            def write(data: memoryview | bytes) -> None:
+                file.write(data)
+                digest.update(data)
+
+            if not tensors:  # old versions of safetensors cannot read a file without any
+                tensors[_NOTHING] = torch.zeros(1)
+            write_out(tensors, write, {_FACTS: json.dumps(facts)})
+        path = self._folder / f"{kind}-{name}-{digest.hexdigest()}.safetensors"
         self._settle(partial, path)
         self._known[kind, name] = path
         return path

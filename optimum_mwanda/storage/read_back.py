@@ -19,12 +19,13 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from ..modeling.architecture import load_arguments
 from ..modeling.compiled import uncompiled
 from ..modeling.offloading import offloaded_tensor
+from ..modeling.pages import release_pages
 from ..modeling.quantized import forget_dequantization
+from ..modeling.tensor_file import DTYPES
 from ..utils import abridged
-from .coded import DTYPES, decoded_view
+from .coded import decoded_view
 from .conversion import check_can_be_saved
 from .files import opened, weight_files
-from .pages import release_pages
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -1,17 +1,15 @@
 """Writing a safetensors file one tensor at a time."""
 
-import json
 import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-import torch
 from torch import Tensor
 
-from .coded import DTYPES
+from ..modeling.tensor_file import as_bytes, contents
 
 
 class SafetensorsWriter:
@@ -29,7 +27,7 @@ class SafetensorsWriter:
         self._path = path
         self._metadata = dict(metadata)
         self._spools: dict[int, BinaryIO] = {}
-        self._entries: dict[int, list[tuple[str, Tensor, int]]] = {}
+        self._entries: dict[int, list[tuple[str, Tensor]]] = {}
         self.size = 0
         """Bytes of all tensors so far."""
 
@@ -43,9 +41,8 @@ class SafetensorsWriter:
         width = tensor.element_size()
         if width not in self._spools:
             self._spools[width] = tempfile.TemporaryFile(dir=self._path.parent)  # noqa: SIM115
-        # `numpy` shares memory with the tensor, and it knows bytes, unlike some types of torch.
-        self._spools[width].write(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
-        self._entries.setdefault(width, []).append((name, tensor.to("meta"), tensor.nbytes))
+        self._spools[width].write(as_bytes(tensor))
+        self._entries.setdefault(width, []).append((name, tensor.to("meta")))
         self.size += tensor.nbytes
 
     def __enter__(self) -> "SafetensorsWriter":
@@ -62,19 +59,9 @@ class SafetensorsWriter:
                 spool.close()
 
     def _assemble(self) -> None:
-        words = {dtype: word for word, dtype in DTYPES.items()}
-        header: dict[str, Any] = {"__metadata__": self._metadata}
-        position = 0
         widths = sorted(self._spools, reverse=True)
-        for width in widths:
-            for name, tensor, size in self._entries[width]:
-                place = [position, position + size]
-                header[name] = {"dtype": words[tensor.dtype], "shape": list(tensor.shape), "data_offsets": place}
-                position += size
-        table = json.dumps(header, separators=(",", ":")).encode()
-        table += b" " * (-len(table) % 8)
         with self._path.open("wb") as file:
-            file.write(len(table).to_bytes(8, "little") + table)
+            file.write(contents((entry for width in widths for entry in self._entries[width]), self._metadata))
             for width in widths:
                 self._spools[width].seek(0)
                 shutil.copyfileobj(self._spools[width], file, 1 << 24)

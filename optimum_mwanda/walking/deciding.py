@@ -7,12 +7,12 @@ from contextlib import closing
 from ..calibration.statistics import CalibrationStatistics, WeightStatistics
 from ..configuration import MWandaConfig
 from ..modeling.interrupts import check_interrupts
+from ..modeling.pages import trim
 from ..modeling.weights import PrunableWeight
 from ..pruning.experts_policy import settle
 from ..pruning.planning import block_importance, share_out
 from ..pruning.sparsity_plan import SparsityPlan
 from ..registry import ALLOCATIONS
-from ..storage.pages import trim
 from .together import Decisions
 from .walk import Step, Walk
 

@@ -173,12 +173,13 @@ class PrunedBlocks(Finished):
         if (journal := self._journal) is None:
             return
 
-        def keep(block: str, values: Mapping[str, Tensor]) -> Path:
+        def keep(block: str, values: dict[str, Tensor]) -> Path:
             rank, size = self._processes.rank, self._processes.size
-            dealt = zip(values.items(), owners([value.nbytes for value in values.values()], size), strict=True)
-            own = {name: value for (name, value), owner in dealt if owner == rank}
+            dealt = owners([value.nbytes for value in values.values()], size)
+            for name in [name for name, owner in zip(values, dealt, strict=True) if owner != rank]:
+                values.pop(name)
             facts = {"zeros": {w.stored: zeros[w.stored] for w in weights[block]}, "trained": trained.get(block)}
-            return journal.put(PRUNED, self._part(block, rank), own, facts)
+            return journal.put(PRUNED, self._part(block, rank), values, facts)
 
         self._source.keep = keep
 

@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from ..modeling.block_source import BlockSource
 from ..modeling.blocks import run_blocks
 from ..modeling.forwards import replaced
+from ..modeling.pages import release_pages_of
 from .store import HiddenStates
 
 Call: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
@@ -93,6 +94,8 @@ def record_calls(
             else:
                 with source.held_in_calls(blocks), _recording(blocks, calls, hidden), _noting(blocks, forms):
                     run_blocks(model, blocks, batch)
+    if not source.is_resident:
+        release_pages_of(model.parameters())  # embeddings, most of all
     return Recorded(calls, forms)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..modeling.block_source import BlockSource
 from ..modeling.blocks import find_stacks, run_model
-from ..storage.pages import freed_at_once
+from ..modeling.pages import freed_at_once
 from ..utils import progress_bar
 from .recording import Passed, passing_by
 from .replay import BlockCalls

@@ -13,9 +13,9 @@ from ..modeling.bits import pack_bits, unpack_bits
 from ..modeling.block_source import BlockSource
 from ..modeling.counting import count_zeros
 from ..modeling.interrupts import check_interrupts
+from ..modeling.pages import freed_at_once
 from ..modeling.weights import PrunableWeight, Weights, flat
 from ..pruning.tuning import Outcome
-from ..storage.pages import freed_at_once
 from .editor import WeightEditor
 from .finished import Finished
 

@@ -12,10 +12,16 @@ import pyarrow
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
+from optimum_mwanda import MWandaConfig
+from optimum_mwanda.commands import text_lines
 from optimum_mwanda.commands.errors import DataError
 from optimum_mwanda.commands.places import open_dataset
+from optimum_mwanda.data.by_language import split_by_language
+from optimum_mwanda.data.chunks import build_chunks
+from optimum_mwanda.data.columns import Columns
 
-from .conftest import SMALL, Run, as_jsonl, make_texts
+from ..conftest import make_model
+from .conftest import SMALL, Run, as_jsonl, make_texts, make_tokenizer
 
 TEXTS = make_texts(2)
 ROWS = [{"language": language, "text": text} for language, lines in TEXTS.items() for text in lines]
@@ -64,10 +70,10 @@ def test_text_files_are_one_language_each(tmp_path: Path, compression: str) -> N
     paths = [tmp_path / f"{language}.txt{compression}" for language in TEXTS]
     for path, lines in zip(paths, TEXTS.values(), strict=True):
         path.write_bytes(COMPRESS[compression]("\n".join(lines).encode()))
-    with open_dataset(list(map(str, paths))) as dataset:
-        assert dataset == TEXTS
-    with open_dataset([str(tmp_path)]) as dataset:
-        assert dataset == TEXTS
+    for places in (list(map(str, paths)), [str(tmp_path)]):
+        for streaming in (False, True):
+            with open_dataset(places, streaming=streaming) as dataset:
+                assert {language: list(lines) for language, lines in dataset.items()} == TEXTS
 
 
 def test_several_files_are_read_as_one(tmp_path: Path) -> None:
@@ -177,9 +183,71 @@ def test_csv_file_that_cannot_be_read_is_an_error_in_plain_words(tmp_path: Path,
 
 
 def test_lines_end_where_lines_end_only(tmp_path: Path) -> None:
-    (tmp_path / "sw.txt").write_bytes("a\u2028b\x0cc\r\nd\re\n\n".encode())
-    with open_dataset([str(tmp_path / "sw.txt")]) as dataset:
-        assert dataset == {"sw": ["a\u2028b\x0cc", "d", "e", ""]}
+    (tmp_path / "sw.txt").write_bytes("\ufeffa\u2028b\x0cc\r\nd\re\n\n".encode())
+    (tmp_path / "sw.train.txt").write_bytes(b"f\r")
+    paths = [str(tmp_path / name) for name in ("sw.txt", "sw.train.txt")]
+    for streaming in (False, True):
+        with open_dataset(paths, streaming=streaming) as dataset:
+            assert [*dataset["sw"]] == ["a\u2028b\x0cc", "d", "e", "", "f"]
+
+
+@pytest.mark.parametrize("compression", COMPRESS)
+def test_lines_of_a_large_file_are_looked_up_without_reading_it_whole(
+    compression: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [f"line {number} " + "x" * (number % 90) for number in range(5000)]
+    ends = ["\r" if number % 7 == 3 else "\r\n" if number % 5 == 0 else "\n" for number in range(5000)]
+    content = "".join(line + end for line, end in zip(lines, ends, strict=True)).encode()
+    path = tmp_path / f"sw.txt{compression}"
+    path.write_bytes(COMPRESS[compression](content))
+    split, taken = text_lines._split, []
+    monkeypatch.setattr(text_lines, "_split", lambda *words: taken.append(len(words[0])) or split(*words))
+    with open_dataset([str(path)]) as dataset:
+        found = dataset["sw"]
+        assert len(found) == 5000
+        assert sum(taken) == len(content)  # once, in pieces
+        assert max(taken) < 1000
+        taken.clear()
+        assert [found[number] for number in (4999, 0, -2, 777)] == [lines[number] for number in (4999, 0, 4998, 777)]
+        assert len(taken) <= 4 * 64
+        assert found[60:70] == lines[60:70]
+        assert [*found] == lines
+        with pytest.raises(IndexError):
+            found[5000]
+
+
+@pytest.mark.parametrize("compression", COMPRESS)
+def test_streamed_text_is_read_no_further_than_needed(
+    compression: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for language, word in (("sw", "moja"), ("en", "one")):
+        content = f"{word} two three\n".encode() * 20_000
+        (tmp_path / f"{language}.txt{compression}").write_bytes(COMPRESS[compression](content))
+    split, taken = text_lines._split, []
+    monkeypatch.setattr(text_lines, "_split", lambda *words: taken.append(words[0]) or split(*words))
+    config = MWandaConfig(samples_per_language=2, sequence_length=8)
+    with open_dataset([str(tmp_path)], streaming=True) as dataset:
+        assert not taken
+        chunks = build_chunks(dataset, config, make_model(), make_tokenizer())
+    assert chunks.tokens == {"en": 16, "sw": 16}
+    assert len(taken) < 200
+
+
+def test_streamed_text_can_be_split_for_training(tmp_path: Path) -> None:
+    (tmp_path / "sw.txt").write_text("moja\nmbili\n")
+    with open_dataset([str(tmp_path)], streaming=True) as dataset:
+        parts = split_by_language(dataset, Columns("language", "words"))
+        for _ in range(2):
+            assert [*parts["sw"]] == [{"words": word, "language": "sw"} for word in ("moja", "mbili")]
+
+
+def test_text_that_is_not_utf_8_is_named_when_it_is_streamed(tmp_path: Path) -> None:
+    (tmp_path / "sw.txt").write_bytes(b"moja\n\xff\n")
+    with open_dataset([str(tmp_path)], streaming=True) as dataset:
+        lines = iter(dataset["sw"])
+        assert next(lines) == "moja"
+        with pytest.raises(DataError, match=r"sw\.txt is not UTF-8 text"):
+            next(lines)
 
 
 def contents(place: Path, **options: Any) -> dict[str, list[str]]:

@@ -16,6 +16,7 @@ from optimum_mwanda import MWandaConfig, MWandaPruner, plan_pruning
 from optimum_mwanda.loading.footprint import Footprint, Text
 from optimum_mwanda.loading.forecasting import open_empty
 from optimum_mwanda.loading.headers import read_headers
+from optimum_mwanda.loading.probe import BlockTime
 from optimum_mwanda.walking import together
 from tests.conftest import make_model, make_rows
 from tests.families.matrix import FAMILIES
@@ -198,6 +199,15 @@ def test_time_is_right_to_within_a_factor(family: str, settings: dict[str, Any],
     MWandaPruner(config, progress=False).prune(model, rows)
     assert forecast.untimed == ""
     assert work.done / 1.5 < forecast.memory.seconds < work.done * 1.5  # type: ignore[operator]
+
+
+def test_time_from_disk_has_what_is_not_done_beside_the_work() -> None:
+    spent = BlockTime(fixed=1.0, per_batch=0.5, share=0.25, reading=0.1, keeping=0.2)
+    assert spent.seconds(2) == 8
+    assert spent.streamed(2, read=10, kept=20, in_one_pass=True) == 8 + 1 + 2  # the other half beside the work
+    assert spent.streamed(2, read=10, kept=60, in_one_pass=True) == 8 + 1 + 6
+    assert spent.streamed(2, read=10, kept=60, in_one_pass=False) == 8 + 1 + 8  # the disk is slower than deciding
+    assert spent.streamed(2, read=10, kept=100, in_one_pass=True) == 8 + 1 + 12
 
 
 @pytest.mark.parametrize("family", ["t5", "bert", "gemma3", "qwen3_moe", "falcon"])

@@ -1,11 +1,11 @@
 """Offloaded models are pruned block by block, with the same result as in memory, and nothing is lost on failure."""
 
 import copy
-import gc
 import hashlib
 import threading
 import weakref
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 
 from optimum_mwanda import MWandaConfig, MWandaPruner, check_saved, verify_sparsity
 from optimum_mwanda.loading.streamed import blocks_on_disk
-from optimum_mwanda.modeling import fingerprint
+from optimum_mwanda.modeling import block_source, fingerprint
 from optimum_mwanda.modeling.block_source import BlockSource
 from optimum_mwanda.modeling.blocks import find_blocks
 from optimum_mwanda.modeling.offloading import hooks_of, offloaded_tensor
@@ -171,32 +171,46 @@ def test_a_model_on_disk_without_a_folder_for_changes_is_refused(tmp_path: Path)
 
 
 @pytest.mark.parametrize("changes", [False, True], ids=["as they are", "changed"])
-def test_no_more_than_two_blocks_are_in_memory(changes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_block_comes_when_half_of_the_last_one_is_gone(
+    changes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = make_model().config
     config.num_hidden_layers = 6
     model = on_disk(LlamaForCausalLM(config), tmp_path)
     blocks = find_blocks(model)
-    read, values = BlockSource._read, []
+    source, asked = BlockSource(blocks), threading.Event()
+    copy_one, read, write, values = block_source._copy, BlockSource._read, BlockSource._write, []
 
     def left() -> int:
-        gc.collect()
-        return sum(any(tensor() is not None for tensor in block) for block in values)
+        return sum(tensor.nbytes for block in values[:-1] for reference in block if (tensor := reference()) is not None)
 
-    def noted(self: BlockSource, name: str) -> Any:
-        assert left() <= 1  # what is worked on; what was changed before is written
-        found = read(self, name)
-        values.append([weakref.ref(tensor) for _, tensor in found])
-        return found
+    def counted(tensor: Any) -> torch.Tensor:
+        assert 2 * left() <= sum(weight.nbytes for weight in next(iter(blocks.values())).parameters())
+        value = copy_one(tensor)
+        values[-1].append(weakref.ref(value))
+        return value
 
+    def noted(*args: Any) -> Any:
+        values.append([])
+        asked.set()
+        return read(*args)
+
+    def late(*args: Any) -> Path:
+        assert asked.wait(60)
+        return write(*args)
+
+    monkeypatch.setattr(block_source, "_copy", counted)
     monkeypatch.setattr(BlockSource, "_read", noted)
-    source = BlockSource(blocks)
-    for number, name in enumerate(source.one_by_one(blocks), 1):
+    monkeypatch.setattr(BlockSource, "_write", late)
+    for name in source.one_by_one(blocks):
         full = [each for each, block in blocks.items() if not any(weight.is_meta for weight in block.parameters())]
-        assert full == [name]  # the next one is being read, and no module has it yet
-        assert number <= len(values) <= number + 1
-        assert left() <= 2
+        assert full == [name]
+        asked.clear()
         if changes:
-            next(blocks[name].parameters()).detach().zero_()
+            for weight in blocks[name].parameters():
+                weight.detach().zero_()
+        if len(values) == len(blocks):
+            asked.set()
     assert len(values) == len(blocks)
     for name in source.one_by_one(blocks):
         assert (next(blocks[name].parameters()).count_nonzero() == 0) == changes
@@ -207,12 +221,13 @@ def test_a_block_is_written_while_the_next_is_worked_on(tmp_path: Path) -> None:
     blocks = find_blocks(model)
     source, worked_on, written = BlockSource(blocks), threading.Event(), []
 
-    def keep(name: str, values: Mapping[str, torch.Tensor]) -> Path:
+    def keep(name: str, values: dict[str, torch.Tensor]) -> Path:
+        taken = {key: values.pop(key).detach() for key in [*values]}
         assert worked_on.wait(60)
         if written:
             raise OSError("no space left")
         written.append(name)
-        save_file({key: value.detach() for key, value in values.items()}, tmp_path / "kept.safetensors")
+        save_file(taken, tmp_path / "kept.safetensors")
         return tmp_path / "kept.safetensors"
 
     source.keep = keep
@@ -224,7 +239,8 @@ def test_a_block_is_written_while_the_next_is_worked_on(tmp_path: Path) -> None:
             seen.append(name)
             if name == second:
                 worked_on.set()
-            next(blocks[name].parameters()).detach().zero_()
+            for weight in blocks[name].parameters():
+                weight.detach().zero_()
 
     with pytest.raises(OSError, match="no space left"):  # of the last block as well
         change()
@@ -232,6 +248,46 @@ def test_a_block_is_written_while_the_next_is_worked_on(tmp_path: Path) -> None:
     for name, count in ((first, 0), (second, 1)):
         with source.held(name):
             assert next(blocks[name].parameters()).any() == count
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["in the next block", "while the last one is written"])
+def test_what_interrupts_the_work_is_told_even_if_a_block_could_not_be_written(
+    last: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = on_disk(FAMILIES["llama"].make(), tmp_path)
+    blocks = find_blocks(model)
+    source = BlockSource(blocks)
+
+    def keep(*_: Any) -> Path:
+        raise OSError("no space left")
+
+    def work() -> None:
+        first, second, *_ = blocks
+        with closing(source.one_by_one([first] if last else [first, second])) as names:
+            for name in names:
+                if name == second:
+                    raise KeyboardInterrupt
+                next(blocks[name].parameters()).detach().zero_()
+
+    source.keep = keep
+    with pytest.raises(OSError if last else KeyboardInterrupt):
+        work()
+    assert ("model.layers.0 could not be written: no space left" in caplog.messages) != last
+
+
+@pytest.mark.parametrize("distance", [1, 2])
+@pytest.mark.parametrize("method", ["defaults", "sequential", "new values"])
+def test_a_matrix_that_blocks_share_is_pruned_for_all_of_them(method: str, distance: int, tmp_path: Path) -> None:
+    path = "model.layers.{}.mlp.up_proj.weight"
+    kind = type("Shared", (LlamaForCausalLM,), {"_tied_weights_keys": {path.format(distance): path.format(0)}})
+    config = make_model().config
+    config.num_hidden_layers, config.tie_word_embeddings = 4, True
+    plain = kind(config).eval()
+    model = on_disk(plain, tmp_path)
+    for each in (model, plain):
+        pruner(**METHODS[method]).prune(each, FAMILIES["llama"].rows())
+    assert same(model, plain)
+    assert not torch.equal(state(plain)[path.format(0)], state(plain)[path.format(3)])
 
 
 @pytest.mark.parametrize("place", ["mlp", "self_attn"])
@@ -311,7 +367,7 @@ def test_undoing_reads_a_block_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         names.clear()
         raise OSError("no space left")
 
-    monkeypatch.setattr(BlockSource, "_read", lambda self, name: names.append(name) or read(self, name))
+    monkeypatch.setattr(BlockSource, "_read", lambda self, name, *rest: names.append(name) or read(self, name, *rest))
     monkeypatch.setattr(attach, fail)
     with pytest.raises(OSError, match="no space left"):
         pruner().prune(model, FAMILIES["mixtral"].rows())

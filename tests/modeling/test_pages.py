@@ -1,0 +1,56 @@
+"""Memory that is freed goes back to the system."""
+
+import ctypes
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from optimum_mwanda.modeling.pages import freed_at_once, in_large_pages, read_ahead, release_pages_of
+
+
+def resident(kind: str = "RssAnon") -> int:
+    """Bytes of this process that are in memory; by default of those that are not in files."""
+    found = re.search(rf"{kind}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"), reason="needs the C library of Linux"
+)
+def test_what_is_freed_is_given_back_at_once() -> None:
+    size = 2**24
+    with freed_at_once():
+        before = resident()
+        # Every other one is freed: the rest keeps an allocator from giving the end of its store back.
+        tensors = [torch.ones(size, dtype=torch.uint8) for _ in range(16)]
+        assert resident() - before > 14 * size
+        kept = tensors[::2]
+        del tensors
+        assert resident() - before < 10 * size
+        assert len(kept) == 8
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs the calls of Linux")
+def test_what_is_mapped_is_given_back_and_stays_valid(tmp_path: Path) -> None:
+    size = 2**24
+    save_file({"a": torch.ones(size), "b": torch.arange(3)}, tmp_path / "x.safetensors")
+    tensors = load_file(tmp_path / "x.safetensors")
+    before = resident("RssFile")
+    read_ahead(tensors["a"])
+    assert resident("RssFile") - before < size
+    assert tensors["a"].sum() == size
+    assert resident("RssFile") - before > 3 * size
+    release_pages_of([*tensors.values(), torch.ones(size), torch.empty(2, device="meta")])
+    assert resident("RssFile") - before < size
+    assert tensors["a"].sum() == size
+
+
+@pytest.mark.parametrize("size", [0, 3, 2**23])
+def test_large_pages_change_no_value(size: int) -> None:
+    values = torch.randn(size)
+    assert torch.equal(in_large_pages(torch.empty_like(values)).copy_(values), values)
