@@ -390,9 +390,7 @@ def test_a_part_is_trained_behind_the_parts_before_it() -> None:
 @pytest.mark.parametrize("family", [name for name in (*TEN, "falcon") if FAMILIES[name].is_current])
 def test_what_was_not_pruned_has_no_error(family: str, region: str) -> None:
     model = FAMILIES[family].make()
-    config = MWandaConfig(
-        sequence_length=24, batch_size=2, sparsity=0.0, reconstruction="block", reconstruction_region=region
-    )
+    config = settings(sparsity=0.0, reconstruction_region=region)
     before = {name: values.clone() for name, values in model.state_dict().items()}
     MWandaPruner(config, progress=False).prune(model, FAMILIES[family].rows())
     assert all(each.before == 0 for each in outcomes(model))
