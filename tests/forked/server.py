@@ -49,7 +49,8 @@ def see_it_end(pid: int, asking: socket.socket) -> NoReturn:
     """Tells who asked how a process ended, and ends it if they are there no more."""
 
     def end_with_them() -> None:
-        asking.recv(1)
+        with contextlib.suppress(OSError):  # they may have gone without reading
+            asking.recv(1)
         if not ended.is_set():
             os.kill(pid, signal.SIGKILL)
 
