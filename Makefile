@@ -9,6 +9,8 @@ INSTALL := -m pip install --quiet --disable-pip-version-check
 # What a change to one module needs: no model families, no slow reference, no other process, no browser.
 FAST := $(addprefix tests/,calibration data modeling pruning record storage test_configuration.py test_golden.py)
 SLOW := tests/pruning/test_against_reference.py tests/storage/test_families.py
+# Each process begins with a run of neighbours, so that hardly a fixture of a module is made in two of them.
+SPREAD := --numprocesses auto --dist worksteal
 BENCH := --shapes 256 mixture-256 --layers 1 --languages 4 --quick --widths 256 --starts --threads 1 --clock cpu
 
 .PHONY: demo test test-fast test-oldest test-matrix bench-check check style clean
@@ -31,13 +33,13 @@ demo: $(VENV)/.runtime  ## prune the embedded sample with Wanda and with M-Wanda
 	$(RUN) examples/01_prune_sample.py --output pruned_sample
 
 test: $(VENV)/.installed  ## run the tests
-	$(RUN) -m pytest --numprocesses auto
+	$(RUN) -m pytest $(SPREAD)
 
 test-fast: $(VENV)/.installed  ## run the unit tests, in less than a minute
-	$(RUN) -m pytest --numprocesses auto --quiet -k "not process" $(FAST) $(addprefix --ignore=,$(SLOW))
+	$(RUN) -m pytest $(SPREAD) --quiet -k "not process" $(FAST) $(addprefix --ignore=,$(SLOW))
 
 test-oldest: $(OLDEST)/.installed  ## run the same tests on the oldest versions that are allowed
-	$(OLDEST)/bin/python -m pytest --numprocesses auto
+	$(OLDEST)/bin/python -m pytest $(SPREAD)
 
 test-matrix: test test-oldest  ## both; with --keep-going also the second where the first fails
 

@@ -7,6 +7,7 @@ Published code runs in our environment, on what entered the matrices of the mode
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -115,6 +116,7 @@ def print_table(model: Any, rows: list[dict[str, Any]], args: argparse.Namespace
 
 
 def _print_whole_jobs(pythons: dict[str, str], words: list[str], rounds: int) -> None:
+    seen: dict[tuple[str, str], list[tuple[float, float]]] = {}
     print(
         "| round | who | method | x bare forward | peak above the model, MB | sparsity |\n|---|---|---|---:|---:|---:|"
     )
@@ -125,6 +127,16 @@ def _print_whole_jobs(pythons: dict[str, str], words: list[str], rounds: int) ->
                 ratio, peak = found["seconds"] / found["forward"], found["peak"] / 1e6
                 cells = f"{ratio:.2f} | {peak:.0f} | {found['sparsity']:.3f}"
                 print(f"| {number + 1} | {name} | {method} | {cells} |", flush=True)
+                seen.setdefault((name, method), []).append((ratio, peak))
+    print(
+        "\n| method | who | x bare forward, median (spread) | time, x ours | peak, x ours |\n|---|---|---:|---:|---:|"
+    )
+    medians = {key: [statistics.median(values) for values in zip(*each, strict=True)] for key, each in seen.items()}
+    for (name, method), (ratio, peak) in medians.items():
+        own_ratio, own_peak = medians["ours", method]
+        low, high = (end(ratio for ratio, _ in seen[name, method]) for end in (min, max))
+        cells = f"{ratio:.2f} ({low:.2f} to {high:.2f}) | {ratio / own_ratio:.2f} | {peak / own_peak:.2f}"
+        print(f"| {method} | {name} | {cells} |", flush=True)
 
 
 def _print_published(codes: dict[str, str], words: list[str]) -> None:

@@ -30,9 +30,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Mi
 from transformers.utils.logging import disable_progress_bar
 
 from optimum_mwanda import MWandaConfig, MWandaPruner, evaluate_languages, save_pretrained_compressed
+from optimum_mwanda.calibration.collector import StatisticsCollector
 from optimum_mwanda.calibration.gram import GramCollector
 from optimum_mwanda.modeling.blocks import find_blocks, inference_mode, run_blocks, run_model
-from optimum_mwanda.modeling.weights import find_weights
+from optimum_mwanda.modeling.weights import find_weights, flat
 from optimum_mwanda.pruning import reconstruction
 from optimum_mwanda.pruning.masks import n_of_m_mask, unstructured_mask
 from optimum_mwanda.pruning.refinement import refine_mask, shrink_gram
@@ -167,6 +168,21 @@ def ratios(times: dict[str, list[float]], tokens: int) -> dict[str, list[float]]
         scale = tokens / LARGE if name == "allocate, select, write" else 1.0
         found[name] = [scale * own / other for own, other in zip(seconds, base, strict=True)]
     return found
+
+
+def size_of_statistics(model: Any, languages: int) -> float:
+    """Memory for the sums of all languages while the model is calibrated, as a share of the weights that are pruned."""
+    blocks = find_blocks(model)
+    weights = flat(find_weights(blocks))
+    with (
+        inference_mode(model),
+        StatisticsCollector(weights, [f"l{row:02d}" for row in range(languages)], []) as collector,
+    ):
+        collector.start("l00")
+        run_blocks(model, blocks, {"input_ids": torch.arange(64, device=model.device)[None] % model.config.vocab_size})
+        collector.energies()
+        sums = {id(each): each.square_sum.nbytes for each in collector._sums.values()}  # what weights have in common
+    return sum(sums.values()) / sum(weight.matrix.nbytes for weight in weights)
 
 
 def of_matrices(args: argparse.Namespace) -> dict[str, float]:
@@ -322,6 +338,8 @@ def main() -> None:
         for name, each in measured.items():
             print(f"{name:40s} {statistics.median(each):7.3f} ({min(each):.3f} to {max(each):.3f})", flush=True)
         found[shape] = {name: statistics.median(each) for name, each in measured.items()}
+        found[shape]["memory of statistics, of the weights"] = share = size_of_statistics(model, args.languages)
+        print(f"{'memory of statistics, of the weights':40s} {share:7.4f}", flush=True)
     if not args.peers:
         found["matrices"] = of_matrices(args)
         if args.starts:

@@ -1,6 +1,7 @@
 """Small real things that tests share."""
 
 import dataclasses
+import gc
 import json
 import logging
 import os
@@ -60,6 +61,13 @@ class DeprecationsAreErrors(logging.Handler):
 
 for library in ("transformers", "datasets", "huggingface_hub"):
     logging.getLogger(library).addHandler(DeprecationsAreErrors())
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays, so the garbage collector need not look through it time and again."""
+    gc.collect()
+    gc.freeze()
+
 
 torch.set_num_threads(1)
 

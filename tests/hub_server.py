@@ -11,7 +11,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,6 +19,8 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
+
+from .forked import python
 
 TOKEN = "hf_local"
 ROOT = Path(__file__).parents[1]
@@ -129,7 +130,7 @@ def run_client(module: str, action: str, home: Path, endpoint: str, token: str |
     environment |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
     if token is not None:
         environment["HF_TOKEN"] = token
-    command = [sys.executable, "-m", module, action]
+    command = [python(), "-m", module, action]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     seen: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

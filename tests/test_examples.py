@@ -11,13 +11,15 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.conftest import EXAMPLES, SAMPLE_DATA, SAMPLE_MODEL
+from tests.forked import python
 
 LANGUAGES = {"en", "es", "fr", "de", "pt", "ru", "uk", "zh", "ja", "ko", "tr", "hi", "ta", "vi"}
 ROOT = EXAMPLES.parent
 
 
-def run(*arguments: str) -> str:
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=ROOT, check=False)
+def run(*arguments: str, interpreter: str | None = None) -> str:
+    words = [interpreter or python(), *arguments]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -60,7 +62,8 @@ def test_no_sentence_is_in_both_parts() -> None:
 
 def test_importing_the_package_imports_neither_torch_nor_transformers() -> None:
     code = "import sys, optimum_mwanda, optimum_mwanda.configuration as c; c.MWandaConfig(); "
-    assert run("-c", code + "print({'torch', 'transformers', 'datasets'} & set(sys.modules))").strip() == "set()"
+    code += "print({'torch', 'transformers', 'datasets'} & set(sys.modules))"
+    assert run("-c", code, interpreter=sys.executable).strip() == "set()"
 
 
 def test_every_public_name_can_be_imported() -> None:

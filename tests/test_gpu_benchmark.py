@@ -5,12 +5,13 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+
+from tests.forked import python
 
 ROOT = Path(__file__).parents[1]
 SIZES: dict[str, Any] = {
@@ -54,7 +55,7 @@ def run(benchmark: ModuleType, output: Path, *words: str) -> dict[str, Any]:
 
 def test_all_parts_run_and_what_no_cpu_has_is_recorded_as_an_error(tmp_path: Path) -> None:
     output = tmp_path / "gpu.json"
-    environment = {**os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHON": python(), "PYTHONPATH": str(ROOT)}
     words = ["bash", str(ROOT / "benchmarks" / "gpu.sh"), *TINY, "--output", str(output)]
     done = subprocess.run(words, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

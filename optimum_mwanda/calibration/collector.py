@@ -93,6 +93,25 @@ class StatisticsCollector:
         copies = {id(sums): sums.square_sum[self._row].clone() for sums in reached.values()}
         return {name: copies[id(sums)] for name, sums in reached.items()}
 
+    def lacks(self, tokens_per_expert: int) -> bool:
+        """Says whether more text of the language may reach weights that it has not reached so far.
+
+        Args:
+            tokens_per_expert: Experts that have seen none of so many tokens, on average over all experts, are taken as
+                those that the language does not use.
+
+        Returns:
+            Whether a weight outside the experts was not reached, or an expert was not, and experts have seen fewer
+            tokens than this.
+        """
+        self._settle()
+        inside: list[int] = []
+        outside: list[int] = []
+        for weight in self._weights:
+            found = outside if weight.expert_name is None else inside
+            found.append(int(self._sums[weight.name].tokens[self._row]))
+        return not all(outside) or (not all(inside) and sum(inside) < tokens_per_expert * len(inside))
+
     def finish(self) -> dict[str, WeightStatistics]:
         """Returns the sums of all processes, on the CPU in float64.
 

@@ -9,13 +9,18 @@ from ..data.chunks import CalibrationChunks
 from ..data.packing import Batch
 from .collector import StatisticsCollector
 
+TOKENS_PER_EXPERT = 32
+"""Tokens of a language that the experts of a mixture get on average before it may end without reaching all of them."""
+
 
 class SettlingText:
     """Batches of text, language by language, until the collector that sees them has seen enough.
 
     After 2, 4, 8, ... chunks of a language the sums over all of them are compared with those over the first half. If
     `disagreement` is below the tolerance, the rest of the language is left out. Half of a text differs from all of it
-    about as much as all of it from a text without end, so this is also what more text would change.
+    about as much as all of it from a text without end, so this is also what more text would change. Sums that are not
+    there yet cannot be compared: a language does not end before it has reached all weights, but for experts that have
+    got none of so many tokens that they would have got `TOKENS_PER_EXPERT` if all were used alike.
 
     Args:
         chunks: The text.
@@ -55,7 +60,8 @@ class SettlingText:
             if stop == count:
                 return
             so_far = self._collector.energies()
-            if half is not None and disagreement(half, so_far) < self._tolerance:
+            is_settled = half is not None and disagreement(half, so_far) < self._tolerance
+            if is_settled and not self._collector.lacks(TOKENS_PER_EXPERT):
                 return
             half = so_far
 

@@ -1,5 +1,6 @@
 """Text of a model card: fills the template so that no string of a record can act as Markdown, HTML or Jinja."""
 
+import functools
 import importlib.resources
 import json
 import shlex
@@ -71,6 +72,12 @@ def render(values: Mapping[str, Any]) -> str:
 
     Values that the template prints become inline code, unless they are numbers or `Markdown`.
     """
+    return _template().render(values)
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    """The template: in a wheel it is beside this module, in a source tree in the folder `model_cards`."""
     environment = jinja2.Environment(
         autoescape=False,  # the output is Markdown; `_finalize` escapes
         finalize=_finalize,
@@ -80,17 +87,12 @@ def render(values: Mapping[str, Any]) -> str:
         keep_trailing_newline=True,
     )
     environment.filters.update(literal=literal, shell=shell_word, folded=folded, percent=percent, plain=Markdown)
-    return environment.from_string(_template()).render(values)
+    packaged = importlib.resources.files(__package__).joinpath(TEMPLATE)
+    source = Path(__file__).parents[2] / "model_cards" / TEMPLATE
+    return environment.from_string((packaged if packaged.is_file() else source).read_text(encoding="utf-8"))
 
 
 _UNSEEN = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
-
-
-def _template() -> str:
-    """The template: in a wheel it is beside this module, in a source tree in the folder `model_cards`."""
-    packaged = importlib.resources.files(__package__).joinpath(TEMPLATE)
-    source = Path(__file__).parents[2] / "model_cards" / TEMPLATE
-    return (packaged if packaged.is_file() else source).read_text(encoding="utf-8")
 
 
 def _finalize(value: Any) -> str:

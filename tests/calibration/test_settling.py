@@ -1,5 +1,6 @@
 """A language is read no further once its ranking of channels has settled."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -7,13 +8,18 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from transformers import MixtralConfig, MixtralForCausalLM
 
 from optimum_mwanda import MWandaConfig, MWandaPruner
-from optimum_mwanda.calibration.settling import disagreement
+from optimum_mwanda.calibration.collector import StatisticsCollector
+from optimum_mwanda.calibration.settling import TOKENS_PER_EXPERT, disagreement
+from optimum_mwanda.data.chunks import build_chunks
+from optimum_mwanda.modeling.blocks import find_blocks
+from optimum_mwanda.modeling.weights import find_weights, flat
 from optimum_mwanda.processes.group import Processes
 from optimum_mwanda.pruning import checks
 from optimum_mwanda.record.verification import sparsity_record
-from tests.conftest import assert_untouched, make_model, make_rows, state_of
+from tests.conftest import SIZES, assert_untouched, make_model, make_rows, state_of
 from tests.families.matrix import FAMILIES
 from tests.walking.test_offloaded import on_disk
 
@@ -112,6 +118,47 @@ def test_experts_are_judged_by_the_text_that_reaches_them() -> None:
     config = MWandaConfig(**SMALL, calibration_tolerance=0.5)
     statistics = MWandaPruner(config, progress=False).calibrate(model, rows())
     assert {entry.chunks for entry in statistics.coverage} <= {2, 4, 8, 16}
+
+
+@pytest.mark.parametrize(
+    ("where", "chunks"),
+    [
+        (0, 2),
+        (2, 4),  # after two chunks the second expert has got nothing
+        (9, 8),  # after eight chunks of eight tokens two experts have got 32 on average
+        (None, 8),
+    ],
+)
+def test_experts_are_waited_for_until_a_language_that_uses_them_would_have_reached_them(
+    where: int | None, chunks: int
+) -> None:
+    """The first expert gets tokens that are even and the second one those that are odd, which are in one chunk."""
+    model = MixtralForCausalLM(MixtralConfig(**SIZES, num_local_experts=2, num_experts_per_tok=1))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj", "w2.weight")):
+                parameter.zero_()  # so that hidden states are embeddings
+            if name.endswith(("embed_tokens.weight", "gate.weight")):
+                parameter.zero_()[:4, :2] = torch.eye(2).repeat(2, 1)[: len(parameter)]
+    config = MWandaConfig(sequence_length=8, samples_per_language=CHUNKS, calibration_tolerance=0.99)
+
+    def rows(starts: Iterable[int]) -> list[dict[str, Any]]:
+        return [{"language": "en", "input_ids": [start, start + 2] * 4} for start in starts]
+
+    (batch,) = build_chunks(rows(range(CHUNKS)), config, model).chunks["en"]
+    order = batch["input_ids"][:, 0].tolist()  # in which the rows are read
+    text = rows(int(where is not None and number == order[where]) for number in range(CHUNKS))
+    statistics = MWandaPruner(config, progress=False).calibrate(model, text)
+    assert statistics.coverage[0].chunks == chunks
+    second = [entry.tokens for name, entry in statistics.weights.items() if "experts.1." in name]
+    assert {int(tokens) for tokens in second} == {8 if where is not None and where < chunks else 0}
+
+
+def test_weights_that_are_in_no_expert_are_all_waited_for() -> None:
+    weights = flat(find_weights(find_blocks(make_model())))
+    with StatisticsCollector(weights, ["en"], []) as collector:
+        assert collector.lacks(TOKENS_PER_EXPERT)
+        assert collector.lacks(0)
 
 
 @pytest.mark.parametrize("method", ["prune", "calibrate"])

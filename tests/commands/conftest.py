@@ -50,15 +50,24 @@ def environment(**variables: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **variables}
 
 
-def command(*words: str | Path) -> list[str]:
-    """The real console script where there is one."""
+def command(*words: str | Path, interpreter: str | None = None) -> list[str]:
+    """The real console script where there is one, by itself or read by an interpreter."""
     script = Path(sys.executable).with_name("optimum-cli")
-    start = [str(script)] if script.is_file() else [sys.executable, "-m", "optimum.commands.optimum_cli"]
+    if script.is_file():
+        start = [str(script)] if interpreter is None else [interpreter, str(script)]
+    else:
+        start = [interpreter or sys.executable, "-m", "optimum.commands.optimum_cli"]
     return [*start, *map(str, words)]
 
 
-def run_process(*words: str | Path, **variables: str) -> Run:
-    done = subprocess.run(command(*words), env=environment(**variables), capture_output=True, text=True, check=False)
+def run_process(*words: str | Path, interpreter: str | None = None, **variables: str) -> Run:
+    done = subprocess.run(
+        command(*words, interpreter=interpreter),
+        env=environment(**variables),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     return Run(done.returncode, done.stdout, done.stderr)
 
 

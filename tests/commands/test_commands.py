@@ -75,6 +75,7 @@ class TestPrune:
         self, cli: Cli, model: Path, data: Path, tmp_path: Path
     ) -> None:
         more = ("--criterion", "alps", "--tune-regularisation", "--language-weights", "minimax", "--quiet")
+        more += ("--minimax-rounds", "1")
         run = cli("prune", model, tmp_path / "out", "--dataset", data, "--sequence-length", "16", *more)
         assert run.code == 0, run.err
         record = sparsity_record(tmp_path / "out")

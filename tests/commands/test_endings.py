@@ -29,6 +29,7 @@ from optimum_mwanda.commands.output import new_folder
 from optimum_mwanda.version import __version__
 from optimum_mwanda.walking.editor import PartiallyPrunedError
 
+from ..forked import python
 from ..hub_server import TOKEN, HubServer
 from .conftest import SMALL, Pruned, Run, as_jsonl, command, environment, make_texts, run_process
 
@@ -98,7 +99,7 @@ def test_reader_that_leaves_early_is_no_error(pruned: Pruned, words: tuple[str, 
     os.close(reader)
     try:
         process = subprocess.run(
-            command("mwanda", "inspect", pruned.path, *words),
+            command("mwanda", "inspect", pruned.path, *words, interpreter=python()),
             stdout=writer,
             stderr=subprocess.PIPE,
             env=environment(),
@@ -365,7 +366,7 @@ def test_signal_while_calibrating_leaves_nothing(model: Path, tmp_path: Path, se
     out = tmp_path / "made" / "out"
     words = ("--dataset", texts, "--batch-size", "1", "--samples-per-language", "100000", "--sequence-length", "8")
     process = subprocess.Popen(
-        command("mwanda", "prune", model, out, *words),
+        command("mwanda", "prune", model, out, *words, interpreter=python()),
         env=environment(HF_DATASETS_CACHE=str(tmp_path / "cache")),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -418,7 +419,8 @@ class TestPush:
                 "no_proxy": "127.0.0.1",
             }
             words = ("--dataset", data, "--eval-dataset", data, "--push-to-hub", "me/pruned", "--private", "--json")
-            run = run_process("mwanda", "prune", model, tmp_path / "out", *words, *SMALL, *more, **variables)
+            words = ("prune", model, tmp_path / "out", *words, *SMALL, *more)
+            run = run_process("mwanda", *words, interpreter=python(), **variables)
             assert run.code == 0, run.err
             assert "me/pruned" in run.json["pushed"]
             files = hub.repos["me/pruned"]["main"]

@@ -3,7 +3,6 @@
 import json
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from safetensors.torch import load_file
 
 from optimum_mwanda.commands.models import default_device_map
 
+from ..forked import python
 from ..processes.test_pruning import NEAR_TIES
 from .conftest import ROOT, SMALL, Run, environment, run_here
 
@@ -27,9 +27,14 @@ def launch(launcher: str, *words: str | Path, **variables: str) -> Run:
         port = server.getsockname()[1]
     start = [word.format(port=port) for word in LAUNCHERS[launcher]]
     module = "--module" if launcher == "accelerate" else "-m"
-    command = [sys.executable, "-m", *start, module, "optimum.commands.optimum_cli", "mwanda", *map(str, words)]
+    command = [python(), "-m", *start, module, "optimum.commands.optimum_cli", "mwanda", *map(str, words)]
     done = subprocess.run(
-        command, env=environment(**variables), capture_output=True, text=True, check=False, timeout=300
+        command,
+        env=environment(PYTHON_EXEC=python(), **variables),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
     )
     return Run(done.returncode, done.stdout, done.stderr)
 

@@ -1,7 +1,6 @@
 """Configurations for accelerate, and the script for FSDP2; `tests/commands/test_launched.py` runs the command line."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from optimum_mwanda import verify_sparsity
 
 from ..commands.conftest import ROOT, as_jsonl, environment, make_texts, make_tokenizer
 from ..conftest import make_model
+from ..forked import python
 
 FOLDER = ROOT / "integrations" / "accelerate"
 
@@ -27,11 +27,11 @@ def test_a_model_under_fsdp2_is_pruned_and_saved(tmp_path: Path) -> None:
     make_model().save_pretrained(model)
     make_tokenizer().save_pretrained(model)
     data.write_text(as_jsonl(make_texts()))
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    start = [python(), "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     words = ["--model", model, "--dataset", data, "--output", target, "--sequence-length", "16", "--cpu"]
     done = subprocess.run(
         [*start, str(FOLDER / "prune_fsdp2.py"), *map(str, words)],
-        env=environment(),
+        env=environment(PYTHON_EXEC=python()),
         capture_output=True,
         text=True,
         check=False,

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import math
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from optimum_mwanda.evaluation.harness.tasks import (
     write_xwinograd_tasks,
 )
 from tests.conftest import SAMPLE_DATA, SAMPLE_MODEL
+from tests.forked import python
 
 INTEGRATION = Path(__file__).parents[2] / "integrations" / "lm_eval"
 LANGUAGES = ("en", "hi", "ja")
@@ -203,7 +203,7 @@ def test_suite_names_benchmarks_that_the_harness_has() -> None:
 
 def test_script_makes_tasks_of_a_file_that_the_harness_can_load(tmp_path: Path) -> None:
     command = [
-        *(sys.executable, str(INTEGRATION / "make_tasks.py"), "bits-per-byte"),
+        *(python(), str(INTEGRATION / "make_tasks.py"), "bits-per-byte"),
         *("--dataset", str(SAMPLE_DATA / "evaluation.jsonl"), "--languages", "en", "ru", "--documents", "2"),
         *("--characters", "20", "--output", str(tmp_path / "tasks")),
     ]
@@ -231,7 +231,7 @@ def test_script_ends_with_one_line_where_the_user_erred(tmp_path: Path, words: t
     (tmp_path / "en.txt").write_text("A line.\n")
     (tmp_path / "tasks" / "taken").mkdir(parents=True)
     (tmp_path / "tasks" / "taken" / "_group.yaml").touch()
-    command = [sys.executable, str(INTEGRATION / "make_tasks.py"), *words, "--output", "tasks"]
+    command = [python(), str(INTEGRATION / "make_tasks.py"), *words, "--output", "tasks"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()

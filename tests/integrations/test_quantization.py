@@ -3,7 +3,6 @@
 import importlib
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from optimum_mwanda import MWandaConfig, MWandaPruner
 from tests.conftest import make_model
+from tests.forked import python
 
 INTEGRATION = Path(__file__).parents[2] / "integrations" / "quantization"
 LANGUAGES = ("en", "ta")
@@ -55,7 +55,7 @@ def test_script_prunes_the_sample_and_writes_the_table(rows: list[dict[str, str]
     text = tmp_path / "text.jsonl"
     text.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     words = ["--calibration", text, "--evaluation", text, "--tools", "reference", "--output", tmp_path / "table.md"]
-    script = [sys.executable, INTEGRATION / "zeros_kept.py", *words]
+    script = [python(), INTEGRATION / "zeros_kept.py", *words]
     done = subprocess.run([*map(str, script)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     table = (tmp_path / "table.md").read_text(encoding="utf-8")

@@ -24,6 +24,7 @@ from optimum_mwanda import (
     verify_sparsity,
 )
 from tests.conftest import SAMPLE_MODEL
+from tests.forked import python
 from tests.hub_server import TOKEN, HubServer
 
 ROOT = Path(__file__).parents[2]
@@ -176,7 +177,7 @@ def test_sample_is_pruned_first(text: Path, tmp_path: Path, capsys: pytest.Captu
 
 
 def launch(words: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **variables}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHON_EXEC": python(), **variables}
     done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
     return done
@@ -328,7 +329,7 @@ class TestRunClm:
     def test_two_processes_start_from_one_pruned_model(self, words: list[str], tmp_path: Path) -> None:
         with socket.create_server(("127.0.0.1", 0)) as server:  # old versions of accelerate do not find a free port
             port = server.getsockname()[1]
-        start = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+        start = [python(), "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
         start += f"--num_machines 1 --mixed_precision no --dynamo_backend no --main_process_port {port}".split()
         more = ["--ddp_backend", "gloo", "--max_steps", "2", "--output_dir", str(tmp_path / "out")]
         done = launch([*start, str(SCRIPTS / "run_clm_mwanda.py"), *words, *more])
@@ -341,7 +342,7 @@ class TestRunClm:
             more += ["--output_dir", str(tmp_path / "out")]
             launch(
                 [
-                    sys.executable,
+                    python(),
                     str(SCRIPTS / "run_clm_mwanda.py"),
                     *words,
                     *more,

@@ -30,6 +30,7 @@ from optimum_mwanda.storage.compressed import save_pretrained_compressed
 from optimum_mwanda.storage.files import COMPRESSED_INDEX_FILE
 
 from ..conftest import make_model, make_rows, state_of
+from ..forked import python
 from ..storage.families import load_family, make_family
 from ..storage.test_compressed import make_experts, make_sparse, make_tokenizer
 
@@ -368,9 +369,9 @@ print("equal")
 """
 
 
-def run_python(code: str) -> subprocess.CompletedProcess[str]:
+def run_python(code: str, interpreter: str | None = None) -> subprocess.CompletedProcess[str]:
     root = Path(__file__).parents[2]
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
+    return subprocess.run([interpreter or python(), "-c", code], capture_output=True, text=True, cwd=root)
 
 
 @pytest.mark.parametrize(
@@ -400,7 +401,7 @@ def test_importing_the_package_imports_neither_torch_nor_transformers() -> None:
     code = (
         "import sys, optimum_mwanda; print([n for n in ('torch', 'transformers', 'safetensors') if n in sys.modules])"
     )
-    assert run_python(code).stdout.strip() == "[]"
+    assert run_python(code, interpreter=sys.executable).stdout.strip() == "[]"
 
 
 def test_action_waits_for_an_import_that_succeeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

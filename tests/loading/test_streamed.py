@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from optimum_mwanda.storage.journal import Journal, OtherRunError
 from optimum_mwanda.walking.replay import BlockCalls
 from tests.conftest import SAMPLE_MODEL, make_model, make_rows
 from tests.families.matrix import FAMILIES
+from tests.forked import python
 from tests.storage.quantized import make_fp8, make_mxfp4, needs_fp8
 
 ROWS = make_rows("en sw", rows=4, length=16)
@@ -171,7 +171,7 @@ def test_a_run_that_is_killed_twenty_times_ends_as_one_that_is_not(tmp_path: Pat
     config = make_model().config
     config.num_hidden_layers = 14
     LlamaForCausalLM(config).save_pretrained(tmp_path / "dense")
-    words = [sys.executable, "-m", "tests.loading.killed", str(tmp_path)]
+    words = [python(), "-m", "tests.loading.killed", str(tmp_path)]
     root = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(words, cwd=root, env=environment, capture_output=True, text=True, check=False, timeout=300)

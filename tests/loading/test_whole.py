@@ -3,7 +3,6 @@
 import json
 import logging
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from optimum_mwanda.modeling.quantized import plain_dtype
 from optimum_mwanda.storage.read_back import save_checked
 
 from ..conftest import make_model
+from ..forked import python
 from ..storage.quantized import make_fp8, make_mxfp4, needs_fp8
 
 
@@ -42,6 +42,8 @@ def reports(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_nothing_is_lost_unnoticed_when_this_is_what_imports_transformers(tmp_path: Path) -> None:
     make_model().save_pretrained(tmp_path)
     program = (
+        "import warnings\n"
+        "warnings.filterwarnings('error', category=UserWarning, module='optimum_mwanda$')\n"
         "import optimum_mwanda.loading.whole as whole, sys, torch\n"
         "from safetensors.torch import load_file, save_file\n"
         "from transformers import AutoConfig\n"
@@ -51,7 +53,7 @@ def test_nothing_is_lost_unnoticed_when_this_is_what_imports_transformers(tmp_pa
     )
     root = str(Path(__file__).parents[2])
     run = subprocess.run(
-        [sys.executable, "-W", "error::UserWarning:optimum_mwanda", "-c", program, str(tmp_path)],
+        [python(), "-c", program, str(tmp_path)],
         env={"PYTHONPATH": root, "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,

@@ -3,7 +3,6 @@ import dataclasses
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from optimum_mwanda.record.parts import RecordedExperts
 from optimum_mwanda.record.schema import SparsityRecord
 from optimum_mwanda.record.verification import sparsity_record, verify_sparsity
 from tests.conftest import assert_untouched, make_model, make_rows, state_of
+from tests.forked import python
 from tests.storage.families import make_family
 
 from .examples import make_record
@@ -288,7 +288,7 @@ model.half().save_pretrained(sys.argv[2])
 assert not [name for name in sys.modules if name.startswith("optimum_mwanda")]
 """
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    arguments = [sys.executable, "-c", program, str(tmp_path / "1"), str(tmp_path / "2")]
+    arguments = [python(), "-c", program, str(tmp_path / "1"), str(tmp_path / "2")]
     subprocess.run(arguments, check=True, cwd=tmp_path, env=environment)
     assert sparsity_record(tmp_path / "2") == sparsity_record(model)
 

@@ -244,8 +244,7 @@ def reference_scores(weight: np.ndarray, stats: MatrixStats, settings: Settings)
 def _keep_all_but_lowest(scores: np.ndarray, count: int) -> np.ndarray:
     """Keep mask of a vector of scores; of equal scores the lower index is pruned first."""
     keep = np.ones(len(scores), dtype=bool)
-    for _, index in sorted((float(score), index) for index, score in enumerate(scores))[:count]:
-        keep[index] = False
+    keep[np.argsort(scores, kind="stable")[:count]] = False
     return keep
 
 
@@ -352,14 +351,25 @@ def _plan(blocks: list[dict[str, nn.Module]], dense: dict[str, MatrixStats], set
 # ---------------------------------------------------------------------------------------------- entry points
 
 
-def _dense_run(
-    model: nn.Module, chunks: Chunks, settings: Settings
-) -> tuple[nn.Module, list[dict[str, nn.Module]], dict[str, MatrixStats]]:
-    """An own float32 copy of the model, its blocks, and the statistics of the unpruned model."""
+def _copy(model: nn.Module) -> tuple[nn.Module, list[dict[str, nn.Module]]]:
+    """An own float32 copy of the model, and its blocks."""
     model = copy.deepcopy(model).float().eval()
-    blocks = _blocks(model)
-    modules = {name: module for block in blocks for name, module in block.items()}
-    return model, blocks, _collect(model, modules, chunks, settings)
+    return model, _blocks(model)
+
+
+def reference_statistics(model: nn.Module, chunks: Chunks, settings: Settings) -> dict[str, MatrixStats]:
+    """Sum up what enters every prunable matrix of the unpruned model.
+
+    Args:
+        model: Decoder-only model; it is not changed.
+        chunks: Token ids of shape (chunks, length), by language.
+        settings: Settings of the method, of which `activation`, its threshold and `batch_size` matter.
+
+    Returns:
+        The sums, by module name and language.
+    """
+    model, blocks = _copy(model)
+    return _collect(model, {name: module for block in blocks for name, module in block.items()}, chunks, settings)
 
 
 def reference_plan(model: nn.Module, chunks: Chunks, settings: Settings) -> list[float]:
@@ -373,22 +383,26 @@ def reference_plan(model: nn.Module, chunks: Chunks, settings: Settings) -> list
     Returns:
         One sparsity per block, in order.
     """
-    _, blocks, dense = _dense_run(model, chunks, settings)
-    return _plan(blocks, dense, settings)
+    return _plan(_copy(model)[1], reference_statistics(model, chunks, settings), settings)
 
 
-def reference_masks(model: nn.Module, chunks: Chunks, settings: Settings) -> dict[str, np.ndarray]:
+def reference_masks(
+    model: nn.Module, chunks: Chunks, settings: Settings, dense: dict[str, MatrixStats] | None = None
+) -> dict[str, np.ndarray]:
     """Compute the keep masks of every prunable matrix.
 
     Args:
         model: Decoder-only model; it is not changed.
         chunks: Token ids of shape (chunks, length), by language.
         settings: Settings of the method.
+        dense: What `reference_statistics` gives for the same, if it is known.
 
     Returns:
         Boolean masks of shape (out, in), True where a weight is kept, by module name.
     """
-    model, blocks, dense = _dense_run(model, chunks, settings)
+    if dense is None:
+        dense = reference_statistics(model, chunks, settings)
+    model, blocks = _copy(model)
     plan = _plan(blocks, dense, settings)
     masks = {}
     for block, sparsity in zip(blocks, plan, strict=True):

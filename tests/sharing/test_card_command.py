@@ -1,5 +1,6 @@
 """The command line in a card, read by the parser of the command itself."""
 
+import functools
 import shlex
 from typing import Any
 
@@ -61,14 +62,19 @@ def command_of(config: MWandaConfig, languages: dict[str, Any]) -> list[str]:
     return shlex.split(line)
 
 
+@functools.cache
+def parser() -> OneLineParser:
+    made = OneLineParser()
+    PruneCommand.parse_args(made)
+    return made
+
+
 def parsed(words: list[str], tmp_path: Any, config: MWandaConfig) -> MWandaConfig:
     """The settings as `prune` reads them, beside the file that a checkpoint has."""
     config.save_pretrained(tmp_path)
-    parser = OneLineParser()
-    PruneCommand.parse_args(parser)
     assert words[:3] == ["optimum-cli", "mwanda", "prune"]
     words = [str(tmp_path / word) if word == "mwanda_config.json" else word for word in words[3:]]
-    result = read_settings(parser.parse_args(words))
+    result = read_settings(parser().parse_args(words))
     assert isinstance(result, MWandaConfig)
     return result
 

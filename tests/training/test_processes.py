@@ -3,11 +3,12 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from ..forked import python
 
 ROOT = Path(__file__).parents[2]
 
@@ -15,12 +16,12 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What both processes saw."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [python(), "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     place = tmp_path_factory.mktemp("processes")
     run = subprocess.run(
         [*command, "-m", "tests.training.processes", str(place)],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHON_EXEC": python()},
         capture_output=True,
         text=True,
     )

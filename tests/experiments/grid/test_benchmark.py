@@ -3,11 +3,11 @@
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 from optimum_mwanda.experiments.grid.runs import read_results
 from tests.conftest import SAMPLE_DATA, SAMPLE_MODEL
+from tests.forked import python
 
 ROOT = Path(__file__).parents[3]
 
@@ -24,7 +24,7 @@ def test_parts_write_results_tables_and_pictures(tmp_path: Path) -> None:
     ]
     words += ["--parts", "forms", "--methods", "wanda", "--sparsities", "0.5", "--seeds", "0", "--seen", "en", "zh"]
     words += ["--samples", "2", "--sequence-length", "32", "--test-tokens", "64"]
-    command = [sys.executable, ROOT / "benchmarks" / "quality.py", *words]
+    command = [python(), ROOT / "benchmarks" / "quality.py", *words]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(tmp_path)}
     subprocess.run(list(map(str, command)), check=True, capture_output=True, env=environment)
     copied = shutil.copytree(tmp_path, tmp_path.parent / "other", ignore=shutil.ignore_patterns("cache"))
