@@ -21,7 +21,7 @@ def test_outputs_are_those_of_the_model_in_memory(name: str, tmp_path: Path, mon
     plain = FAMILIES[name].make()
     model, batches = on_disk(plain, tmp_path), FAMILIES[name].batches() * 2
     read, names = BlockSource._read, []
-    monkeypatch.setattr(BlockSource, "_read", lambda self, name: names.append(name) or read(self, name))
+    monkeypatch.setattr(BlockSource, "_read", lambda self, name, *rest: names.append(name) or read(self, name, *rest))
     with inference_mode(model), inference_mode(plain):
         for found, batch in zip(run_block_by_block(model, batches, InMemory), batches, strict=True):
             assert torch.equal(found.logits, run_model(plain, batch).logits)
