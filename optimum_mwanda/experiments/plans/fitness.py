@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,8 +20,28 @@ from ..dense_state import DenseState
 from .candidates import Sparsities, Unit
 
 _KIND = "divergence"
+_Found = TypeVar("_Found")
 _MARGIN = 0.03
 """Sparsity that a matrix gains or loses if all that is near its cut is pruned, or brought back."""
+
+
+def remembered(journal: Journal | None, kind: str, key: Any, find: Callable[[], _Found]) -> _Found:
+    """What is found, or what a search that was stopped has found already.
+
+    Args:
+        journal: Where it is kept, if anywhere.
+        kind: What sort of thing it is.
+        key: What it depends on, as JSON values.
+        find: Finds it, as JSON values.
+    """
+    if journal is None:
+        return find()
+    name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
+    if journal.find(kind, name) is None:
+        journal.put(kind, name, {}, found := find())
+        return found
+    known: _Found = journal.facts(kind, name)
+    return known
 
 
 class Measured(NamedTuple):
@@ -111,15 +131,12 @@ class Fitness:
 
     def _measure(self, sparsities: Sparsities, part: int) -> dict[str, float]:
         """Measures a plan on a part of the text, or tells what is known of it."""
-        name = hashlib.sha256(json.dumps([sparsities, part]).encode()).hexdigest()[:16]
-        if self._journal is not None and self._journal.find(_KIND, name) is not None:
-            languages: dict[str, float] = self._journal.facts(_KIND, name)
-        else:
+
+        def measure() -> dict[str, float]:
             self._masked.become(sparsities)
-            languages = self._divergence.measure(part)
-            if self._journal is not None:
-                self._journal.put(_KIND, name, {}, languages)
-        return languages
+            return self._divergence.measure(part)
+
+        return remembered(self._journal, _KIND, [sparsities, part], measure)
 
     def value(self, languages: Mapping[str, float]) -> float:
         """What the search makes as small as it can, of the divergence in each language."""

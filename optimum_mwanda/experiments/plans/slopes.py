@@ -1,7 +1,5 @@
 """What it would cost to prune a little more of each matrix, from one pass back through the pruned model."""
 
-import hashlib
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +15,7 @@ from ...modeling.output_gradients import at_some_scale
 from ...modeling.weights import PrunableWeight
 from ...storage.journal import Journal
 from .candidates import Sparsities, Unit
-from .fitness import Masked
+from .fitness import Masked, remembered
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -63,15 +61,12 @@ class Slopes:
         Raises:
             FloatingPointError: If gradients are NaN or infinite.
         """
-        name = hashlib.sha256(json.dumps([sparsities, sorted(language_weights.items())]).encode()).hexdigest()[:16]
-        if self._journal is not None and self._journal.find(_KIND, name) is not None:
-            known: list[float] = self._journal.facts(_KIND, name)
-            return known
-        self._masked.become(sparsities)
-        slopes = at_some_scale(self._model.dtype, lambda scale: self._measure(sparsities, language_weights, scale))
-        if self._journal is not None:
-            self._journal.put(_KIND, name, {}, slopes)
-        return slopes
+
+        def find() -> list[float]:
+            self._masked.become(sparsities)
+            return at_some_scale(self._model.dtype, lambda scale: self._measure(sparsities, language_weights, scale))
+
+        return remembered(self._journal, _KIND, [sparsities, sorted(language_weights.items())], find)
 
     def _measure(self, sparsities: Sparsities, language_weights: Mapping[str, float], scale: float) -> list[float]:
         """Runs the pruned model forward and back; single tokens have gradients of about the scale."""
