@@ -17,6 +17,7 @@ import torch
 from datasets import load_dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from optimum_mwanda.commands.models import default_device_map
 from optimum_mwanda.experiments.grid.halves import halve_documents
 from optimum_mwanda.experiments.grid.markdown import model_tables, to_markdown
 from optimum_mwanda.experiments.grid.methods import BEST, GRID_PRESETS, choose
@@ -94,7 +95,7 @@ def names_of(args: argparse.Namespace) -> list[str]:
 
 def measure(path: Path, folder: Path, args: argparse.Namespace) -> None:
     """Runs all parts on one model."""
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, device_map=default_device_map())
     tokenizer = AutoTokenizer.from_pretrained(path)
     calibration, test = load_dataset("json", data_files=args.calibration, split="train"), None
     if args.tune:

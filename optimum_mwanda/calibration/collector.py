@@ -1,5 +1,6 @@
 """Fills statistics while a model runs."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from types import TracebackType
@@ -195,22 +196,48 @@ def reduce_channels(x: Tensor, activities: Sequence[str]) -> dict[str, Tensor]:
         activities: Kinds of activity to count.
 
     Returns:
-        `"square_sum"` to `Σ_t X_tj²` and each activity to its count of tokens, each of shape `(in,)`. Squares are
-        float32, and sums are float64 if the device has it.
+        `"square_sum"` to `Σ_t X_tj²` and each activity to its count of tokens, each of shape `(in,)` and float64 if the
+        device has it. Squares are float32. A CPU adds them up in float64, part by part; a GPU reads the tensor once per
+        sum, without a copy of it, and adds up in float32.
     """
     flat = x.detach().reshape(-1, x.shape[-1])
-    size = max(1, _ENTRIES // max(1, flat.shape[1])) if x.device.type == "cpu" else max(1, len(flat))
+    if flat.device.type != "cpu":
+        return reduce_in_place(flat, activities)
     total: dict[str, Tensor] = {}
-    for part in torch.split(flat, size):
+    for part in torch.split(flat, max(1, _ENTRIES // max(1, flat.shape[1]))):
         for key, found in _reduce_part(part.float(), activities).items():
             total[key] = total[key].add_(found) if key in total else found
     return total
 
 
+def reduce_in_place(x: Tensor, activities: Sequence[str]) -> dict[str, Tensor]:
+    """The same sums for a device whose memory is slow beside its arithmetic: nothing as large as `X` is float32.
+
+    Args:
+        x: `X`, shape `(tokens, in)`.
+        activities: Kinds of activity to count.
+    """
+    dtype = sum_dtype(x.device)
+    reduced = {"square_sum": _norms(x, 0).to(dtype).square()}
+    for activity in activities:
+        kind, _, threshold = activity.partition(">")
+        active = x > 0 if kind == "positive" else x.abs() > float(threshold) * _root_mean_squares(x)
+        reduced[activity] = active.sum(0).to(dtype)
+    return reduced
+
+
+def _root_mean_squares(x: Tensor) -> Tensor:
+    return _norms(x, 1)[:, None] / math.sqrt(x.shape[1])
+
+
+def _norms(x: Tensor, dim: int) -> Tensor:
+    norms: Tensor = torch.linalg.vector_norm(x, dim=dim, dtype=torch.float32)
+    return norms
+
+
 def _reduce_part(x: Tensor, activities: Sequence[str]) -> dict[str, Tensor]:
     squares = x.square()
-    dtype = sum_dtype(x.device)
-    reduced = {"square_sum": squares.sum(0, dtype=dtype)}
+    reduced = {"square_sum": squares.sum(0, dtype=torch.float64)}
     for activity in activities:
         kind, _, threshold = activity.partition(">")
         active = torch.empty_like(x)  # ones and zeros as floats, which a CPU sums faster than truth values
@@ -218,5 +245,5 @@ def _reduce_part(x: Tensor, activities: Sequence[str]) -> dict[str, Tensor]:
             torch.gt(x, 0, out=active)
         else:
             torch.gt(x.abs(), float(threshold) * squares.mean(1, keepdim=True).sqrt(), out=active)
-        reduced[activity] = active.sum(0).to(dtype)  # exact in float32 up to 2**24 tokens
+        reduced[activity] = active.sum(0).double()  # exact in float32 up to 2**24 tokens
     return reduced

@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import NamedTuple
 
 import torch
+from packaging.version import Version
 from torch import Tensor
 
 from ..modeling.inputs import See, watch_inputs
@@ -15,6 +16,7 @@ from .reduction import Reduce
 
 _PARTS = 8
 _LEAST = 128  # columns, below which products cost more time than they save
+_MIXED = Version(torch.__version__) >= Version("2.8")  # a GPU adds up products of 16-bit numbers in float32
 
 
 class Watched(NamedTuple):
@@ -85,10 +87,12 @@ class ProductCollector:
         return self._pooled
 
     def _add(self, name: str, x: Tensor) -> None:
-        flat = x.detach().reshape(-1, x.shape[-1]).float()
+        flat = x.detach().reshape(-1, x.shape[-1])
+        if not (_MIXED and flat.is_cuda and flat.dtype.itemsize == 2):
+            flat = flat.float()
         gram = self._grams.get(name)
         if gram is None:
-            gram = self._grams[name] = flat.new_zeros(flat.shape[1], flat.shape[1])
+            gram = self._grams[name] = flat.new_zeros(flat.shape[1], flat.shape[1], dtype=torch.float32)
         add_products(gram, flat)
 
     def _pool_up_to(self, row: int) -> None:
@@ -169,10 +173,15 @@ def add_products(gram: Tensor, x: Tensor) -> None:
 
     Args:
         gram: `G`, shape `(in, in)`.
-        x: `X`, shape `(tokens, in)`, of the same type.
+        x: `X`, shape `(tokens, in)`, of the same type; or of half its width, on a GPU that multiplies these exactly and
+            adds up in the type of `G`.
     """
     for part in _parts(len(gram)):
-        gram[part, part.start :].addmm_(x[:, part].T, x[:, part.start :])
+        target, left, right = gram[part, part.start :], x[:, part].T, x[:, part.start :]
+        if x.dtype == gram.dtype:
+            target.addmm_(left, right)
+        else:
+            target.add_(torch.mm(left, right, out_dtype=gram.dtype))
 
 
 def fill_below(gram: Tensor) -> None:

@@ -192,7 +192,7 @@ class BlockTrainer:
                 output = runner.output(values, number)
                 factors = trained[number] * len(trained)
                 loss = (aim.lack(output, number) * factors).sum()
-            scale = _scale(loss, factors.max().item(), output)
+            scale = _scale(loss, factors, output)
             with interruptible():
                 scaled = torch.full_like(loss, scale)
                 found = torch.autograd.grad(loss, list(values.values()), scaled, allow_unused=True)
@@ -201,7 +201,8 @@ class BlockTrainer:
 
         def error(values: Values) -> float:
             lacks = {number: aim.lack(runner.output(values, number), number) for number in judging}
-            return math.fsum((factors * lacks[number]).sum().item() for number, factors in judging.items())
+            parts = [(factors * lacks[number]).sum() for number, factors in judging.items()]
+            return math.fsum(torch.stack(parts).tolist())  # one wait for a GPU
 
         return tune(
             start,
@@ -237,18 +238,18 @@ def _marks(values: Values, holders: Mapping[PrunableWeight, str]) -> dict[str, T
     return marks
 
 
-def _scale(loss: Tensor, factor: float, output: Tensor) -> float:
+def _scale(loss: Tensor, factors: Tensor, output: Tensor) -> float:
     """What to multiply a loss by, so that the gradient of an output in float16 is neither too small nor too large.
 
     Args:
-        loss: Sum of squares, times the factor.
-        factor: The factor, or the largest one.
+        loss: Sum of squares, times the factors.
+        factors: One for each token.
         output: The output, of whose type the gradient will be.
     """
-    value = loss.item() if output.dtype == torch.float16 else 0.0
+    value = loss.item() if output.dtype == torch.float16 else 0.0  # others need none, so that no step waits for a GPU
     if not 0 < value < math.inf:
         return 1.0
-    typical = 2 * math.sqrt(value * factor / output.numel())
+    typical = 2 * math.sqrt(value * factors.max().item() / output.numel())
     return float(2.0 ** -(6 + math.floor(math.log2(typical))))
 
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from optimum_mwanda import CalibrationStatistics, MWandaConfig, MWandaPruner
 from optimum_mwanda.calibration import collector
-from optimum_mwanda.calibration.collector import StatisticsCollector, reduce_channels
+from optimum_mwanda.calibration.collector import StatisticsCollector, reduce_channels, reduce_in_place
 from optimum_mwanda.calibration.statistics import WeightStatistics
 from optimum_mwanda.data.chunks import build_chunks
 from optimum_mwanda.modeling.blocks import find_blocks
@@ -145,8 +145,32 @@ def test_no_copy_of_a_large_input_is_made_on_a_cpu(monkeypatch: pytest.MonkeyPat
 
 def test_low_precision_is_summed_up_in_float32() -> None:
     x = torch.full((5000, 2), 1.0, dtype=torch.bfloat16)
-    reduced = reduce_channels(x, ["positive"])
-    assert reduced["square_sum"].tolist() == reduced["positive"].tolist() == [5000.0, 5000.0]
+    for reduce in (reduce_channels, reduce_in_place):
+        reduced = reduce(x, ["positive"])
+        assert reduced["square_sum"].tolist() == pytest.approx([5000.0, 5000.0], rel=1e-6)
+        assert reduced["positive"].tolist() == [5000.0, 5000.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_what_gpus_do_gives_the_same_sums_without_a_float32_copy(dtype: torch.dtype) -> None:
+    x = torch.randn(50, 16, generator=torch.Generator().manual_seed(0)).to(dtype)
+    x[:, 3] *= 100
+    activities = ["positive", "above_rms>0.5"]
+    large: set[torch.dtype] = set()
+
+    class Large(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            found = function(*args, **(kwargs or {}))
+            if torch.is_tensor(found) and found.numel() == x.numel():
+                large.add(found.dtype)
+            return found
+
+    with Large():
+        found = reduce_in_place(x, activities)
+    assert large == {torch.bool, dtype}
+    expected = reduce_channels(x, activities)
+    torch.testing.assert_close(found["square_sum"], expected["square_sum"], rtol=1e-6, atol=0)
+    assert all(torch.equal(found[key], expected[key]) for key in activities)
 
 
 def test_sums_are_float64_and_counts_whole() -> None:

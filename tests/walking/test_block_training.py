@@ -234,11 +234,12 @@ def test_a_token_with_most_of_the_energy_counts_as_any_other() -> None:
 @pytest.mark.parametrize("factor", [1e-12, 1.0, 1e6])
 def test_gradients_of_outputs_in_float16_are_brought_to_one_size(factor: float) -> None:
     output, aim = torch.ones(2, 8, dtype=torch.float16), torch.full((2, 8), 1.5)
+    factors = torch.tensor([factor, factor / 2])
     loss = factor * squares(output, aim).sum()
-    scale = _scale(loss, factor, output)
+    scale = _scale(loss, factors, output)
     assert math.log2(scale) == round(math.log2(scale))
     assert 2**-6 <= scale * 2 * factor * 0.5 < 2**-5
-    assert _scale(loss, factor, output.float()) == _scale(loss * 0, factor, output) == 1
+    assert _scale(loss, factors, output.float()) == _scale(loss * 0, factors, output) == 1
 
 
 def test_weights_that_are_not_pruned_are_not_trained() -> None:

@@ -105,6 +105,18 @@ def test_pruning_waits_a_few_times_per_weight(rows: list[dict[str, Any]]) -> Non
     assert {name for name in found if name.startswith(in_loops)} == set(per_weight)
 
 
+def test_training_waits_once_per_epoch(rows: list[dict[str, Any]]) -> None:
+    def found(epochs: int, batch: int) -> Counter[str]:
+        settings = {"reconstruction": "block", "reconstruction_epochs": epochs, "reconstruction_batch_size": batch}
+        found = count(lambda: pruner(**settings).prune(make_model(), rows))
+        del found["pruning.tuning"]  # Adam counts its steps on the CPU
+        return found
+
+    one, two, larger = found(1, 1), found(2, 1), found(1, 4)
+    assert two - one == {"walking.block_training": len(make_model().model.layers)}  # of the errors that judge it
+    assert one["walking.block_training"] == larger["walking.block_training"]  # however many steps it takes
+
+
 def test_a_round_of_swaps_waits_once() -> None:
     from optimum_mwanda.pruning.refinement import refine_mask
 
