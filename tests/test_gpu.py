@@ -89,13 +89,14 @@ def test_a_checkpoint_is_pruned_as_in_memory(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_sums_are_those_of_float64(dtype: torch.dtype) -> None:
-    x = torch.randn(3000, 520, generator=torch.Generator().manual_seed(0)).to(dtype)
+    x = torch.randn(9000, 520, generator=torch.Generator().manual_seed(0)).to(dtype)
     gram = torch.zeros(520, 520, device=DEVICE)
-    for part in torch.split(x.to(DEVICE), 1000):
+    for part in torch.split(x.to(DEVICE), 4500):
         add_products(gram, part)
     fill_below(gram)
     exact = x.double().T @ x.double()
-    assert (gram.cpu().double() - exact).norm() < 1e-6 * exact.norm()
+    # Products of 16-bit numbers cut bits off.
+    assert (gram.cpu().double() - exact).norm() < (5e-6 if dtype == torch.float32 else 2e-5) * exact.norm()
     found, expected = (reduce_channels(each, ["positive", "above_rms>0.5"]) for each in (x.to(DEVICE), x))
     torch.testing.assert_close(found["square_sum"].cpu(), expected["square_sum"], rtol=1e-6, atol=0)
     assert torch.equal(found["positive"].cpu(), expected["positive"])
@@ -105,7 +106,8 @@ def test_sums_are_those_of_float64(dtype: torch.dtype) -> None:
 def test_no_batch_waits_for_the_gpu() -> None:
     model = on(DEVICE, FAMILIES["llama"].make())
     few, many = (waits(partial(pruner(batch_size=size).calibrate, model, rows())) for size in (4, 1))
-    assert many - few <= 3 * 3  # the tokens of each further batch go there
+    batches = 3 * 3  # more of them
+    assert many - few <= 2 * batches  # tokens and their mask go there
 
 
 def waits(work: Callable[[], object]) -> int:

@@ -16,6 +16,7 @@ from .reduction import Reduce
 
 _PARTS = 8
 _LEAST = 128  # columns, below which products cost more time than they save
+_TOKENS = 2048  # that such products sum over: they cut bits off, so that long sums become too small
 _MIXED = Version(torch.__version__) >= Version("2.8")  # a GPU adds up products of 16-bit numbers in float32
 
 
@@ -177,11 +178,12 @@ def add_products(gram: Tensor, x: Tensor) -> None:
             adds up in the type of `G`.
     """
     for part in _parts(len(gram)):
-        target, left, right = gram[part, part.start :], x[:, part].T, x[:, part.start :]
+        target = gram[part, part.start :]
         if x.dtype == gram.dtype:
-            target.addmm_(left, right)
+            target.addmm_(x[:, part].T, x[:, part.start :])
         else:
-            target.add_(torch.mm(left, right, out_dtype=gram.dtype))
+            for some in torch.split(x, _TOKENS):
+                target.add_(torch.mm(some[:, part].T, some[:, part.start :], out_dtype=gram.dtype))
 
 
 def fill_below(gram: Tensor) -> None:

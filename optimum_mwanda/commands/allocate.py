@@ -47,6 +47,7 @@ class AllocateCommand(Subcommand):
             + " and ".join(f"{number} by {name}" for name, number in CANDIDATES.items())
             + " (default: none, the plan is that of the allocation)",
         )
+        add_plan(group, "Plan to begin with, one that an earlier search found for example")
         group.add_argument(
             "--proposed-by",
             choices=tuple(CANDIDATES),
@@ -97,14 +98,17 @@ class AllocateCommand(Subcommand):
         check_calibration_text(args.dataset, config)
         if args.restart and args.search is None:
             raise UsageError("--restart belongs to --search: without it, every run begins anew.")
+        if args.plan is not None and args.search is None:
+            raise UsageError("--plan belongs to --search, which begins with it: prune and apply take a plan as it is.")
         if args.search is not None and args.dataset is None:
             raise UsageError("--search tries plans on text: give --dataset.")
+        start = read_plan(args)
         with errors_as(UsageError, OSError), whole_file(target, resumable=args.search is not None) as partial:
-            plan, text = self._plan(config, partial)
+            plan, text = self._plan(config, start, partial)
             partial.write_text(plan.to_json(), encoding="utf-8")
         return Result(f"{text}\n\nWrote {args.output}.", {"output": args.output, **plan.to_dict()})
 
-    def _plan(self, config: "MWandaConfig", partial: Path) -> "tuple[SparsityPlan, str]":
+    def _plan(self, config: "MWandaConfig", start: "SparsityPlan | None", partial: Path) -> "tuple[SparsityPlan, str]":
         """The plan, and what to say about it."""
         args = self.args
         with open_text(args, config) as dataset:
@@ -128,6 +132,7 @@ class AllocateCommand(Subcommand):
                     dataset,
                     tokenizer,
                     config,
+                    plan=start,
                     proposed_by=args.proposed_by,
                     candidates=args.search,
                     step=args.step,
@@ -140,13 +145,12 @@ class AllocateCommand(Subcommand):
                 return found.plan, str(found)
 
 
-def add_plan(parser: argparse._ActionsContainer) -> None:
+def add_plan(
+    parser: argparse._ActionsContainer,
+    purpose: str = "Plan that `allocate` wrote: the sparsity of every block or matrix",
+) -> None:
     """Adds the flag that `read_plan` reads."""
-    parser.add_argument(
-        "--plan",
-        metavar="FILE",
-        help="Plan that `allocate` wrote: the sparsity of every block or matrix (default: as --allocation says)",
-    )
+    parser.add_argument("--plan", metavar="FILE", help=f"{purpose} (default: as --allocation says)")
 
 
 def read_plan(args: argparse.Namespace) -> "SparsityPlan | None":

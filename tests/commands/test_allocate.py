@@ -49,6 +49,18 @@ def test_a_plan_that_was_searched_gives_every_matrix_its_sparsity(cli: Cli, tmp_
     assert sparsity_map(tmp_path / "applied") == sparsity_map(out)
 
 
+def test_a_search_begins_with_a_plan_that_is_given(cli: Cli, tmp_path: Path) -> None:
+    first, second = tmp_path / "first.json", tmp_path / "second.json"
+    run = cli("allocate", SAMPLE_MODEL, first, *SAMPLE, "--search", "2")
+    assert run.code == 0, run.err
+    reached = [line.split("|")[3].strip() for line in run.out.splitlines() if line.count("|") == 4]
+    run = cli("allocate", SAMPLE_MODEL, second, *SAMPLE, "--search", "1", "--plan", first)
+    assert run.code == 0, run.err
+    begun = [line.split("|")[2].strip() for line in run.out.splitlines() if line.count("|") == 4]
+    assert begun[2:] == reached[2:]  # but for the header
+    assert len(begun) > 2
+
+
 def test_without_a_search_the_plan_is_that_of_the_allocation(cli: Cli, tmp_path: Path) -> None:
     file = tmp_path / "plan.json"
     run = cli("allocate", SAMPLE_MODEL, file, *SAMPLE, "--allocation", "owl", "--json")
@@ -92,6 +104,8 @@ def test_a_search_that_was_stopped_goes_on(cli: Cli, tmp_path: Path, monkeypatch
             2,
             "--search tries plans on text: give --dataset.",
         ),
+        ((*SAMPLE, "--plan", SAMPLE_MODEL / "config.json"), 2, "--plan belongs to --search"),
+        ((*SAMPLE, "--search", "5", "--plan", SAMPLE_MODEL / "config.json"), 3, "holds no plan"),
         ((*SAMPLE, "--search", "0"), 3, "candidates=0 is not allowed"),
         ((*SAMPLE[:-3], "--pattern", "2:4", "--search", "5"), 3, "nothing to search for"),
     ],

@@ -219,6 +219,27 @@ class TestSearch:
         assert record["achieved_sparsity"] == pytest.approx(0.6, abs=0.005)
         assert verify_sparsity(sample_model).ok
 
+    @pytest.mark.parametrize("proposed_by", PROPOSED_BY)
+    def test_begins_with_a_plan_that_is_given(self, proposed_by: ProposedBy) -> None:
+        words = {**QUICK, "proposed_by": proposed_by}
+        first = search_plan(make_model(), make_rows(), None, TINY, **words)
+        second = search_plan(make_model(), make_rows(), None, TINY, **words, plan=first.plan)
+        assert second.before == pytest.approx(first.after)
+        assert second.plan.planned == pytest.approx(first.plan.planned)
+        assert [block.importance for block in second.plan.blocks] == [block.importance for block in first.plan.blocks]
+
+    def test_a_plan_to_begin_with_must_fit(self) -> None:
+        model = make_model()
+        plan = search_plan(model, make_rows(), None, TINY, **QUICK).plan
+        before = state_of(model)
+        for config, reason in (
+            (TINY.replace(sparsity=0.5), "made for a sparsity of 0.6, which a search keeps, and not for sparsity=0.5"),
+            (TINY.replace(exclude=("*.q_proj",)), "which is not pruned"),
+        ):
+            with pytest.raises(ValueError, match=reason):
+                search_plan(model, make_rows(), None, config, **QUICK, plan=plan)
+        assert_untouched(model, before)
+
     def test_what_is_no_model_is_refused(self) -> None:
         with pytest.raises(TypeError, match="pass a loaded transformers model"):
             search_plan("model", make_rows(), None, TINY, **QUICK)  # type: ignore[arg-type]

@@ -15,13 +15,14 @@ from ...modeling.likelihood import check_measurable
 from ...modeling.sharding import shares_parameters
 from ...modeling.weights import find_weights, flat
 from ...pruner import MWandaPruner
-from ...pruning.checks import check_model
+from ...pruning.checks import check_model, check_plan
 from ...pruning.experts_policy import leave_out_experts
 from ...pruning.scoring import weigh_languages
 from ...pruning.sparsity_plan import SparsityPlan
 from ...registry import CRITERIA
 from ...storage.journal import Journal
 from ...utils import markdown_table, progress_bar
+from ...values import is_close
 from ...walking.finished import begin
 from ..dense_state import DenseState
 from .candidates import find_units, start_of, to_plan
@@ -76,6 +77,7 @@ def search_plan(
     tokenizer: "PreTrainedTokenizerBase | str | None" = None,
     config: MWandaConfig | None = None,
     *,
+    plan: SparsityPlan | None = None,
     proposed_by: ProposedBy = PROPOSED_BY,
     candidates: int | None = None,
     step: float = STEP,
@@ -87,11 +89,11 @@ def search_plan(
 ) -> PlanSearch:
     """Searches for the sparsity of every matrix with which the model's predictions stay closest to the dense model's.
 
-    It begins with the plan of the config's allocation. Plans are proposed, and one that brings the predictions closer
-    to those of the dense model is what the next ones begin with. The divergence is the mean over languages, as the
-    config weighs them, or partly that of the worst language. A plan that is worse on the first half of the text is not
-    measured on the second. Masks are those of the criterion's score; the plan serves refinement, reconstruction and the
-    solvers as well. What proposes plans is one of these:
+    It begins with a plan that is given, or that of the config's allocation. Plans are proposed, and one that brings the
+    predictions closer to those of the dense model is what the next ones begin with. The divergence is the mean over
+    languages, as the config weighs them, or partly that of the worst language. A plan that is worse on the first half
+    of the text is not measured on the second. Masks are those of the criterion's score; the plan serves refinement,
+    reconstruction and the solvers as well. What proposes plans is one of these:
 
     - `"slopes"`: a pass back through the pruned model tells what pruning a little more of each matrix would cost, to
       first order, and all matrices move at once, from where pruning costs much to where it costs little.
@@ -106,6 +108,7 @@ def search_plan(
         dataset: Calibration data, as for `MWandaPruner.prune`; read twice.
         tokenizer: As for `MWandaPruner.prune`.
         config: Settings; None for the defaults. Solvers are replaced by the score that they fall back to.
+        plan: The plan to begin with, one that an earlier search found for example; None for that of the allocation.
         proposed_by: What proposes plans.
         candidates: How many plans to try at most; None for 24 by slopes, which end before that if only tiny steps are
             left, and 400 by exchanges. Each costs up to one forward pass over the text, and by slopes each one that was
@@ -123,8 +126,8 @@ def search_plan(
 
     Raises:
         TypeError: As `MWandaPruner.prune`.
-        ValueError: As `MWandaPruner.prune`, or if a number is not allowed, the pattern fixes all sparsities, or the
-            model is an encoder-decoder, offloaded, or shared out among processes.
+        ValueError: As `MWandaPruner.prune`, or if a number is not allowed, the pattern fixes all sparsities, the plan
+            is for another sparsity, or the model is an encoder-decoder, offloaded, or shared out among processes.
         FloatingPointError: If weights, activations or predictions are NaN or infinite.
         OtherRunError: If the journal is of a search with another model, other data or settings.
     """
@@ -133,7 +136,7 @@ def search_plan(
     _PROPOSED_BY.check("proposed_by", proposed_by)
     candidates = CANDIDATES[proposed_by] if candidates is None else candidates
     text_settings = {"chunks": chunks, "tokens": tokens}
-    _check(model, config, {"candidates": candidates, "step": step, "worst": worst, **text_settings})
+    _check(model, config, plan, {"candidates": candidates, "step": step, "worst": worst, **text_settings})
     pruner = MWandaPruner(config, progress=progress)
     statistics = pruner.calibrate(model, dataset, tokenizer)
     text = build_chunks(dataset, config, model, tokenizer)
@@ -141,7 +144,7 @@ def search_plan(
         begin(journal, model, config, statistics.fingerprints, text_settings)
     weights = find_weights(find_blocks(model, config.blocks), config.include, config.exclude)
     weights = leave_out_experts(weights, statistics, config)
-    first = pruner.allocate(model, statistics)
+    first = plan or pruner.allocate(model, statistics)
     units = find_units(weights)
     if len(units) < 2:
         raise ValueError("Only one matrix is pruned, so there is nothing to search for: choose more with include.")
@@ -169,8 +172,8 @@ def search_plan(
                 best, measured, accepted = child, found, accepted + 1
         state.restore()
     importance = {block.name: block.importance for block in first.blocks}
-    plan = to_plan(best, units, weights, importance, config.target_sparsity)
-    return PlanSearch(plan, before.languages, measured.languages, tried, accepted)
+    found_plan = to_plan(best, units, weights, importance, config.target_sparsity)
+    return PlanSearch(found_plan, before.languages, measured.languages, tried, accepted)
 
 
 def _only_scores(config: MWandaConfig) -> MWandaConfig:
@@ -182,7 +185,9 @@ def _only_scores(config: MWandaConfig) -> MWandaConfig:
     return config.replace(criterion=name, sensitivity=sensitivity, **changes)
 
 
-def _check(model: "PreTrainedModel", config: MWandaConfig, settings: Mapping[str, float]) -> None:
+def _check(
+    model: "PreTrainedModel", config: MWandaConfig, plan: SparsityPlan | None, settings: Mapping[str, float]
+) -> None:
     """Checks before the work that there is something to search for.
 
     Raises:
@@ -200,6 +205,13 @@ def _check(model: "PreTrainedModel", config: MWandaConfig, settings: Mapping[str
             f"pattern={config.pattern!r} fixes the sparsity of every matrix, so there is nothing to search for: use "
             "pattern='unstructured'."
         )
+    if plan is not None:
+        if not is_close(plan.target, config.target_sparsity):
+            raise ValueError(
+                f"The plan was made for a sparsity of {plan.target:g}, which a search keeps, and not for "
+                f"sparsity={config.target_sparsity:g}: give sparsity={plan.target:g}, or another plan."
+            )
+        check_plan(plan, find_weights(find_blocks(model, config.blocks), config.include, config.exclude), config)
     check_measurable(model)
     if model.config.is_encoder_decoder:
         raise ValueError(
