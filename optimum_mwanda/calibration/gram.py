@@ -16,8 +16,10 @@ from .reduction import Reduce
 
 _PARTS = 8
 _LEAST = 128  # columns, below which products cost more time than they save
-_TOKENS = 2048  # that such products sum over: they cut bits off, so that long sums become too small
-_MIXED = Version(torch.__version__) >= Version("2.8")  # a GPU adds up products of 16-bit numbers in float32
+_MIXED = torch.version.cuda is not None and Version(torch.__version__) >= Version("2.8")
+"""Whether GPUs multiply 16-bit matrices and add up in float32."""
+_TOKENS = 2048
+"""That these products sum over: they cut bits off, so that long sums become too small."""
 
 
 class Watched(NamedTuple):
@@ -174,8 +176,8 @@ def add_products(gram: Tensor, x: Tensor) -> None:
 
     Args:
         gram: `G`, shape `(in, in)`.
-        x: `X`, shape `(tokens, in)`, of the same type; or of half its width, on a GPU that multiplies these exactly and
-            adds up in the type of `G`.
+        x: `X`, shape `(tokens, in)`, of the same type; or of 16 bits, on a GPU that adds up their products in the type
+            of `G`.
     """
     for part in _parts(len(gram)):
         target = gram[part, part.start :]
