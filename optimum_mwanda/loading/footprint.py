@@ -23,8 +23,8 @@ PARTS = 2**22
 """Weights of a matrix that are summed, or whose lowest scores are found, at a time, with some copies of them."""
 AROUND = 2**19
 """Bytes that come into memory when a row of a mapped file is read."""
-SWAPS = 2**24 * 4 * 4
-"""The candidates for swaps of some rows, with what they are compared by."""
+SWAPS = {"cpu": 2**18 * 4 * 4, "elsewhere": 2**24 * 4 * 4}
+"""The candidates for swaps of some rows, with what they are compared by; on a CPU they stay in its cache."""
 FACTORS = {"swap": 7, "obs": 12, "solver": 14}
 """Copies of a matrix in float32 that refinement, reconstruction and solvers take at a time."""
 TRAINED = 21
@@ -109,10 +109,10 @@ class Footprint:
         inputs = sum(weight.in_features for weight in flat(self._weights)) * self._text.languages * 8 * kinds
         return inputs + self._rows() + self._factors()
 
-    def working(self) -> int:
+    def working(self, is_on_cpu: bool) -> int:
         """The most that running a block or deciding on its weights takes beside its weights."""
-        grams = self._grams()
-        deciding = max(self._running() + grams, self._deciding() + grams, self._allocating(), self._training())
+        grams, deciding = self._grams(), self._deciding(is_on_cpu)
+        deciding = max(self._running() + grams, deciding + grams, self._allocating(), self._training())
         # While sensitivities are taken, those of one language are beside what is pooled.
         return max(deciding, self._differentiating() + self._factors())
 
@@ -129,7 +129,7 @@ class Footprint:
             is_mapped: Whether tables that are not read stay in their files, as in the memory of a machine.
         """
         unread, twice, checked = (self._unread, self._converted, self._tables) if is_mapped else (0, 0, 0)
-        pruning = self.model - unread + twice + hidden + self.masks + self.statistics + self.working()
+        pruning = self.model - unread + twice + hidden + self.masks + self.statistics + self.working(is_mapped)
         # What is converted is in memory twice while it is written, and the tables while they are read back.
         return max(pruning, self.model + 2 * self._converted, self.model + twice + checked)
 
@@ -142,7 +142,7 @@ class Footprint:
         """
         tables, unread = (self._tables, self._unread) if is_mapped else (0, 0)
         recording = self.outside - unread + hidden
-        blocks = self.outside - tables + self.pair(is_mapped) + hidden + self.statistics + self.working()
+        blocks = self.outside - tables + self.pair(is_mapped) + hidden + self.statistics + self.working(is_mapped)
         writing = self.outside + max(self.blocks.values())
         if not is_mapped:
             return max(recording, blocks, writing)
@@ -209,14 +209,15 @@ class Footprint:
             return 0
         return SCORES * self._largest + 8 * min(self._largest, PARTS)
 
-    def _deciding(self) -> int:
+    def _deciding(self, is_on_cpu: bool) -> int:
         if self._config.updates_matrices:
             solver = self._config.criterion in ("alps", "sparsegpt")
             matrices = 3 if self._config.reconstruction_shrinkage else 2
             return FACTORS["solver" if solver else "obs"] * self._largest * 4 + matrices * self._widest**2 * 4
         if self._config.swaps:
             tallest = max(weight.out_features for weight in flat(self._weights)) if self._config.couples_rows else 0
-            return FACTORS["swap"] * self._largest * 4 + self._widest**2 * 4 + SWAPS + 3 * tallest**2 * 4
+            compared = SWAPS["cpu" if is_on_cpu else "elsewhere"]
+            return FACTORS["swap"] * self._largest * 4 + self._widest**2 * 4 + compared + 3 * tallest**2 * 4
         scores = 8 if self._width == 4 else 12  # a product of two, and a copy of the matrix in float32
         part = 12 if self._config.criterion == "magnitude" else 4  # many weights of a row have the same magnitude
         return max(scores * self._largest, 5 * self._largest + part * min(self._largest, PARTS))

@@ -260,6 +260,21 @@ def test_streaming_needs_less_memory_the_more_blocks_there_are(tmp_path: Path, m
     assert many - few == more_sums - sums  # only statistics grow
 
 
+def test_swaps_are_compared_in_the_cache_of_a_cpu_and_many_at_a_time_elsewhere(dense: Path) -> None:
+    def more(device: str) -> int:
+        plans = [
+            plan_pruning(dense, MWandaConfig(**SMALL, refinement=each), device=device, timed=False)
+            for each in ("none", "swap")
+        ]
+        peaks = [
+            plan.memory.memory if plan.memory.device_memory is None else plan.memory.device_memory for plan in plans
+        ]
+        return peaks[1] - peaks[0]
+
+    assert more("cpu") < 2**23
+    assert more("cuda") > 2**27
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("activations", ["device", "cpu", "file"])
 def test_hidden_states_are_counted_once_where_they_are(
