@@ -5,6 +5,8 @@ import gc
 import json
 import logging
 import os
+import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -70,6 +72,13 @@ def pytest_collection_finish() -> None:
 
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interrupts_arrive() -> None:
+    """What was started in the background, or by nohup, ignores interrupts, and so would what it starts."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 SIZES = {

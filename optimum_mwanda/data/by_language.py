@@ -1,11 +1,13 @@
 """A dataset taken apart into languages, with all of its rows and columns as they are."""
 
 import operator
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict, Value
+from datasets.fingerprint import get_temporary_cache_files_directory
 
 from ..utils import abridged
 from .columns import Columns
@@ -90,7 +92,8 @@ def _with_language(texts: Any, language: Any, columns: Columns) -> Any:
             "datasets.Dataset or IterableDataset. What can be read only once cannot be read again."
         )
     if isinstance(texts, Sequence):
-        texts = _from_rows([*_as_rows(texts, columns.text)])
+        is_in_memory = isinstance(texts, (list, tuple)) or not texts
+        texts = _from_rows(_as_rows(texts, columns.text)) if is_in_memory else _on_disk(texts, language, columns)
     elif not isinstance(texts, (Dataset, IterableDataset)):
         texts = IterableDataset.from_generator(partial(_as_rows, texts, columns.text))
     if columns.language in (texts.column_names or ()):
@@ -117,6 +120,17 @@ def _from_rows(rows: Iterable[Any]) -> Dataset:
         if not isinstance(row, Mapping):
             raise TypeError(f"Row {index} of the list is a {type(row).__name__}: rows are dicts of column to value.")
     return Dataset.from_list(rows)
+
+
+def _on_disk(texts: Sequence[Any], language: str, columns: Columns) -> Dataset:
+    """What need not be in memory, such as the lines of a file, stays on disk for as long as this process runs."""
+    folder = tempfile.mkdtemp(dir=get_temporary_cache_files_directory())  # what is in it is this call's alone
+    return Dataset.from_generator(partial(_named_rows, texts, language, columns), cache_dir=folder)
+
+
+def _named_rows(texts: Iterable[Any], language: str, columns: Columns) -> Iterator[Mapping[str, Any]]:
+    for row in _as_rows(texts, columns.text):
+        yield row if columns.language in row else {**row, columns.language: language}
 
 
 def _as_stream(part: Dataset | IterableDataset) -> IterableDataset:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from ..configuration import MWandaConfig
 from ..modeling.weights import Weights, flat
 from ..registry import ALLOCATIONS
+from ..storage.read_back import RELEASED_AFTER
 
-LIBRARIES = 55 * 10**6
-"""What is imported and set up only while a model is pruned."""
+LIBRARIES = {"memory": 55 * 10**6, "stream": 35 * 10**6}
+"""What is imported and set up only while a model is pruned; from disk, less of it is there at the peak."""
 FRAGMENTS = 85 * 10**6
 """What the C library keeps of freed memory at the peak, unless blocks come from disk; it is another amount in every
 run, and may be 300 MB."""
@@ -22,8 +23,8 @@ PARTS = 2**22
 """Weights of a matrix that are summed, or whose lowest scores are found, at a time, with some copies of them."""
 AROUND = 2**19
 """Bytes that come into memory when a row of a mapped file is read."""
-SWAPS = 2**24 * 4 * 4
-"""The candidates for swaps of some rows, with what they are compared by."""
+SWAPS = {"cpu": 2**18 * 4 * 4, "elsewhere": 2**24 * 4 * 4}
+"""The candidates for swaps of some rows, with what they are compared by; on a CPU they stay in its cache."""
 FACTORS = {"swap": 7, "obs": 12, "solver": 14}
 """Copies of a matrix in float32 that refinement, reconstruction and solvers take at a time."""
 TRAINED = 21
@@ -54,8 +55,8 @@ class Footprint:
         weights: Module path of a block to its weights.
         config: The settings.
         text: The calibration text.
-        converted: Bytes of tensors that run in another form than the files hold. While they are converted, they are in
-            memory in both forms, and in the files that are read or written.
+        converted: Bytes of each tensor that runs in another form than the files hold. While they are converted, they
+            are in memory in both forms, and in the files that are read or written.
     """
 
     def __init__(
@@ -65,9 +66,9 @@ class Footprint:
         weights: Weights,
         config: MWandaConfig,
         text: Text,
-        converted: int = 0,
+        converted: Sequence[int] = (),
     ) -> None:
-        self._converted = converted
+        self._converted, self._most_converted = sum(converted), max(converted, default=0)
         self._config, self._text, self._weights = config, text, weights
         self.blocks = {name: _bytes(block) for name, block in blocks.items()}
         self.model = _bytes(model)
@@ -77,9 +78,10 @@ class Footprint:
         self._hidden = int(typed.config.get_text_config().hidden_size)
         self._vocabulary = int(typed.get_input_embeddings().weight.shape[0])
         tables = {id(part.weight): int(part.weight.nbytes) for part in _tables(model)}
-        self._tables = sum(tables.values())
+        self._tables, self._table = sum(tables.values()), max(tables.values(), default=0)
         self._unread = self._tables - self._read_of(typed.get_input_embeddings().weight)
         self._largest = max(weight.numel for weight in flat(weights))
+        self._tensor = max(each.nbytes for block in blocks.values() for each in block.parameters())
         self._widest = max(weight.in_features for weight in flat(weights))
 
     @property
@@ -107,10 +109,10 @@ class Footprint:
         inputs = sum(weight.in_features for weight in flat(self._weights)) * self._text.languages * 8 * kinds
         return inputs + self._rows() + self._factors()
 
-    def working(self) -> int:
+    def working(self, is_on_cpu: bool) -> int:
         """The most that running a block or deciding on its weights takes beside its weights."""
-        grams = self._grams()
-        deciding = max(self._running() + grams, self._deciding() + grams, self._allocating(), self._training())
+        grams, deciding = self._grams(), self._deciding(is_on_cpu)
+        deciding = max(self._running() + grams, deciding + grams, self._allocating(), self._training())
         # While sensitivities are taken, those of one language are beside what is pooled.
         return max(deciding, self._differentiating() + self._factors())
 
@@ -127,7 +129,7 @@ class Footprint:
             is_mapped: Whether tables that are not read stay in their files, as in the memory of a machine.
         """
         unread, twice, checked = (self._unread, self._converted, self._tables) if is_mapped else (0, 0, 0)
-        pruning = self.model - unread + twice + hidden + self.masks + self.statistics + self.working()
+        pruning = self.model - unread + twice + hidden + self.masks + self.statistics + self.working(is_mapped)
         # What is converted is in memory twice while it is written, and the tables while they are read back.
         return max(pruning, self.model + 2 * self._converted, self.model + twice + checked)
 
@@ -138,13 +140,20 @@ class Footprint:
             hidden: As for `in_memory`.
             is_mapped: As for `in_memory`.
         """
-        tables, twice = (self._tables, self._converted) if is_mapped else (0, 0)
-        unread, checked = (self._unread, self._tables) if is_mapped else (0, 0)
-        recording = self.outside - unread + twice + hidden
-        blocks = self.outside - tables + twice + self.pair(is_mapped) + hidden + self.statistics + self.working()
-        pruning = max(recording, blocks)
-        largest = max(self.blocks.values())
-        return max(pruning, self.outside + max(2 * self._converted, largest), self.outside + twice + checked)
+        tables, unread = (self._tables, self._unread) if is_mapped else (0, 0)
+        recording = self.outside - unread + hidden
+        blocks = self.outside - tables + self.pair(is_mapped) + hidden + self.statistics + self.working(is_mapped)
+        writing = self.outside + max(self.blocks.values())
+        if not is_mapped:
+            return max(recording, blocks, writing)
+        loading = self.outside - tables + self._converted + 2 * self._most_converted
+        return max(loading, recording, blocks, writing, self.outside + self._read_back())
+
+    def _read_back(self) -> int:
+        """What is read at a time of an output whose blocks are on disk, and what it is compared with."""
+        read = min(RELEASED_AFTER + self._tensor, self.model)
+        ahead = self._most_converted * 3 // 2  # a block's experts, put together in two tensors before they are needed
+        return max(read + self._tensor + ahead, self._table)
 
     def journal(self) -> int:
         """What is kept on disk of pruned blocks until the output is complete."""
@@ -201,16 +210,18 @@ class Footprint:
             return 0
         return SCORES * self._largest + 8 * min(self._largest, PARTS)
 
-    def _deciding(self) -> int:
+    def _deciding(self, is_on_cpu: bool) -> int:
         if self._config.updates_matrices:
             solver = self._config.criterion in ("alps", "sparsegpt")
             matrices = 3 if self._config.reconstruction_shrinkage else 2
             return FACTORS["solver" if solver else "obs"] * self._largest * 4 + matrices * self._widest**2 * 4
         if self._config.swaps:
             tallest = max(weight.out_features for weight in flat(self._weights)) if self._config.couples_rows else 0
-            return FACTORS["swap"] * self._largest * 4 + self._widest**2 * 4 + SWAPS + 3 * tallest**2 * 4
+            compared = SWAPS["cpu" if is_on_cpu else "elsewhere"]
+            return FACTORS["swap"] * self._largest * 4 + self._widest**2 * 4 + compared + 3 * tallest**2 * 4
         scores = 8 if self._width == 4 else 12  # a product of two, and a copy of the matrix in float32
-        return max(scores * self._largest, 5 * self._largest + 12 * min(self._largest, PARTS))
+        part = 12 if self._config.criterion == "magnitude" else 4  # many weights of a row have the same magnitude
+        return max(scores * self._largest, 5 * self._largest + part * min(self._largest, PARTS))
 
     def _grams(self) -> int:
         """Gram matrices that are held together, pooled and of one language; matrices of one module share an input."""

@@ -231,7 +231,7 @@ def _modes(
     output = int(sizes.model * (2 - settings.target_sparsity)) if compressed else sizes.model
     disk = {
         "memory": output + hidden["memory"] * in_file,
-        "stream": output + hidden["stream"] * in_file + sizes.journal() + _converted(checkpoint),
+        "stream": output + hidden["stream"] * in_file + sizes.journal() + sum(_converted(checkpoint)),
     }
     peaks = {
         "memory": sizes.in_memory(hidden["memory"] * is_beside, is_mapped=on_cpu),
@@ -245,7 +245,7 @@ def _modes(
         elsewhere = machine[mode] + hidden[mode] * (not in_file and not is_beside)
         memory, device = (peak, None) if on_cpu else (elsewhere, peak)
         kept = FRAGMENTS if mode == "memory" else 0  # with blocks on disk, what is freed is given back at once
-        found[mode] = ModeForecast(LIBRARIES + kept + memory, device, disk[mode], seconds[mode])
+        found[mode] = ModeForecast(LIBRARIES[mode] + kept + memory, device, disk[mode], seconds[mode])
     return found
 
 
@@ -316,18 +316,18 @@ def _left_dense(checkpoint: EmptyCheckpoint) -> dict[str, int]:
     return {reason: count for reason, count in reasons.items() if count}
 
 
-def _converted(checkpoint: EmptyCheckpoint) -> int:
-    """Bytes of the tensors of blocks that run in another form than the files hold, such as fused experts."""
+def _converted(checkpoint: EmptyCheckpoint) -> list[int]:
+    """Bytes of each tensor of blocks that runs in another form than the files hold, such as fused experts."""
     if not checkpoint.headers:
-        return 0
+        return []
     # Files of a model with and without a head differ in the beginnings of names.
     stored = {name[place:] for name in checkpoint.headers for place in _starts(name)}
-    return sum(
+    return [
         parameter.nbytes
         for block in checkpoint.blocks.values()
         for name, parameter in block.named_parameters()
         if name not in stored
-    )
+    ]
 
 
 def _starts(name: str) -> list[int]:

@@ -15,6 +15,7 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from ..configuration import MWandaConfig
 from ..data.tokenizer_loading import read_tokenizer
 from ..modeling.blocks import find_stacks
+from ..modeling.pages import release_files_of
 from ..processes.group import current, sharing
 from ..pruner import MWandaPruner
 from ..pruning.sparsity_plan import SparsityPlan
@@ -147,6 +148,7 @@ def load_streamed(
         model, unused = load_whole(name, config, device_map=places, offload_folder=str(folder), **options)
     finally:
         logger.removeFilter(_is_news)
+    release_files_of(model.parameters())  # experts that were read and stored in another form, most of all
     check_can_be_saved(model)  # now, and not when everything is pruned
     return model, unused
 

@@ -71,6 +71,22 @@ def release_pages_of(tensors: Iterable[Tensor]) -> None:
             _advise(*_whole_pages(tensor), _MADV_PAGEOUT)
 
 
+def release_files_of(tensors: Iterable[Tensor]) -> None:
+    """Lets the system take back the memory of those mapped files in which some tensors are; values stay valid.
+
+    Args:
+        tensors: Tensors on any device.
+    """
+    if sys.platform != "linux":
+        return
+    places = [tensor.data_ptr() for tensor in tensors if tensor.device.type == "cpu"]
+    files = [(start, end, path) for start, end, path in _mapped() if path.startswith("/")]
+    named = {path for start, end, path in files if any(start <= place < end for place in places)}
+    for start, end, path in files:
+        if path in named:
+            _advise(start, end, _MADV_PAGEOUT)
+
+
 def read_ahead(tensor: Tensor) -> None:
     """Asks the system to read a tensor of a mapped file from disk, into memory that it can take back at any time."""
     if sys.platform != "linux":

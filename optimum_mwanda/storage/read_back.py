@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _METHOD = "mwanda-read-back"
 LEAST_SHARD = 2**26
 """Bytes of a weight file of an offloaded model, if its blocks are smaller."""
-_RELEASED_AFTER = 2**26
+RELEASED_AFTER = 2**26
 """Bytes after which the memory of what was read is given back."""
 
 
@@ -235,7 +235,7 @@ class _Operation:
             self._comparison.compare(name, tensor)
             self._comparison.unreleased += tensor.nbytes
             empty[name] = torch.empty_like(tensor, device="meta")
-        if self._comparison.unreleased > _RELEASED_AFTER:
+        if self._comparison.unreleased > RELEASED_AFTER:
             release_pages(self._comparison.folder)
             self._comparison.unreleased = 0
         return empty

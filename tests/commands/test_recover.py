@@ -60,6 +60,18 @@ def test_recovered_model_is_written_with_its_zeros_record_and_card(
     assert not all(torch.equal(old[name], new[name]) for name in old)
 
 
+def test_lines_of_text_files_train_as_rows_do(cli: Cli, pruned: Pruned, data: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    files = [tmp_path / f"{language}.txt" for language in ("en", "fr", "sw")]
+    for file in files:
+        file.write_text("".join(f"{row['text']}\n" for row in rows if row["language"] == file.stem))
+    for name, dataset in (("rows", [data]), ("lines", files)):
+        run = cli("recover", pruned.path, tmp_path / name, "--dataset", *dataset, *SHORT, "--quiet")
+        assert (run.code, run.err) == (0, "")
+    rows, lines = (load_file(tmp_path / name / "model.safetensors") for name in ("rows", "lines"))
+    assert all(torch.equal(rows[name], lines[name]) for name in rows)
+
+
 def test_languages_are_evaluated_before_and_after(
     cli: Cli, pruned: Pruned, model: Path, data: Path, tmp_path: Path
 ) -> None:

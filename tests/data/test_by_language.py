@@ -1,7 +1,10 @@
 """Datasets taken apart into languages."""
 
+import tracemalloc
+from collections.abc import Sequence
 from typing import Any
 
+import pyarrow
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, Value
 
@@ -55,6 +58,29 @@ def test_a_dict_names_the_language_of_its_rows() -> None:
     expected = {"en": [{"text": "one", "language": "en"}], "sw": [{"text": t, "language": "sw"} for t in table["text"]]}
     assert rows_of(split_by_language({"sw": table, "en": ["one"]}, COLUMNS)) == expected
     assert rows_of(split_by_language({"sw": table["text"], "en": [{"text": "one"}]}, COLUMNS)) == expected
+
+
+class Many(Sequence[str]):
+    """Texts that are made when they are asked for."""
+
+    def __len__(self) -> int:
+        return 30_000
+
+    def __getitem__(self, index: Any) -> Any:
+        return f"{range(len(self))[index]} " + 100 * "w"
+
+
+def test_texts_that_need_not_be_in_memory_stay_on_disk() -> None:
+    before = pyarrow.total_allocated_bytes()
+    tracemalloc.start()
+    parts = split_by_language({"sw": Many(), "en": ["one"]}, COLUMNS)
+    twice = parts["sw"].map(lambda rows: {"text": [2 * text for text in rows["text"]]}, batched=True)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak + pyarrow.total_allocated_bytes() - before < 30_000 * 100  # less than the texts themselves
+    assert len(twice) == len(parts["sw"]) == 30_000
+    assert parts["sw"][29_999] == {"text": Many()[29_999], "language": "sw"}
+    assert rows_of({"en": parts["en"]}) == {"en": [{"text": "one", "language": "en"}]}
 
 
 def test_one_stream_makes_streams_of_all() -> None:

@@ -237,12 +237,8 @@ class TestModel:
         monkeypatch.setattr(optimum_mwanda.experiments.search.bisection, "measure_languages", evaluate)
         model = make_model()
         before = state_of(model)
-        handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background may ignore it
-        try:
-            with pytest.raises(KeyboardInterrupt):
-                search_tiny(model, protect={"sw": 2.0}, max_degradation=1.0)
-        finally:
-            signal.signal(signal.SIGINT, handler)
+        with pytest.raises(KeyboardInterrupt):
+            search_tiny(model, protect={"sw": 2.0}, max_degradation=1.0)
         assert len(measured) == at + 1
         assert_untouched(model, before)
         assert not hasattr(model.config, "mwanda_config")

@@ -1,6 +1,6 @@
 """What pruning a model takes: the peak of this process above what it takes when everything is imported, in bytes.
 
-As argument: the folder of the model.
+As arguments: the folder of the model, and `memory` or `stream`.
 """
 
 import re
@@ -14,7 +14,7 @@ import transformers.models.llama.modeling_llama
 import transformers.models.mixtral.modeling_mixtral
 import transformers.models.qwen3.modeling_qwen3
 
-from optimum_mwanda import MWandaConfig, MWandaPruner, check_saved
+from optimum_mwanda import MWandaConfig, MWandaPruner, check_saved, prune_checkpoint
 
 SETTINGS: dict[str, Any] = {"samples_per_language": 2, "sequence_length": 64, "batch_size": 2}
 
@@ -25,21 +25,29 @@ def rows() -> list[dict[str, Any]]:
     return [{"language": f"l{number}", "input_ids": row} for number, each in enumerate(ids) for row in each]
 
 
+def in_memory(dense: Path, pruned: Path) -> None:
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(dense, dtype="auto")
+    MWandaPruner(MWandaConfig(**SETTINGS), progress=False, restore_on_failure=False).prune(model, rows())
+    model.save_pretrained(pruned)
+    check_saved(model, pruned)
+
+
+def streamed(dense: Path, pruned: Path) -> None:
+    prune_checkpoint(dense, pruned, MWandaConfig(**SETTINGS), rows(), progress=False)
+
+
+MODES = {"memory": in_memory, "stream": streamed}
+
+
 def resident(what: str) -> int:
     """VmRSS, or VmHWM for its peak, as the operating system counts it, in bytes."""
     (size,) = re.findall(rf"{what}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))
     return int(size) * 1024
 
 
-def main(dense: Path) -> None:
-    start = resident("VmRSS")
-    model: Any = transformers.AutoModelForCausalLM.from_pretrained(dense, dtype="auto")
-    MWandaPruner(MWandaConfig(**SETTINGS), progress=False, restore_on_failure=False).prune(model, rows())
-    model.save_pretrained(dense / "pruned")
-    check_saved(model, dense / "pruned")
-    print(resident("VmHWM") - start)
-
-
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(Path(sys.argv[1]))
+    dense, mode = Path(sys.argv[1]), sys.argv[2]
+    start = resident("VmRSS")
+    MODES[mode](dense, dense.with_name(f"{dense.name}-{mode}"))
+    print(resident("VmHWM") - start)

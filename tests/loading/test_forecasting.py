@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+import optimum_mwanda.loading.footprint as footprint
 import optimum_mwanda.loading.headers as headers
 from optimum_mwanda import MWandaConfig, MWandaPruner, plan_pruning
 from optimum_mwanda.loading.footprint import Footprint, Text
@@ -244,7 +245,8 @@ def test_random_numbers_of_the_caller_stay_the_same(dense: Path) -> None:
     assert torch.equal(torch.rand(3), wanted)
 
 
-def test_streaming_needs_less_memory_the_more_blocks_there_are(tmp_path: Path) -> None:
+def test_streaming_needs_less_memory_the_more_blocks_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(footprint, "RELEASED_AFTER", 0)  # of the output, more would be read at a time than there is
     found = []
     for layers in (4, 40):
         config = make_model().config
@@ -256,6 +258,21 @@ def test_streaming_needs_less_memory_the_more_blocks_there_are(tmp_path: Path) -
     (_, few, sums), (whole, many, more_sums) = found
     assert many < whole
     assert many - few == more_sums - sums  # only statistics grow
+
+
+def test_swaps_are_compared_in_the_cache_of_a_cpu_and_many_at_a_time_elsewhere(dense: Path) -> None:
+    def more(device: str) -> int:
+        plans = [
+            plan_pruning(dense, MWandaConfig(**SMALL, refinement=each), device=device, timed=False)
+            for each in ("none", "swap")
+        ]
+        peaks = [
+            plan.memory.memory if plan.memory.device_memory is None else plan.memory.device_memory for plan in plans
+        ]
+        return peaks[1] - peaks[0]
+
+    assert more("cpu") < 2**23
+    assert more("cuda") > 2**27
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

@@ -177,7 +177,7 @@ def test_a_run_that_is_killed_twenty_times_ends_as_one_that_is_not(tmp_path: Pat
     done = subprocess.run(words, cwd=root, env=environment, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     left = json.loads((tmp_path / "left.json").read_text())
-    assert len(left) == 20
+    assert len(left) == 20, left
     assert len(set(left)) > 5, left  # it was killed in the beginning, in the middle and near the end
     assert digests(tmp_path / "again") == digests(tmp_path / "whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "dense", "left.json", "whole"]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from optimum_mwanda.modeling.pages import freed_at_once, in_large_pages, read_ahead, release_pages_of
+from optimum_mwanda.modeling.pages import freed_at_once, in_large_pages, read_ahead, release_files_of, release_pages_of
 
 
 def resident(kind: str = "RssAnon") -> int:
@@ -48,6 +48,22 @@ def test_what_is_mapped_is_given_back_and_stays_valid(tmp_path: Path) -> None:
     release_pages_of([*tensors.values(), torch.ones(size), torch.empty(2, device="meta")])
     assert resident("RssFile") - before < size
     assert tensors["a"].sum() == size
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs the calls of Linux")
+def test_all_of_a_file_is_given_back_for_one_of_its_tensors_and_others_are_not(tmp_path: Path) -> None:
+    size = 2**24
+    before = resident("RssFile")
+    kept = {}
+    for name in ("x", "y"):
+        save_file({"a": torch.ones(size), "b": torch.arange(3)}, tmp_path / f"{name}.safetensors")
+        tensors = load_file(tmp_path / f"{name}.safetensors")
+        assert tensors.pop("a").sum() == size
+        kept[name] = tensors
+    assert resident("RssFile") - before > 7 * size
+    release_files_of([kept["x"]["b"], torch.ones(2), torch.empty(2, device="meta")])
+    assert 3 * size < resident("RssFile") - before < 5 * size
+    assert kept["x"]["b"].tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("size", [0, 3, 2**23])
