@@ -1,12 +1,13 @@
 """Processes that `kill -9` themselves at a step of their work, which is the same step however busy the machine is.
 
-A step is a call of a module of torch, or a file that is opened, moved, deleted or the like in the folder of the work.
-Other threads, such as one that writes to disk, are wherever they are at that moment.
+A step is a call of a module of torch by the main thread, or a file that it opens, moves, deletes or the like in the
+folder of the work. Other threads, such as one that writes to disk, are wherever they are at that moment.
 """
 
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -68,7 +69,7 @@ def _counted(work: Callable[[], object], folder: str, is_due: Callable[[], bool]
 
     def step() -> None:
         nonlocal steps, asking
-        if asking:  # what it looks at is no step
+        if asking or threading.current_thread() is not threading.main_thread():  # what it looks at is no step
             return
         asking += 1
         steps += 1

@@ -231,7 +231,7 @@ def _root_mean_squares(x: Tensor) -> Tensor:
 
 
 def _norms(x: Tensor, dim: int) -> Tensor:
-    norms: Tensor = torch.linalg.vector_norm(x, dim=dim, dtype=torch.float32)
+    norms: Tensor = torch.linalg.vector_norm(x, dim=dim, dtype=torch.promote_types(x.dtype, torch.float32))
     return norms
 
 

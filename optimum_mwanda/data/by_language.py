@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict, Value
+from datasets.exceptions import DatasetGenerationError
 from datasets.fingerprint import get_temporary_cache_files_directory
 
 from ..utils import abridged
@@ -92,8 +93,8 @@ def _with_language(texts: Any, language: Any, columns: Columns) -> Any:
             "datasets.Dataset or IterableDataset. What can be read only once cannot be read again."
         )
     if isinstance(texts, Sequence):
-        is_in_memory = isinstance(texts, (list, tuple)) or not texts
-        texts = _from_rows(_as_rows(texts, columns.text)) if is_in_memory else _on_disk(texts, language, columns)
+        is_elsewhere = not isinstance(texts, (list, tuple)) and len(texts) > 0 and isinstance(texts[0], str)
+        texts = _on_disk(texts, language, columns) if is_elsewhere else _from_rows(_as_rows(texts, columns.text))
     elif not isinstance(texts, (Dataset, IterableDataset)):
         texts = IterableDataset.from_generator(partial(_as_rows, texts, columns.text))
     if columns.language in (texts.column_names or ()):
@@ -125,12 +126,17 @@ def _from_rows(rows: Iterable[Any]) -> Dataset:
 def _on_disk(texts: Sequence[Any], language: str, columns: Columns) -> Dataset:
     """What need not be in memory, such as the lines of a file, stays on disk for as long as this process runs."""
     folder = tempfile.mkdtemp(dir=get_temporary_cache_files_directory())  # what is in it is this call's alone
-    return Dataset.from_generator(partial(_named_rows, texts, language, columns), cache_dir=folder)
+    features = Features({columns.text: Value("string"), columns.language: Value("string")})
+    rows = partial(_named_rows, texts, language, columns)
+    try:
+        return Dataset.from_generator(rows, features=features, cache_dir=folder)
+    except DatasetGenerationError as error:
+        raise error.__cause__ or error from None
 
 
 def _named_rows(texts: Iterable[Any], language: str, columns: Columns) -> Iterator[Mapping[str, Any]]:
     for row in _as_rows(texts, columns.text):
-        yield row if columns.language in row else {**row, columns.language: language}
+        yield {**row, columns.language: language}
 
 
 def _as_stream(part: Dataset | IterableDataset) -> IterableDataset:

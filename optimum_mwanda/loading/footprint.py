@@ -149,6 +149,10 @@ class Footprint:
         loading = self.outside - tables + self._converted + 2 * self._most_converted
         return max(loading, recording, blocks, writing, self.outside + self._read_back())
 
+    def beside_device(self) -> int:
+        """Peak of the same in the memory of the machine, where blocks run on another device."""
+        return max(self._converted + 2 * self._most_converted, self._read_back())
+
     def _read_back(self) -> int:
         """What is read at a time of an output whose blocks are on disk, and what it is compared with."""
         read = min(RELEASED_AFTER + self._tensor, self.model)

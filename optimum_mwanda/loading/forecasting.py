@@ -237,9 +237,9 @@ def _modes(
         "memory": sizes.in_memory(hidden["memory"] * is_beside, is_mapped=on_cpu),
         "stream": sizes.streamed(hidden["stream"] * is_beside, is_mapped=on_cpu),
     }
-    # Beside a GPU, the machine holds masks, or what is on the way between the disk and the GPU.
+    # Beside a GPU, the machine holds masks, or what is on the way between the disk and the GPU, or is converted there.
     shard = max(LEAST_SHARD, *sizes.blocks.values())
-    machine = {"memory": shard + sizes.masks, "stream": shard + sizes.pair(on_cpu)}
+    machine = {"memory": shard + sizes.masks, "stream": max(shard + sizes.pair(on_cpu), sizes.beside_device())}
     found = {}
     for mode, peak in peaks.items():
         elsewhere = machine[mode] + hidden[mode] * (not in_file and not is_beside)

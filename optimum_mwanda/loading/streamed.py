@@ -148,7 +148,7 @@ def load_streamed(
         model, unused = load_whole(name, config, device_map=places, offload_folder=str(folder), **options)
     finally:
         logger.removeFilter(_is_news)
-    release_files_of(model.parameters())  # experts that were read and stored in another form, most of all
+    release_files_of(model.parameters())  # what was read of files while experts were converted
     check_can_be_saved(model)  # now, and not when everything is pruned
     return model, unused
 

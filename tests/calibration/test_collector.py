@@ -151,8 +151,8 @@ def test_low_precision_is_summed_up_in_float32() -> None:
         assert reduced["positive"].tolist() == [5000.0, 5000.0]
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_what_gpus_do_gives_the_same_sums_without_a_float32_copy(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_what_gpus_do_gives_the_same_sums_without_a_copy(dtype: torch.dtype) -> None:
     x = torch.randn(50, 16, generator=torch.Generator().manual_seed(0)).to(dtype)
     x[:, 3] *= 100
     activities = ["positive", "above_rms>0.5"]

@@ -83,6 +83,17 @@ def test_texts_that_need_not_be_in_memory_stay_on_disk() -> None:
     assert rows_of({"en": parts["en"]}) == {"en": [{"text": "one", "language": "en"}]}
 
 
+def test_errors_of_texts_that_need_not_be_in_memory_stay_what_they_are() -> None:
+    class Broken(Many):
+        def __getitem__(self, index: Any) -> Any:
+            if index == 7:
+                raise OSError("the disk is gone")
+            return super().__getitem__(index)
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        split_by_language({"sw": Broken()}, COLUMNS)
+
+
 def test_one_stream_makes_streams_of_all() -> None:
     parts = split_by_language(
         {"sw": Dataset.from_dict({"text": ["moja"]}).to_iterable_dataset(), "en": ["one"]}, COLUMNS

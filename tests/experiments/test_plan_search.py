@@ -26,6 +26,7 @@ from optimum_mwanda.experiments.plans.evolution_defaults import ProposedBy
 from optimum_mwanda.experiments.plans.slopes import Slopes
 from optimum_mwanda.modeling.blocks import find_blocks, inference_mode
 from optimum_mwanda.modeling.weights import PrunableWeight, find_weights, flat
+from optimum_mwanda.pruning.sparsity_plan import BlockPlan
 from optimum_mwanda.storage.journal import Journal, OtherRunError
 from tests.families.matrix import FAMILIES
 
@@ -223,6 +224,7 @@ class TestSearch:
     def test_begins_with_a_plan_that_is_given(self, proposed_by: ProposedBy) -> None:
         words = {**QUICK, "proposed_by": proposed_by}
         first = search_plan(make_model(), make_rows(), None, TINY, **words)
+        assert first.accepted  # so that what it found is another plan than that of the allocation
         second = search_plan(make_model(), make_rows(), None, TINY, **words, plan=first.plan)
         assert second.before == pytest.approx(first.after)
         assert second.plan.planned == pytest.approx(first.plan.planned)
@@ -233,12 +235,28 @@ class TestSearch:
         plan = search_plan(model, make_rows(), None, TINY, **QUICK).plan
         before = state_of(model)
         for config, reason in (
-            (TINY.replace(sparsity=0.5), "made for a sparsity of 0.6, which a search keeps, and not for sparsity=0.5"),
+            (TINY.replace(sparsity=0.5), "prunes 0.6 of the weights, which a search keeps, and not sparsity=0.5"),
             (TINY.replace(exclude=("*.q_proj",)), "which is not pruned"),
         ):
             with pytest.raises(ValueError, match=reason):
                 search_plan(model, make_rows(), None, config, **QUICK, plan=plan)
+        edited = plan.replace({plan.blocks[0].name: 0.9})  # made for 0.6, but no longer of that
+        with pytest.raises(ValueError, match=r"prunes 0\.6\d+ of the weights, which a search keeps"):
+            search_plan(model, make_rows(), None, TINY, **QUICK, plan=edited)
         assert_untouched(model, before)
+
+    def test_a_plan_to_begin_with_gives_the_experts_of_a_layer_one_sparsity(self) -> None:
+        model = FAMILIES["mixtral"].make()
+        weights = find_weights(find_blocks(model))
+        own = {weight.name: 0.6 for weight in flat(weights)}
+        experts = [name for name in own if name.startswith("model.layers.0.") and name.endswith("gate_up_proj")]
+        own |= {experts[0]: 0.5, experts[1]: 0.7}
+        blocks = [
+            BlockPlan(name, sum(w.numel for w in each), None, 0.6, {w.name: own[w.name] for w in each})
+            for name, each in weights.items()
+        ]
+        with pytest.raises(ValueError, match="of other experts different sparsities"):
+            search_plan(model, make_rows(), None, TINY, **QUICK, plan=SparsityPlan(0.6, "edited", tuple(blocks)))
 
     def test_what_is_no_model_is_refused(self) -> None:
         with pytest.raises(TypeError, match="pass a loaded transformers model"):

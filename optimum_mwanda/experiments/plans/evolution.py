@@ -13,7 +13,7 @@ from ...modeling.blocks import find_blocks, inference_mode
 from ...modeling.interrupts import deferred_interrupts
 from ...modeling.likelihood import check_measurable
 from ...modeling.sharding import shares_parameters
-from ...modeling.weights import find_weights, flat
+from ...modeling.weights import Weights, find_weights, flat
 from ...pruner import MWandaPruner
 from ...pruning.checks import check_model, check_plan
 from ...pruning.experts_policy import leave_out_experts
@@ -22,7 +22,6 @@ from ...pruning.sparsity_plan import SparsityPlan
 from ...registry import CRITERIA
 from ...storage.journal import Journal
 from ...utils import markdown_table, progress_bar
-from ...values import is_close
 from ...walking.finished import begin
 from ..dense_state import DenseState
 from .candidates import find_units, start_of, to_plan
@@ -34,6 +33,8 @@ from .slopes import Slopes
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+_ROUNDING = 1e-4
+"""By how much the sparsity of a plan that a search begins with may differ from the one asked for."""
 _PROPOSED_BY = OneOf(CANDIDATES)
 _COUNT = Number(at_least=1, whole=True)
 _LEGAL = {
@@ -206,12 +207,7 @@ def _check(
             "pattern='unstructured'."
         )
     if plan is not None:
-        if not is_close(plan.target, config.target_sparsity):
-            raise ValueError(
-                f"The plan was made for a sparsity of {plan.target:g}, which a search keeps, and not for "
-                f"sparsity={config.target_sparsity:g}: give sparsity={plan.target:g}, or another plan."
-            )
-        check_plan(plan, find_weights(find_blocks(model, config.blocks), config.include, config.exclude), config)
+        _check_start(plan, find_weights(find_blocks(model, config.blocks), config.include, config.exclude), config)
     check_measurable(model)
     if model.config.is_encoder_decoder:
         raise ValueError(
@@ -221,4 +217,27 @@ def _check(
         raise ValueError(
             "A search for a plan prunes the model again and again, so all of it must be in the memory of one process: "
             "load it whole, or choose an allocation."
+        )
+
+
+def _check_start(plan: SparsityPlan, weights: Weights, config: MWandaConfig) -> None:
+    """Checks that a search can begin with a plan, of which it keeps the number of pruned weights.
+
+    Raises:
+        ValueError: If it cannot.
+    """
+    check_plan(plan, weights, config)
+    units = find_units(weights)
+    for unit in units:
+        if len({plan.of(weight) for weight in unit.weights}) > 1:
+            raise ValueError(
+                f"The plan gives {unit.weights[0].name!r} and the same matrix of other experts different sparsities, "
+                "but a search gives them one: give them one in the plan too, or leave the plan out."
+            )
+    total = sum(unit.numel for unit in units)
+    planned = sum(unit.numel * sparsity for unit, sparsity in zip(units, start_of(plan, units), strict=True)) / total
+    if abs(planned - config.target_sparsity) > _ROUNDING:
+        raise ValueError(
+            f"The plan prunes {planned:.4g} of the weights, which a search keeps, and not "
+            f"sparsity={config.target_sparsity:g}: give sparsity={planned:.4g}, or another plan."
         )
