@@ -235,7 +235,7 @@ class TestSearch:
         plan = search_plan(model, make_rows(), None, TINY, **QUICK).plan
         before = state_of(model)
         for config, reason in (
-            (TINY.replace(sparsity=0.5), "prunes 0.6 of the weights, which a search keeps, and not sparsity=0.5"),
+            (TINY.replace(sparsity=0.5), "made for a sparsity of 0.6, which a search keeps, and not for sparsity=0.5"),
             (TINY.replace(exclude=("*.q_proj",)), "which is not pruned"),
         ):
             with pytest.raises(ValueError, match=reason):

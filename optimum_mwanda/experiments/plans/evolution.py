@@ -22,6 +22,7 @@ from ...pruning.sparsity_plan import SparsityPlan
 from ...registry import CRITERIA
 from ...storage.journal import Journal
 from ...utils import markdown_table, progress_bar
+from ...values import is_close
 from ...walking.finished import begin
 from ..dense_state import DenseState
 from .candidates import find_units, start_of, to_plan
@@ -226,6 +227,11 @@ def _check_start(plan: SparsityPlan, weights: Weights, config: MWandaConfig) -> 
     Raises:
         ValueError: If it cannot.
     """
+    if not is_close(plan.target, config.target_sparsity):
+        raise ValueError(
+            f"The plan was made for a sparsity of {plan.target:g}, which a search keeps, and not for "
+            f"sparsity={config.target_sparsity:g}: give sparsity={plan.target:g}, or another plan."
+        )
     check_plan(plan, weights, config)
     units = find_units(weights)
     for unit in units:
@@ -238,6 +244,6 @@ def _check_start(plan: SparsityPlan, weights: Weights, config: MWandaConfig) -> 
     planned = sum(unit.numel * sparsity for unit, sparsity in zip(units, start_of(plan, units), strict=True)) / total
     if abs(planned - config.target_sparsity) > _ROUNDING:
         raise ValueError(
-            f"The plan prunes {planned:.4g} of the weights, which a search keeps, and not "
-            f"sparsity={config.target_sparsity:g}: give sparsity={planned:.4g}, or another plan."
+            f"The plan was edited and prunes {planned:.4g} of the weights, which a search keeps, and not "
+            f"sparsity={config.target_sparsity:g}: edit others of its sparsities too, or leave the plan out."
         )
