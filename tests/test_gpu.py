@@ -87,16 +87,18 @@ def test_a_checkpoint_is_pruned_as_in_memory(name: str, tmp_path: Path) -> None:
     assert differ == []
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_sums_are_those_of_float64(dtype: torch.dtype) -> None:
-    x = torch.randn(9000, 520, generator=torch.Generator().manual_seed(0)).to(dtype)
+@pytest.mark.parametrize(
+    ("dtype", "tokens", "error"),  # products of 16-bit numbers cut bits off
+    [(torch.float32, 3000, 1e-6), (torch.bfloat16, 9000, 5e-6), (torch.float16, 9000, 2e-5)],
+)
+def test_sums_are_those_of_float64(dtype: torch.dtype, tokens: int, error: float) -> None:
+    x = torch.randn(tokens, 520, generator=torch.Generator().manual_seed(0)).to(dtype)
     gram = torch.zeros(520, 520, device=DEVICE)
-    for part in torch.split(x.to(DEVICE), 4500):
+    for part in torch.split(x.to(DEVICE), tokens // 2):
         add_products(gram, part)
     fill_below(gram)
     exact = x.double().T @ x.double()
-    # Products of 16-bit numbers cut bits off.
-    assert (gram.cpu().double() - exact).norm() < (5e-6 if dtype == torch.float32 else 2e-5) * exact.norm()
+    assert (gram.cpu().double() - exact).norm() < error * exact.norm()
     found, expected = (reduce_channels(each, ["positive", "above_rms>0.5"]) for each in (x.to(DEVICE), x))
     torch.testing.assert_close(found["square_sum"].cpu(), expected["square_sum"], rtol=1e-6, atol=0)
     assert torch.equal(found["positive"].cpu(), expected["positive"])

@@ -123,20 +123,20 @@ def _from_rows(rows: Iterable[Any]) -> Dataset:
     return Dataset.from_list(rows)
 
 
-def _on_disk(texts: Sequence[Any], language: str, columns: Columns) -> Dataset:
+def _on_disk(texts: Sequence[str], language: str, columns: Columns) -> Dataset:
     """What need not be in memory, such as the lines of a file, stays on disk for as long as this process runs."""
     folder = tempfile.mkdtemp(dir=get_temporary_cache_files_directory())  # what is in it is this call's alone
     features = Features({columns.text: Value("string"), columns.language: Value("string")})
-    rows = partial(_named_rows, texts, language, columns)
+    rows = partial(_rows_of, texts, language, columns)
     try:
         return Dataset.from_generator(rows, features=features, cache_dir=folder)
     except DatasetGenerationError as error:
         raise error.__cause__ or error from None
 
 
-def _named_rows(texts: Iterable[Any], language: str, columns: Columns) -> Iterator[Mapping[str, Any]]:
-    for row in _as_rows(texts, columns.text):
-        yield {**row, columns.language: language}
+def _rows_of(texts: Iterable[str], language: str, columns: Columns) -> Iterator[Mapping[str, str]]:
+    for text in texts:
+        yield {columns.text: text, columns.language: language}
 
 
 def _as_stream(part: Dataset | IterableDataset) -> IterableDataset:

@@ -53,7 +53,7 @@ def test_a_search_begins_with_a_plan_that_is_given(cli: Cli, tmp_path: Path) -> 
     first, second = tmp_path / "first.json", tmp_path / "second.json"
     run = cli("allocate", SAMPLE_MODEL, first, *SAMPLE, "--search", "2")
     assert run.code == 0, run.err
-    assert "0 were better" not in run.out
+    assert "and 0 were better" not in run.out
     reached = [line.split("|")[3].strip() for line in run.out.splitlines() if line.count("|") == 4]
     run = cli("allocate", SAMPLE_MODEL, second, *SAMPLE, "--search", "1", "--plan", first)
     assert run.code == 0, run.err
