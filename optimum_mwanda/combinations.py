@@ -25,6 +25,11 @@ def check_combinations(config: Any) -> None:
             f"refinement={config.refinement!r} with reconstruction={config.reconstruction!r} trains each block on the "
             "outputs of its pruned predecessors: leave calibration out, or give calibration='sequential'."
         )
+    if config.reconstruction_region != "block" and config.reconstruction_blocks > 1:
+        raise ValueError(
+            f"reconstruction_blocks={config.reconstruction_blocks!r} cannot be combined with reconstruction_region="
+            f"{config.reconstruction_region!r}, which trains parts of one block: leave one of them out."
+        )
     if config.trains_masks and config.updates_matrices:
         raise ValueError(
             f"refinement={config.refinement!r} chooses masks for the values that the dense model has, and "

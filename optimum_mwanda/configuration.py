@@ -178,6 +178,12 @@ class MWandaConfig(Implied):
         "'part' of it by itself (attention and MLP).",
         OneOf(("block", "part")),
     )
+    reconstruction_blocks: int = setting(
+        1,
+        "How many blocks that follow each other 'block' trains together, to give the outputs that the last of them has "
+        "in the dense model.",
+        _COUNT,
+    )
     reconstruction_epochs: int = setting(6, "Epochs for which 'block' trains a block.", _COUNT)
     reconstruction_batch_size: int = setting(
         1, "Chunks of one language that 'block' reads in a step; `batch_size` is for all else.", _COUNT

@@ -52,6 +52,7 @@ LEGAL = {
     "tune_regularisation": st.booleans(),
     "minimax_rounds": COUNTS,
     "minimax_bound": NOT_NEGATIVE,
+    "reconstruction_blocks": COUNTS,
     "reconstruction_epochs": COUNTS,
     "reconstruction_batch_size": COUNTS,
     "reconstruction_learning_rate": POSITIVE,

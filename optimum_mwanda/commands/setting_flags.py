@@ -38,8 +38,9 @@ _THEMES = {
         *("refinement", "refinement_shrinkage", "refinement_ridge", "refinement_reach", "tune_regularisation"),
     ),
     "new values": (
-        *("reconstruction", "damping", "reconstruction_shrinkage", "reconstruction_region", "reconstruction_epochs"),
-        *("reconstruction_batch_size", "reconstruction_learning_rate", "reconstruction_held_out"),
+        *("reconstruction", "damping", "reconstruction_shrinkage", "reconstruction_region", "reconstruction_blocks"),
+        *("reconstruction_epochs", "reconstruction_batch_size", "reconstruction_learning_rate"),
+        "reconstruction_held_out",
     ),
 }
 """What settings are about; the help shows them so."""

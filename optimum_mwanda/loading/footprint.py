@@ -11,6 +11,7 @@ from ..configuration import MWandaConfig
 from ..modeling.weights import Weights, flat
 from ..registry import ALLOCATIONS
 from ..storage.read_back import RELEASED_AFTER
+from ..walking.regions import groups_of
 
 LIBRARIES = {"memory": 55 * 10**6, "stream": 35 * 10**6}
 """What is imported and set up only while a model is pruned; from disk, less of it is there at the peak."""
@@ -70,6 +71,7 @@ class Footprint:
     ) -> None:
         self._converted, self._most_converted = sum(converted), max(converted, default=0)
         self._config, self._text, self._weights = config, text, weights
+        self._together = config.reconstruction_blocks if config.trains_blocks else 1
         self.blocks = {name: _bytes(block) for name, block in blocks.items()}
         self.model = _bytes(model)
         self.outside = self.model - sum(self.blocks.values())
@@ -86,16 +88,23 @@ class Footprint:
 
     @property
     def hidden_states(self) -> int:
-        """The hidden states of the whole text between two blocks; where blocks are trained, of two models."""
-        models = 2 if self._config.trains_blocks else 1
-        return models * self._text.tokens * self._hidden * self._width if self._config.needs_statistics else 0
+        """The hidden states of the whole text between two blocks; where blocks are trained, of two models.
+
+        Where several are trained together, what enters the first of them is kept as well.
+        """
+        kept = 1 + self._config.trains_blocks + (self._together > 1)
+        return kept * self._text.tokens * self._hidden * self._width if self._config.needs_statistics else 0
 
     def pair(self, is_mapped: bool) -> int:
         """Two blocks that follow each other: one is worked on while the other is written, or read onto a GPU.
 
+        Blocks that are trained together are read together, and when they are there nothing else is.
+
         Args:
             is_mapped: Whether blocks run in the memory of the machine; of the one that is written, half is left there.
         """
+        if self._together > 1:
+            return max(sum(self.blocks[name] for name in group) for group in groups_of(self.blocks, self._together))
         sizes = [*self.blocks.values()]
         before = [0, *(size // 2 if is_mapped else size for size in sizes)]
         return max(map(sum, zip(sizes, before, strict=False)))
@@ -176,11 +185,15 @@ class Footprint:
         return self._text.per_batch * self._widest * (3 * self._width + 8)
 
     def _training(self) -> int:
-        """Weights of a block in float32 with gradients and moments, rounded copies, and the activations of a batch."""
+        """Trained weights in float32 with gradients and moments, rounded copies, and the activations of a batch."""
         if not self._config.trains_blocks:
             return 0
-        weights = max(sum(weight.numel for weight in found) for found in self._weights.values())
-        widths = max(sum(sum(weight.matrix.shape) for weight in found) for found in self._weights.values())
+        groups = [
+            [weight for name in group for weight in self._weights.get(name, ())]
+            for group in groups_of(self.blocks, self._together)
+        ]
+        weights = max(sum(weight.numel for weight in found) for found in groups)
+        widths = max(sum(sum(weight.matrix.shape) for weight in found) for found in groups)
         chosen = self._width + 8 if self._config.trains_masks else 0  # as they were, masked, and their scores
         per_step = self._text.per_batch * self._config.reconstruction_batch_size // self._config.batch_size
         return weights * (TRAINED + chosen + 4 * self._width) + per_step * widths * (self._width + 4)
@@ -198,7 +211,7 @@ class Footprint:
         """
         rows = sum(4 * weight.out_features**2 for weight in flat(self._weights)) if self._config.couples_rows else 0
         parts = 3 if self._config.reconstruction_region == "part" else 1
-        outputs = parts * len(self.blocks) * 4 * self._hidden**2 if self._config.weighs_outputs else 0
+        outputs = parts * len(groups_of(self.blocks, self._together)) * 4 * self._hidden**2 if self._config.weighs_outputs else 0
         return rows + outputs
 
     def _differentiating(self) -> int:

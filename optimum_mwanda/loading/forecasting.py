@@ -289,6 +289,8 @@ def _passes(weights: Weights, settings: MWandaConfig) -> dict[str, int]:
             passes["outputs of each pruned block"] = 1
         if settings.trains_blocks:
             passes["outputs of each dense block"] = 1
+            if settings.reconstruction_blocks > 1:
+                passes["outputs of each block before it is trained with the next"] = 1
             trainings = settings.trains_masks + settings.trains_values
             passes["training of each block, forward and back"] = trainings * settings.reconstruction_epochs
     if settings.finds_weights:  # scores need no more text than once for all rounds

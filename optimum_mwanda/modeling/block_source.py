@@ -1,9 +1,9 @@
 """Blocks come into memory when they are needed, and what was changed in them goes back to where they are kept."""
 
 import logging
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -108,6 +108,23 @@ class BlockSource:
                     changed.clear()
                     path = disk.submit(self._write, name, tensors, leaving)
                     going.push(partial(self._adopt_written, name, tensors, path))
+
+    def in_groups(self, groups: Sequence[Sequence[str]]) -> Generator[Sequence[str], None, None]:
+        """Yields groups of blocks, each while all of it is in memory.
+
+        What was changed in a group is where it belongs when the next one is asked for. Groups of one block come as in
+        `one_by_one`; others are read and written while nothing else happens.
+        """
+        if all(len(group) == 1 for group in groups):
+            with closing(self.one_by_one(name for group in groups for name in group)) as names:
+                for name in names:
+                    yield (name,)
+            return
+        for group in groups:
+            with ExitStack() as stack:
+                for name in group:
+                    stack.enter_context(self.held(name))
+                yield group
 
     @contextmanager
     def held(self, name: str) -> Iterator[None]:

@@ -67,6 +67,7 @@ _CONDITIONS: dict[str, Condition] = {
     "tune_regularisation": lambda config: config.finds_regularisation,
     "refinement_reach": lambda config: config.trains_masks,
     "reconstruction_learning_rate": lambda config: config.trains_values,
+    "reconstruction_blocks": lambda config: config.trains_blocks and config.reconstruction_blocks > 1,
     **dict.fromkeys(
         ("reconstruction_region", "reconstruction_epochs", "reconstruction_batch_size", "reconstruction_held_out"),
         lambda config: config.trains_blocks,

@@ -22,7 +22,7 @@ from ..pruning.scoring import weigh_languages
 from .block_training import BlockTrainer, DenseStream, Piece
 from .finished import Finished
 from .recording import Passed
-from .regions import find_regions
+from .regions import find_regions, groups_of
 from .replay import BlockCalls
 from .store import HiddenStates, OnDevice
 from .walk import Seen, Step, Walk
@@ -83,6 +83,7 @@ class BlockByBlock(Walk):
         self._trainer = BlockTrainer(self._pieces, language_weights, config) if trains else None
         self._model, self._store = model, store
         self._region, self._trains_masks = config.reconstruction_region, config.trains_masks
+        self._together = config.reconstruction_blocks if trains else 1
         self._outputs = outputs
         own = [config.activity] if config.activity else []
         self._activities = own if only_statistics is None else only_statistics
@@ -96,8 +97,10 @@ class BlockByBlock(Walk):
         if self._trainer is None or not found:
             return found
         # Where the dense model goes along, no finished block comes after one that is not.
-        names = [*self.weights]
-        return {name: self.weights[name] for name in names[names.index(next(iter(found))) :]}
+        names, first = [*self.weights], next(iter(found))
+        together = next(group for stack in self._stacks for group in groups_of(stack, self._together) if first in group)
+        start = min(names.index(name) for name in together if name in self.weights)
+        return {name: self.weights[name] for name in names[start:]}
 
     def _steps(self) -> Generator[Step, None, None]:
         unfinished = self.unfinished
@@ -118,9 +121,10 @@ class BlockByBlock(Walk):
                 finished = []
             calls = self._record(stack, passed, is_last)
             last = max((position for position, name in enumerate(stack) if name in unfinished), default=0)
-            with closing(self.source.one_by_one([*stack][: last + 1 if is_last else None])) as names:
-                for name in names:
-                    yield from self._steps_in(calls, dense, name, stack[name], unfinished.get(name, ()))
+            groups = groups_of(stack, self._together)[: last // self._together + 1 if is_last else None]
+            with closing(self.source.in_groups(groups)) as found:
+                for group in found:
+                    yield from self._steps_of(calls, dense, {name: stack[name] for name in group}, unfinished)
             # The next stack reads what this one gives: in a dense walk, what it gave before it was pruned.
             passed.append(calls.passed)
             if dense is not None:
@@ -137,35 +141,84 @@ class BlockByBlock(Walk):
             for name in names:
                 dense.advance(name, stack[name])
 
-    def _steps_in(
-        self,
-        calls: BlockCalls,
-        dense: DenseStream | None,
-        name: str,
-        block: nn.Module,
-        weights: Sequence[PrunableWeight],
+    def _steps_of(
+        self, calls: BlockCalls, dense: DenseStream | None, blocks: Mapping[str, nn.Module], unfinished: Weights
     ) -> Iterator[Step]:
-        if not weights:
+        """The steps of blocks that are in memory together."""
+        if self._trainer is not None and dense is not None and unfinished.keys() & blocks.keys():
+            yield from self._steps_and_training(self._trainer, calls, dense, blocks)
+            return
+        for name, block in blocks.items():
             if dense is not None and not dense.has_passed(name):
                 dense.advance(name, block)
+            if name not in unfinished:
+                calls.advance(name, block)
+                continue
+            if self._is_dense:
+                groups = self._order(calls, name, block).groups() if self._needs_grams else [[*self.weights[name]]]
+                # Looking also moves on to the next block, before this one is pruned.
+                yield self._step(groups, partial(calls.advancing, name, block))
+                continue
+            yield from self._steps_in(calls, name, block, self._order(calls, name, block))
             calls.advance(name, block)
-            return
+
+    def _order(self, calls: BlockCalls, name: str, block: nn.Module) -> RunningOrder:
+        """The order in which the weights of a block run."""
         ask_first = None if self._reduce is None else self._reduce.processes.from_first
-        order = RunningOrder(weights, lambda: next(iter(calls.outputs(name, block))), ask_first)
+        return RunningOrder(self.weights[name], lambda: next(iter(calls.outputs(name, block))), ask_first)
+
+    def _steps_in(self, calls: BlockCalls, name: str, block: nn.Module, order: RunningOrder) -> Iterator[Step]:
+        """The steps of a block that sees what its predecessors have become."""
         groups = order.groups()
-        if self._is_dense:
-            # Looking also moves on to the next block, before this one is pruned.
-            yield self._step(groups, lambda: calls.advancing(name, block))
-            return
-        training = None
-        if self._trainer is not None and dense is not None:
-            training = self._training(self._trainer, calls, dense, name, block, [w for group in groups for w in group])
         for step in [[group] for group in groups] if self._needs_grams else [groups]:
             last = order.last_module([weight for group in step for weight in group])
             yield self._step(step, partial(calls.run_to, name, block, last))
-        if training is not None:
-            yield training
-        calls.advance(name, block)
+
+    def _steps_and_training(
+        self, trainer: BlockTrainer, calls: BlockCalls, dense: DenseStream, blocks: Mapping[str, nn.Module]
+    ) -> Iterator[Step]:
+        """The steps of blocks that are trained together, and the one that trains them.
+
+        Args:
+            trainer: Trains them.
+            calls: Calls of the blocks, and what enters the first one.
+            dense: Goes through the blocks.
+            blocks: Module path to block, in memory.
+        """
+        entering, aims, regions, weights = calls.hidden, [], [], []
+        *_, last = blocks
+        if len(blocks) > 1:
+            entering = calls.copied_hidden(self._store())
+        before: dict[PrunableWeight, Tensor] = {}
+        for name, block in blocks.items():
+            order = self._order(calls, name, block) if name in self.weights else None
+            own = [] if order is None else [weight for group in order.groups() for weight in group]
+            weights += own
+            if name == last:
+                regions = find_regions(block, weights, self._region, self._outputs)
+            aims = dense.advance(name, block, regions)
+            before |= {weight: weight.matrix.clone() for weight in own if self._trains_masks}
+            if order is not None:
+                yield from self._steps_in(calls, name, block, order)
+            if name != last:
+                calls.pass_on(name, block)
+
+        def look() -> Seen:
+            changed, outcome = trainer.train(blocks, regions, aims, calls, entering, before)
+            self.trained |= {name: outcome for name in blocks if name in self.weights}
+            aims.clear()  # the step itself is there for longer
+            regions.clear()
+            before.clear()
+            for weight, values in changed:
+                step.write(weight, values == 0, values)
+            return Seen({}, {})
+
+        step = Step((), look)
+        yield step
+        if len(blocks) > 1:
+            calls.go_back(entering)
+        for name, block in blocks.items():
+            calls.advance(name, block)
 
     def _step(self, groups: Sequence[list[PrunableWeight]], run: Callable[[], Generator[int, None, None]]) -> Step:
         weights = [weight for group in groups for weight in group]
@@ -179,41 +232,6 @@ class BlockByBlock(Walk):
             return Seen(statistics.finish(), grams.finish())
 
         return Step(weights, look)
-
-    def _training(
-        self,
-        trainer: BlockTrainer,
-        calls: BlockCalls,
-        dense: DenseStream,
-        name: str,
-        block: nn.Module,
-        weights: Sequence[PrunableWeight],
-    ) -> Step:
-        """The step that trains a block; called before the block is pruned.
-
-        Args:
-            trainer: Trains it.
-            calls: Calls of the block, and what enters it.
-            dense: Goes through the block.
-            name: Name of the block.
-            block: The block, in memory.
-            weights: Its weights, in the order in which they run.
-        """
-        regions = find_regions(block, weights, self._region, self._outputs)
-        aims = dense.advance(name, block, regions)
-        before = {weight: weight.matrix.clone() for weight in weights if self._trains_masks}
-
-        def look() -> Seen:
-            changed, self.trained[name] = trainer.train(name, block, regions, aims, calls, before)
-            aims.clear()  # the step itself is there for longer
-            regions.clear()
-            before.clear()
-            for weight, values in changed:
-                step.write(weight, values == 0, values)
-            return Seen({}, {})
-
-        step = Step((), look)
-        return step
 
 
 def walk_blocks(

@@ -1,7 +1,8 @@
-"""Training a block, so that it gives the dense outputs from the inputs that it has when all is pruned."""
+"""Training blocks, so that they give the dense outputs from the inputs that they have when all is pruned."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -108,21 +109,21 @@ class BlockTrainer:
 
     def train(
         self,
-        name: str,
-        block: nn.Module,
+        blocks: Mapping[str, nn.Module],
         regions: Sequence[Region],
         aims: Sequence[Aim],
         calls: BlockCalls,
+        entering: HiddenStates,
         dense: Mapping[PrunableWeight, Tensor],
     ) -> tuple[Changes, Outcome]:
-        """Trains which weights of a block stay, their values, or one after the other; the block itself is not changed.
+        """Trains which weights of blocks stay, their values, or one after the other; the blocks are not changed.
 
         Args:
-            name: Name of the block.
-            block: The pruned block, in memory.
+            blocks: Module path to pruned block, in memory, in the order in which they run.
             regions: What to train, in the order in which it runs.
             aims: What each region should give.
-            calls: Calls of the block, and what enters it.
+            calls: Calls of the blocks.
+            entering: Hidden states that enter the first of them.
             dense: Weights to their values before they were pruned, where masks are trained.
 
         Returns:
@@ -132,13 +133,14 @@ class BlockTrainer:
         Raises:
             FloatingPointError: If outputs are NaN or infinite before training.
         """
-        names = {id(parameter): path for path, parameter in block.named_parameters()}
-        lent = {path: parameter.detach() for path, parameter in block.named_parameters()}
+        chain = _Chain(blocks, calls)
+        names = {id(parameter): path for path, parameter in chain.named_parameters()}
+        lent = {path: parameter.detach() for path, parameter in chain.named_parameters()}
         changed: Changes = []
         outcomes = []
         for region, aim in zip(regions, aims, strict=True):
             holders = {weight: names[id(weight.module.get_parameter(weight.parameter))] for weight in region.weights}
-            runner = _Runner(block, region, lent, calls, name)
+            runner = _Runner(chain, region, lent, entering)
             values: Values = {path: lent[path] for path in holders.values()}
             found = []
             if self._config.trains_masks:
@@ -150,6 +152,7 @@ class BlockTrainer:
                 values, outcome = self._tune(values, Kept(values, kept), rate, aim, runner)
                 found.append(outcome)
             if not all(math.isfinite(outcome.before) for outcome in found):
+                *_, name = blocks
                 raise FloatingPointError(f"The outputs of block {name!r} hold NaN or infinite values.")
             if any(outcome.epoch for outcome in found):
                 changed += [(weight, weight.view_of(values[path])) for weight, path in holders.items()]
@@ -257,20 +260,51 @@ class _Reached(Exception):
     """Ends a run of a block early."""
 
 
-class _Runner:
-    """Runs a block, as far as a region goes, with other values in place of its own.
+class _Chain(nn.Module):
+    """Blocks one after the other, each called as the model called it.
 
     Args:
-        block: The block.
-        region: Ends the runs.
-        lent: Path of a parameter to its values.
-        calls: Calls of the block, and what enters it.
-        name: Name of the block.
+        blocks: Module path to block, in the order in which they run.
+        calls: Their calls.
     """
 
-    def __init__(self, block: nn.Module, region: Region, lent: Values, calls: BlockCalls, name: str) -> None:
-        self._module, self._lent = _Interruptible(block, region), dict(lent)
-        self._calls, self._name = calls, name
+    def __init__(self, blocks: Mapping[str, nn.Module], calls: BlockCalls) -> None:
+        super().__init__()
+        self._blocks = nn.ModuleList(blocks.values())
+        self._names, self._calls = [*blocks], calls
+
+    def forward(self, hidden: Tensor, number: int, region: Region) -> Tensor:
+        """Runs them as far as a region goes, and returns what it gives.
+
+        Args:
+            hidden: What enters the first block in a batch.
+            number: Number of the batch.
+            region: Ends the run.
+        """
+        with catching([region]) as caught, _ending_at(region.module):
+            try:
+                for name, block in zip(self._names, self._blocks, strict=True):
+                    args, kwargs = self._calls.call(name, number)
+                    with interruptible():  # which whatever is set up around it is not
+                        hidden = first(block(hidden, *args, **kwargs))
+            except _Reached:
+                (hidden,) = caught.values()
+        return hidden
+
+
+class _Runner:
+    """Runs blocks, as far as a region goes, with other values in place of their own.
+
+    Args:
+        chain: The blocks.
+        region: Ends the runs.
+        lent: Path of a parameter in the chain to its values.
+        entering: What enters the first block.
+    """
+
+    def __init__(self, chain: _Chain, region: Region, lent: Values, entering: HiddenStates) -> None:
+        self._chain, self._region = chain, region
+        self._lent, self._entering = dict(lent), entering
 
     def output(self, values: Values, number: int) -> Tensor:
         """What the region gives in a batch.
@@ -280,35 +314,23 @@ class _Runner:
             number: Number of the batch.
         """
         rounded = {path: each.to(self._lent[path].dtype) for path, each in values.items()}
-        args, kwargs = self._calls.call(self._name, number)
-        lent = {f"block.{path}": each for path, each in {**self._lent, **rounded}.items()}
-        found: Tensor = functional_call(self._module, lent, (self._calls.hidden[number], *args), kwargs)
+        given = (self._entering[number], number, self._region)
+        found: Tensor = functional_call(self._chain, {**self._lent, **rounded}, given)
         return found
 
 
-class _Interruptible(nn.Module):
-    """A block whose forward pass may be interrupted, while whatever is set up around it may not."""
+@contextmanager
+def _ending_at(module: nn.Module | None) -> Iterator[None]:
+    """Inside the block of code, a run ends when a module has been called."""
 
-    def __init__(self, block: nn.Module, region: Region) -> None:
-        super().__init__()
-        self.block = block
-        self._region = region
+    def stop(*_: Any) -> None:
+        raise _Reached
 
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        if self._region.module is None:
-            with interruptible():
-                return first(self.block(*args, **kwargs))
-
-        def stop(*_: Any) -> None:
-            raise _Reached
-
-        with catching([self._region]) as caught:
-            handle = self._region.module.register_forward_hook(stop)
-            try:
-                with interruptible():
-                    self.block(*args, **kwargs)
-            except _Reached:
-                pass
-            finally:
-                handle.remove()
-        return caught[self._region.module]
+    if module is None:
+        yield
+        return
+    handle = module.register_forward_hook(stop)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -12,7 +12,7 @@ from ..calibration.row_sensitivities import FactorCollector, Output, RowCollecto
 from ..configuration import MWandaConfig
 from ..data.chunks import CalibrationChunks
 from ..data.tokenised import IGNORED_LABEL
-from ..modeling.blocks import find_blocks, inference_mode, run_model, without_gradients
+from ..modeling.blocks import find_blocks, find_stacks, inference_mode, run_model, without_gradients
 from ..modeling.forwards import recomputed
 from ..modeling.interrupts import interruptible
 from ..modeling.likelihood import headless
@@ -21,7 +21,7 @@ from ..modeling.weights import Weights, flat
 from ..processes.group import current
 from ..pruning.scoring import weigh_languages
 from ..utils import progress_bar
-from .regions import watched_outputs
+from .regions import groups_of, watched_outputs
 from .watching import run_watched
 
 if TYPE_CHECKING:
@@ -109,13 +109,15 @@ def _run(
 
 def _trained(model: nn.Module, weights: Weights, config: MWandaConfig) -> dict[str, Output]:
     """Module path to the outputs by which trained blocks are judged."""
-    blocks, names = find_blocks(model, config.blocks), {module: name for name, module in model.named_modules()}
-    return {
-        # One process reads all of the text where blocks are trained, so nobody asks how wide an output is.
-        names[module]: Output(module, 0, found[0].device)
-        for block, found in weights.items()
-        for module in watched_outputs(blocks[block], found, config.reconstruction_region)
-    }
+    names = {module: name for name, module in model.named_modules()}
+    found = {}
+    for stack in find_stacks(model, config.blocks):
+        for group in groups_of(stack, config.reconstruction_blocks):
+            own, last = [weight for name in group for weight in weights.get(name, ())], stack[group[-1]]
+            for module in watched_outputs(last, own, config.reconstruction_region) if own else ():
+                # One process reads all of the text where blocks are trained, so nobody asks how wide an output is.
+                found[names[module]] = Output(module, 0, next(last.parameters()).device)
+    return found
 
 
 def _run_back(model: "PreTrainedModel", inputs: Mapping[str, Tensor], scale: float) -> None:

@@ -1,6 +1,6 @@
 """Which weights of a block are trained together, and the outputs that are to be as in the dense model."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -20,7 +20,8 @@ class Region(NamedTuple):
 
     Attributes:
         weights: They.
-        module: The module of the block whose output is to be as in the dense model; None for the block itself.
+        module: The module of the block whose output is to be as in the dense model; None for the block itself, or the
+            last of several.
         metric: `L`, shape `(out, out)`: an error `e` of the output counts as `‖e L‖²`. None: as `‖e‖²`.
     """
 
@@ -29,21 +30,27 @@ class Region(NamedTuple):
     metric: Tensor | None = None
 
 
+def groups_of(blocks: Iterable[str], size: int) -> list[list[str]]:
+    """Blocks that are trained together, `size` at a time; the last ones may be fewer."""
+    names = [*blocks]
+    return [names[start : start + size] for start in range(0, len(names), size)]
+
+
 def find_regions(
     block: nn.Module, weights: Sequence[PrunableWeight], kind: str, outputs: Mapping[nn.Module, Tensor] | None = None
 ) -> list[Region]:
-    """Divides the weights of a block.
+    """Divides the weights of a block, or of several.
 
     A part is a child of the block (a member of a list of modules counts as a child). Matrices that are children
     themselves form one part as long as they follow each other.
 
     Args:
-        block: The block.
-        weights: Its weights, in the order in which they run.
-        kind: `"block"` or `"part"`.
+        block: The block, or the last one.
+        weights: Its weights, or those of all, in the order in which they run.
+        kind: `"block"` or, of one alone, `"part"`.
         outputs: The block or a part of it to the Fisher information of its outputs, if errors are weighed by it.
     """
-    known, device = outputs or {}, weights[0].device
+    known, device = outputs or {}, next(block.parameters()).device
     if kind == "block":
         return [Region(weights, None, _metric(known.get(block), device))]
     parts: dict[nn.Module, list[PrunableWeight]] = {}

@@ -51,6 +51,7 @@ class BlockCalls:
     ) -> None:
         self.hidden = hidden or OnDevice()
         self._calls, forms = record_calls(model, blocks, batches, self.hidden, source, passed)
+        self._batches = len(self._calls[next(iter(blocks))])
         self._is_last = is_last
         self.passed = Passed(blocks, forms, self.hidden)
 
@@ -91,6 +92,22 @@ class BlockCalls:
                 pass
         else:
             self.forget(name)
+
+    def pass_on(self, name: str, block: nn.Module) -> None:
+        """Replaces the hidden states by the block's outputs for now: its calls are kept."""
+        for index, output in self.outputs(name, block):
+            self.hidden[index] = output
+
+    def copied_hidden(self, place: HiddenStates) -> HiddenStates:
+        """Copies the hidden states to another place, and returns it."""
+        for index in range(self._batches):
+            place.append(self.hidden[index])
+        return place
+
+    def go_back(self, hidden: HiddenStates) -> None:
+        """Replaces the hidden states by what they were before."""
+        for index in range(self._batches):
+            self.hidden[index] = hidden[index]
 
     def advancing(self, name: str, block: nn.Module) -> Generator[int, None, None]:
         """Does the same as `advance`, batch by batch, and yields batch numbers; must be read to its end."""

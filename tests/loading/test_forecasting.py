@@ -75,6 +75,7 @@ def test_what_would_be_pruned_and_what_not(dense: Path) -> None:
         ({"reconstruction": "obs"}, 3),
         ({"reconstruction": "block", "reconstruction_epochs": 5}, 9),
         ({"reconstruction": "block", "refinement": "block", "reconstruction_epochs": 5}, 14),
+        ({"reconstruction": "block", "reconstruction_blocks": 2, "reconstruction_epochs": 5}, 10),
         ({"language_weights": "minimax"}, 2),
         (
             {"reconstruction": "obs", "language_weights": "minimax", "minimax_rounds": 2, "tune_regularisation": True},

@@ -210,13 +210,32 @@ def test_finished_blocks_are_not_pruned_again(
     assert len([name for name in parts if name.startswith("pruned")]) == 2
 
 
+@pytest.mark.parametrize(("after", "again"), [(1, (0, 1, 2)), (2, (2,))])
+def test_blocks_that_are_trained_together_are_finished_together(
+    after: int, again: tuple[int, ...], dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where only one of them is kept, what was known while it was made is not, so both are made again."""
+    settings = {**TRAINED, "reconstruction_blocks": 2}
+    prune_checkpoint(dense, tmp_path / "whole", MWandaConfig(**SMALL, **settings), ROWS, progress=False)
+    stopped(dense, tmp_path / "out", monkeypatch, after=after, **settings)
+    put, made = Journal.put, []
+    monkeypatch.setattr(Journal, "put", lambda self, *args: made.append(args[1]) or put(self, *args))
+    prune_checkpoint(dense, tmp_path / "out", MWandaConfig(**SMALL, **settings), ROWS, progress=False)
+    assert sorted(made) == [f"model.layers.{number}" for number in again]
+    assert digests(tmp_path / "out") == digests(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("together", [1, 2])
 @pytest.mark.parametrize("family", [name for name in ("t5", "gemma4_text") if FAMILIES[name].is_current])
 def test_blocks_go_on_being_trained_where_blocks_give_each_other_more_than_hidden_states(
-    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    family: str, together: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped in the decoder of an encoder-decoder, and behind keys that later blocks share."""
     FAMILIES[family].make().save_pretrained(tmp_path / "dense")
-    rows, settings = FAMILIES[family].rows(), {**SMALL, "sequence_length": 24, **TRAINED}
+    rows, settings = (
+        FAMILIES[family].rows(),
+        {**SMALL, "sequence_length": 24, "reconstruction_blocks": together, **TRAINED},
+    )
     prune_checkpoint(tmp_path / "dense", tmp_path / "whole", MWandaConfig(**settings), rows, progress=False)
     put, pruned = Journal.put, []
 

@@ -22,6 +22,7 @@ def trained_blocks(
     seed: int,
     chooses: bool = False,
     weighs_outputs: bool = False,
+    together: int = 1,
 ) -> tuple[nn.Module, list[tuple[int, float, float]]]:
     """Prunes a Llama with given masks, block after block, and trains each block on batches of one chunk.
 
@@ -35,15 +36,19 @@ def trained_blocks(
         seed: Seed of both choices.
         chooses: Whether masks are trained, row by row, and not values.
         weighs_outputs: Whether errors are weighed by how much the loss depends on them.
+        together: How many blocks are trained together.
 
     Returns:
-        The pruned model; and for each block the best epoch and the errors before and after.
+        The pruned model; and for each training the best epoch and the errors before and after.
     """
     model = copy.deepcopy(dense).requires_grad_(False)
     languages = sorted({language for language, _ in chunks})
     held, left = divide(chunks, languages, share, seed)
     outcomes = []
-    for index, layer in enumerate(model.model.layers):
+    layers = model.model.layers
+    for start in range(0, len(layers), together):
+        group = range(start, min(start + together, len(layers)))
+        index = group[-1]
         metric = output_metric(dense, chunks, index + 1) if weighs_outputs else torch.eye(dense.config.hidden_size)
         wanted = {text: states(dense, text, index + 1) for _, text in chunks}
         entering = {text: states(dense, text, index) for _, text in chunks}
@@ -51,10 +56,8 @@ def trained_blocks(
             language: {x: lengths(wanted[x] - entering[x], metric) for name, x in chunks if name == language}
             for language in languages
         }
-        matrices = {
-            name.partition(f"layers.{index}.")[2]: mask for name, mask in masks.items() if f"layers.{index}." in name
-        }
-        parameters = dict(layer.named_parameters())
+        matrices = {name: mask for name, mask in masks.items() if any(f"layers.{one}." in name for one in group)}
+        parameters = dict(model.named_parameters())
         full = [parameters[name].detach().clone() for name in matrices]
         for name, mask in matrices.items():
             parameters[name][mask] = 0

@@ -32,6 +32,7 @@ COMBINED: dict[str, dict[str, Any]] = {
     "obs": {"reconstruction": "obs+block"},
     "alps": {"reconstruction": "block", "criterion": "alps"},
     "sparsegpt 2:4": {"reconstruction": "block", "criterion": "sparsegpt", "pattern": "2:4"},
+    "two blocks": {"reconstruction": "block", "reconstruction_blocks": 2},
 }
 
 
@@ -59,23 +60,27 @@ def outcomes(model: PreTrainedModel) -> list[Any]:
     return [block.reconstruction for block in record.blocks]
 
 
-@pytest.mark.parametrize("sensitivity", ["none", "fisher"])
-def test_the_reference_gives_the_same(sensitivity: str) -> None:
+@pytest.mark.parametrize(("sensitivity", "together"), [("none", 1), ("fisher", 1), ("none", 3), ("fisher", 2)])
+def test_the_reference_gives_the_same(sensitivity: str, together: int) -> None:
     """Masks by magnitude do not depend on the text, so that the reference need not know how masks are chosen."""
     dense = make_model().eval()
     masked = make_model()
     MWandaPruner(MWandaConfig(criterion="magnitude", allocation="uniform"), progress=False).prune(masked)
     masks = {f"{name}.weight": matrix == 0 for name, matrix in matrices(masked).items()}
     chosen: dict[str, Any] = {"reconstruction_epochs": 3, "reconstruction_held_out": 0.5, "seed": 3}
-    model = prune(make_model(), criterion="magnitude", allocation="uniform", sensitivity=sensitivity, **chosen)
+    chosen |= {"sensitivity": sensitivity, "reconstruction_blocks": together}
+    model = prune(make_model(), criterion="magnitude", allocation="uniform", **chosen)
     chunks = [
         (language, batch["input_ids"]) for language, batch in build_chunks(ROWS, settings(**chosen), model).batches(1)
     ]
     with torch.no_grad(), torch.random.fork_rng():
         options: dict[str, Any] = {"share": 0.5, "epochs": 3, "rate": 1e-3, "seed": 3}
-        expected, facts = trained_blocks(dense, masks, chunks, weighs_outputs=sensitivity == "fisher", **options)
-    assert [each.epoch for each in outcomes(model)] == [epoch for epoch, _, _ in facts] != [0, 0, 0]
-    for found, (_, before, after) in zip(outcomes(model), facts, strict=True):
+        options |= {"weighs_outputs": sensitivity == "fisher", "together": together}
+        expected, facts = trained_blocks(dense, masks, chunks, **options)
+    assert any(epoch for epoch, _, _ in facts)
+    for number, found in enumerate(outcomes(model)):
+        epoch, before, after = facts[number // together]
+        assert found.epoch == epoch
         assert (found.before, found.after) == pytest.approx((before, after), rel=1e-4)
     # Sums are taken in another order; Adam divides small gradients by themselves, so some differences grow.
     there = expected.state_dict()
@@ -123,11 +128,18 @@ def test_errors_on_held_back_text_fall_and_zeros_stay(name: str) -> None:
         assert all(each.after < each.before for each in found)
 
 
-@pytest.mark.parametrize("region", ["block", "part"])
+REGIONS: dict[str, dict[str, Any]] = {
+    "block": {},
+    "part": {"reconstruction_region": "part"},
+    "two blocks": {"reconstruction_blocks": 2, "reconstruction_held_out": 0.0},  # one random text judges no other
+}
+
+
+@pytest.mark.parametrize("region", REGIONS)
 @pytest.mark.parametrize("family", [name for name in TEN if FAMILIES[name].is_current])
 def test_families_are_trained(family: str, region: str) -> None:
     dense, model = FAMILIES[family].make(), FAMILIES[family].make()
-    prune(model, FAMILIES[family].rows(), reconstruction_region=region)
+    prune(model, FAMILIES[family].rows(), **REGIONS[region])
     before = dense.state_dict()
     holders = {id(weight.module.get_parameter(weight.parameter)) for weight in flat(find_weights(find_blocks(model)))}
     for name, parameter in model.named_parameters():
@@ -331,14 +343,53 @@ def test_blocks_are_trained_one_by_one_and_after_their_masks(monkeypatch: pytest
     train, seen = BlockTrainer.train, []
     model = make_model()
 
-    def noted(self: BlockTrainer, name: str, *args: Any) -> Any:
+    def noted(self: BlockTrainer, blocks: Any, *args: Any) -> Any:
         zeros = [int((weight.matrix == 0).sum()) > 0 for weight in flat(find_weights(find_blocks(model)))]
-        seen.append((name, sum(zeros)))
-        return train(self, name, *args)
+        seen.append(([*blocks], sum(zeros)))
+        return train(self, blocks, *args)
 
     monkeypatch.setattr(BlockTrainer, "train", noted)
     prune(model)
-    assert seen == [(f"model.layers.{number}", 7 * (number + 1)) for number in range(3)]
+    assert seen == [([f"model.layers.{number}"], 7 * (number + 1)) for number in range(3)]
+
+
+def test_blocks_that_are_trained_together_are_pruned_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block sees what the one before it has become, and both are trained for what the last one gives."""
+    train, seen = BlockTrainer.train, []
+
+    def noted(self: BlockTrainer, blocks: Any, *args: Any) -> Any:
+        before = matrices(model)
+        changes, outcome = train(self, blocks, *args)
+        assert all(torch.equal(before[name], matrix) for name, matrix in matrices(model).items())
+        seen.append(([*blocks], {weight.block for weight, _ in changes}))
+        return changes, outcome
+
+    monkeypatch.setattr(BlockTrainer, "train", noted)
+    chosen: dict[str, Any] = {"refinement": "swap", "reconstruction_learning_rate": 1e-30}  # nothing moves
+    model = make_model()
+    untrained = matrices(prune(model, reconstruction_blocks=2, **chosen))
+    plain = matrices(prune(make_model(), **{**chosen, "reconstruction": "none", "calibration": "sequential"}))
+    assert all(torch.equal(untrained[name], plain[name]) for name in plain)
+    model = make_model()
+    prune(model, reconstruction_blocks=2)
+    first, second = ["model.layers.0", "model.layers.1"], ["model.layers.2"]
+    assert [blocks for blocks, _ in seen] == [first, second, first, second]
+    assert [changed for _, changed in seen[2:]] == [{*first}, {*second}]
+
+
+def test_blocks_beside_those_that_are_pruned_run_along() -> None:
+    """Only the last block, or only the first one, of those that are trained together has weights to prune."""
+    for left_out in (0, 1):
+        model, before = make_model(), matrices(make_model())
+        chosen: dict[str, Any] = {"sensitivity": "fisher", "reconstruction_held_out": 0.0}
+        prune(model, exclude=(f"model.layers.{left_out}.*",), reconstruction_blocks=2, **chosen)
+        changed = {
+            name.split(".")[2] for name, matrix in matrices(model).items() if not torch.equal(matrix, before[name])
+        }
+        assert changed == {"0", "1", "2"} - {str(left_out)}
+        record = sparsity_record(model)
+        assert record is not None
+        assert all(block.reconstruction.after < block.reconstruction.before for block in record.blocks)
 
 
 PARTS: dict[str, list[list[str]]] = {
@@ -387,11 +438,11 @@ def test_a_part_is_trained_behind_the_parts_before_it() -> None:
     assert all(each.after < each.before for each in found)
 
 
-@pytest.mark.parametrize("region", ["block", "part"])
+@pytest.mark.parametrize("region", REGIONS)
 @pytest.mark.parametrize("family", [name for name in (*TEN, "falcon") if FAMILIES[name].is_current])
 def test_what_was_not_pruned_has_no_error(family: str, region: str) -> None:
     model = FAMILIES[family].make()
-    config = settings(sparsity=0.0, reconstruction_region=region)
+    config = settings(sparsity=0.0, **REGIONS[region])
     before = {name: values.clone() for name, values in model.state_dict().items()}
     MWandaPruner(config, progress=False).prune(model, FAMILIES[family].rows())
     assert all(each.before == 0 for each in outcomes(model))

@@ -39,6 +39,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "trained": {"reconstruction": "block", "reconstruction_epochs": 2},
     "trained masks": {"refinement": "swap+block", "reconstruction": "block", "reconstruction_epochs": 1},
     "trained parts": {"reconstruction": "block", "reconstruction_region": "part", "reconstruction_epochs": 1},
+    "trained blocks": {"reconstruction": "block", "reconstruction_blocks": 2, "reconstruction_epochs": 1},
     "solver": {"criterion": "sparsegpt", "calibration": "sequential", "pattern": "2:4", "allocation": "uniform"},
 }
 
