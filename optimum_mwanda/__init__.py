@@ -15,7 +15,7 @@ _HOMES = {
     "FoundWeights": "choosing.worst_language",
     "GradualPruningCallback": "training.pruning_in_training",
     "LISACallback": "training.blocks_in_turn",
-    "LanguageCoverage": "data.chunks",
+    "LanguageCoverage": "data.language_coverage",
     "LostProcessError": "processes.group",
     "LanguageMix": "training.language_mix",
     "MWandaCallback": "training.callback",
@@ -79,7 +79,7 @@ if TYPE_CHECKING:
     from .choosing.worst_language import FoundWeights as FoundWeights
     from .choosing.worst_language import find_language_weights as find_language_weights
     from .configuration import MWandaConfig as MWandaConfig
-    from .data.chunks import LanguageCoverage as LanguageCoverage
+    from .data.language_coverage import LanguageCoverage as LanguageCoverage
     from .evaluation.perplexity import evaluate_languages as evaluate_languages
     from .evaluation.report import PerplexityComparison as PerplexityComparison
     from .evaluation.report import PerplexityReport as PerplexityReport

@@ -10,7 +10,8 @@ from .calibration.reduction import check_same
 from .calibration.statistics import CalibrationStatistics
 from .choosing.before_pruning import choose
 from .configuration import MWandaConfig
-from .data.chunks import CalibrationChunks, LanguageCoverage, build_chunks
+from .data.chunks import CalibrationText
+from .data.language_coverage import LanguageCoverage
 from .execution import Run, execute
 from .modeling.block_source import BlockSource
 from .modeling.blocks import inference_mode
@@ -135,11 +136,11 @@ class MWandaPruner:
         if self.config.finds_settings:
             check_held_whole(model, source, "Settings are found")
         check_settling(model, source, self.config)
-        chunks = self._read(model, dataset, tokenizer)
-        chosen = choose(model, weights, chunks, self.config, source, plan, self._store, self.progress)
+        text = self._open(model, dataset, tokenizer)
+        chosen = choose(model, weights, text, self.config, source, plan, self._store, self.progress)
         pruner = copy.copy(self)
         pruner.config, pruner._chosen = chosen
-        pruned = pruner._prune(model, weights, chunks, source, plan)
+        pruned = pruner._prune(model, weights, text, source, plan)
         self.coverage = pruner.coverage
         return pruned
 
@@ -147,16 +148,17 @@ class MWandaPruner:
         self,
         model: "PreTrainedModel",
         weights: Weights,
-        chunks: CalibrationChunks,
+        text: CalibrationText,
         source: BlockSource,
         plan: SparsityPlan | None,
     ) -> "PreTrainedModel":
         """`prune` with settings that leave nothing open."""
         pruned = PrunedBlocks(self.journal, source)
-        begin(self.journal, model, self.config, chunks.fingerprints, plan and plan.to_dict())
+        data = {} if self.journal is None else text.whole().fingerprints
+        begin(self.journal, model, self.config, data, plan and plan.to_dict())
         seen = to_calibrate(weights, self.config, is_planned=plan is not None)
         for_all = plan is None and seen is weights
-        statistics, known, chunks = self._calibrate(model, seen, chunks, source, (), self.journal, for_all)
+        statistics, known, chunks = self._calibrate(model, seen, text, source, (), self.journal, for_all)
         found = differentiate(model, weights, chunks, self.config, self.progress)
         statistics = dataclasses.replace(statistics, row_sensitivities=found.rows)
         weights = self._reached(weights, statistics)
@@ -198,8 +200,8 @@ class MWandaPruner:
         if asking is not None:
             check_differentiable(model, weights, asking)
         check_settling(model, source, self.config)
-        chunks = self._read(model, dataset, tokenizer)
-        statistics, _, chunks = self._calibrate(model, weights, chunks, source, configs)
+        text = self._open(model, dataset, tokenizer)
+        statistics, _, chunks = self._calibrate(model, weights, text, source, configs)
         rows = {} if asking is None else differentiate(model, weights, chunks, asking, self.progress).rows
         return dataclasses.replace(statistics, row_sensitivities=rows)
 
@@ -291,17 +293,16 @@ class MWandaPruner:
 
         return push_to_hub(model, repo_id, tokenizer=tokenizer, report=report, **options)
 
-    def _read(self, model: "PreTrainedModel", dataset: Any, tokenizer: Any) -> CalibrationChunks:
-        chunks = build_chunks(dataset, self.config, model, tokenizer)
-        self.coverage = chunks.coverage
-        check_same(model, self.config, chunks, current())
-        return chunks
+    def _open(self, model: "PreTrainedModel", dataset: Any, tokenizer: Any) -> CalibrationText:
+        text = CalibrationText(dataset, self.config, model, tokenizer)
+        check_same(model, self.config, text, current())
+        return text
 
     def _calibrate(
         self,
         model: "PreTrainedModel",
         weights: Weights,
-        chunks: CalibrationChunks,
+        text: CalibrationText,
         source: BlockSource,
         also_for: Iterable[MWandaConfig] = (),
         journal: Journal | None = None,
@@ -310,7 +311,7 @@ class MWandaPruner:
         activities = {config.activity for config in (*also_for, self.config) if config.activity is not None}
         with inference_mode(model):
             options = (sorted(activities), self.progress, self._store, journal, for_all)
-            found = calibrate(model, weights, chunks, self.config, source, *options)
+            found = calibrate(model, weights, text, self.config, source, *options)
         self.coverage = found.chunks.coverage
         return found
 

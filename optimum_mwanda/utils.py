@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -35,12 +36,17 @@ def abridged(names: Iterable[str], max_names: int = 8) -> str:
     return ", ".join(known[:max_names]) + (f" and {more} more" if more > 0 else "")
 
 
-def progress_bar(items: Iterable[T], *, total: int, description: str, show: bool) -> Generator[T, None, None]:
-    """Iterates with a progress bar on standard error, or silently."""
+def progress_bar(
+    items: Iterable[T], *, total: int | Callable[[], int | None], description: str, show: bool
+) -> Generator[T, None, None]:
+    """Iterates with a progress bar on standard error, or silently; how many items there are may become known late."""
     from tqdm.auto import tqdm
 
-    with tqdm(items, total=total, desc=description, disable=not show) as bar:
-        yield from bar
+    count = total if callable(total) else lambda: total
+    with tqdm(items, total=count(), desc=description, disable=not show) as bar, closing(iter(bar)) as counted:
+        for item in counted:
+            bar.total = count() if bar.total is None else bar.total
+            yield item
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:

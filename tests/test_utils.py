@@ -9,7 +9,7 @@ from optimum_mwanda.evaluation.harness.comparison import HarnessComparison
 from optimum_mwanda.evaluation.harness.results import HarnessReport
 from optimum_mwanda.evaluation.report import PerplexityComparison, PerplexityReport
 from optimum_mwanda.reporting.page import write_html_report
-from optimum_mwanda.utils import duration, portable_name
+from optimum_mwanda.utils import duration, portable_name, progress_bar
 
 from .conftest import make_model, make_rows
 from .evaluation.harness.test_results import TASKS, make_results
@@ -72,3 +72,9 @@ def test_nothing_that_may_leave_the_machine_holds_its_paths(tmp_path: Path) -> N
 )
 def test_durations_have_two_units(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_bar_may_learn_late_how_much_there_is(capfd: pytest.CaptureFixture[str]) -> None:
+    known = iter([None, None, 3])
+    assert list(progress_bar("abc", total=lambda: next(known), description="Working", show=True)) == ["a", "b", "c"]
+    assert "Working: 100%" in capfd.readouterr().err

@@ -113,14 +113,19 @@ class StatisticsCollector:
             found.append(int(self._sums[weight.name].tokens[self._row]))
         return not all(outside) or (not all(inside) and sum(inside) < tokens_per_expert * len(inside))
 
-    def finish(self) -> dict[str, WeightStatistics]:
+    def finish(self, languages: Sequence[str] | None = None) -> dict[str, WeightStatistics]:
         """Returns the sums of all processes, on the CPU in float64.
+
+        Args:
+            languages: Those that turned out to have text, in the order of the rows; None: all.
 
         Raises:
             FloatingPointError: If an activation was NaN or infinite; the message names the block, weight and language.
             ValueError: If no token of a language reached a weight outside the experts.
         """
         self._check_finite()
+        if languages is not None and [*languages] != self._languages:
+            self._keep(languages)
         found = [part for sums in self._sums.values() for part in (sums.tokens, sums.square_sum, *sums.active.values())]
         parts = iter(found if self._reduce is None else self._reduce(found))
         totals = {
@@ -138,6 +143,16 @@ class StatisticsCollector:
                     "or calibrate on more text."
                 )
         return totals
+
+    def _keep(self, languages: Sequence[str]) -> None:
+        """Forgets all other languages."""
+        rows = [self._languages.index(language) for language in languages]
+        readers: dict[int, list[str]] = {}
+        for name, sums in self._sums.items():
+            readers.setdefault(id(sums), []).append(name)
+        for names in readers.values():
+            self._sums.update(dict.fromkeys(names, self._sums[names[0]].of(rows)))
+        self._languages = [*languages]
 
     def _add(self, name: str, x: Tensor) -> None:
         version = None if x.is_inference() else x._version  # counts changes in place

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from torch import Tensor, nn
 
 from ..configuration import MWandaConfig
-from ..data.chunks import CalibrationChunks, cut
+from ..data.chunks import CalibrationChunks, CalibrationText, cut
 from ..modeling.fingerprint import model_fingerprint
 from ..modeling.sharding import divides_text
 from ..processes.dealing import even_part
@@ -67,16 +67,17 @@ def deal(chunks: CalibrationChunks, processes: Processes) -> tuple[CalibrationCh
     return dataclasses.replace(chunks, chunks=own_chunks), Reduce(processes, frozenset(divided))
 
 
-def check_same(model: nn.Module, config: MWandaConfig, chunks: CalibrationChunks, processes: Processes) -> None:
+def check_same(model: nn.Module, config: MWandaConfig, text: CalibrationText, processes: Processes) -> None:
     """Checks that processes that share a calibration were given the same, as their sums mean nothing otherwise.
 
     Raises:
         ValueError: If they were not.
     """
     if processes.size > 1:
+        fingerprints = text.whole().fingerprints
         facts = {
             "the model or its weights": (type(model).__name__, model_fingerprint(model)),
             "the settings": config.to_dict(),
-            "the calibration text": chunks.fingerprints,
+            "the calibration text": fingerprints,
         }
         processes.check_alike(facts, "Give all of them the same model, settings and rows.")

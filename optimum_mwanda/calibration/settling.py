@@ -1,6 +1,6 @@
 """Reading no more text of a language than it takes to rank the channels."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -41,7 +41,7 @@ class SettlingText:
         self._counts = {entry.language: entry.chunks for entry in chunks.coverage if entry.chunks}
         self.read: dict[str, int] = {}
 
-    def __iter__(self) -> Iterator[tuple[str, Batch]]:
+    def __iter__(self) -> Generator[tuple[str, Batch], None, None]:
         """Yields `(language, keyword arguments of the model)`; a batch must have run before the next is asked for."""
         for language, count in self._counts.items():
             yield from ((language, batch) for batch in self._until_settled(language, count))

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..data.chunks import LanguageCoverage, coverage_table
+from ..data.language_coverage import LanguageCoverage, coverage_table
 from ..storage.outputs import whole_file
 from ..utils import abridged, sum_dtype
 from ..values import check_types
@@ -45,6 +45,11 @@ class WeightStatistics:
     def mean_square(self) -> Tensor:
         """`m_j^l`, shape `(languages, in)`, float64; 0 for a language without tokens here."""
         return self.square_sum / self.tokens.clamp(min=1)[:, None]
+
+    def of(self, rows: Sequence[int]) -> "WeightStatistics":
+        """The sums of some languages, by their numbers."""
+        active = {key: counts[rows] for key, counts in self.active.items()}
+        return WeightStatistics(self.tokens[rows], self.square_sum[rows], active)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,12 +133,7 @@ class CalibrationStatistics:
             if language not in known:
                 raise ValueError(f"Language {language!r} was asked for, but the statistics hold: {abridged(known)}.")
         rows = [index for index, language in enumerate(known) if language in wanted]
-        weights = {
-            name: WeightStatistics(
-                entry.tokens[rows], entry.square_sum[rows], {key: a[rows] for key, a in entry.active.items()}
-            )
-            for name, entry in self.weights.items()
-        }
+        weights = {name: entry.of(rows) for name, entry in self.weights.items()}
         coverage = tuple(self.coverage[row] for row in rows)
         fingerprints = {entry.language: self.fingerprints[entry.language] for entry in coverage}
         sensitivities = {name: sums[rows] for name, sums in self.row_sensitivities.items()}

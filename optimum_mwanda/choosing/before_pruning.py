@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..configuration import MWandaConfig
-from ..data.chunks import CalibrationChunks
+from ..data.chunks import CalibrationText
 from ..modeling.block_source import BlockSource
 from ..modeling.weights import Weights
 from ..pruning.sparsity_plan import SparsityPlan
@@ -31,7 +31,7 @@ class Chosen(NamedTuple):
 def choose(
     model: "PreTrainedModel",
     weights: Weights,
-    chunks: CalibrationChunks,
+    text: CalibrationText,
     config: MWandaConfig,
     source: BlockSource,
     plan: SparsityPlan | None,
@@ -43,7 +43,7 @@ def choose(
     Args:
         model: The dense model.
         weights: Module path of a block to its weights.
-        chunks: Calibration data.
+        text: Calibration data; read if there is something to find.
         config: The settings.
         source: The blocks.
         plan: The sparsity of every block, if it is known already.
@@ -56,11 +56,11 @@ def choose(
     """
     how = {}
     if config.finds_regularisation:
-        tuned = tune_on(model, weights, chunks, config, source, plan, store, progress)
+        tuned = tune_on(model, weights, text.whole(), config, source, plan, store, progress)
         config = config.replace(**tuned.settings, tune_regularisation=False)
         how["regularisation"] = tuned.note
     if config.finds_weights:
-        found = weigh_on(model, weights, chunks, config, source, plan, store, progress)
+        found = weigh_on(model, weights, text.whole(), config, source, plan, store, progress)
         config = config.replace(language_weights=found.weights)
         how["language_weights"] = found.note
     return Chosen(config, how)

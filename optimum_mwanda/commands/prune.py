@@ -32,7 +32,7 @@ from .setting_flags import add_settings, read_settings
 
 if TYPE_CHECKING:
     from ..configuration import MWandaConfig
-    from ..data.chunks import LanguageCoverage
+    from ..data.language_coverage import LanguageCoverage
     from ..evaluation.report import PerplexityComparison
     from ..record.schema import SparsityRecord
 
@@ -128,7 +128,7 @@ class PruneCommand(Subcommand):
 
     def _calibrated(self) -> list[str]:
         """What the model was calibrated on, and how long it took."""
-        from ..data.chunks import coverage_table
+        from ..data.language_coverage import coverage_table
 
         time_taken = f"Pruned in {duration(self.seconds)}"
         if not self.coverage:

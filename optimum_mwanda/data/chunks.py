@@ -4,19 +4,22 @@ import dataclasses
 import hashlib
 import inspect
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..configuration import MWandaConfig
+from ..modeling.interrupts import interruptible
 from ..modeling.positions import resolve_sequence_length
-from ..utils import abridged, as_percent, markdown_table
+from ..utils import abridged
+from .ahead import ahead
 from .encoding import RowEncoder
+from .language_coverage import LanguageCoverage
 from .packing import Batch, PairPacker, TextPacker
 from .reservoir import Reservoir
-from .rows import feed, is_read_in_order
+from .rows import Feeding, is_read_in_order
 from .special_tokens import warn_of_unknown
 
 if TYPE_CHECKING:
@@ -26,57 +29,6 @@ logger = logging.getLogger(__name__)
 
 TOKENS = ("input_ids", "labels")
 """Inputs whose entries are tokens that pass through the model."""
-MOST_ROWS = 60
-"""Most languages in a table that is printed."""
-
-
-@dataclasses.dataclass(frozen=True)
-class LanguageCoverage:
-    """How much calibration data there is in one language.
-
-    Attributes:
-        language: Code, as the dataset gives it.
-        rows: Rows that were read, without empty ones.
-        tokens: Tokens that enter the statistics; for an encoder-decoder, those of sources and targets.
-        chunks: Chunks of `sequence_length` tokens; for an encoder-decoder, pairs of source and target.
-        empty: Rows that were read but are null or empty.
-        unknown: How many of the tokens stand for text that the tokenizer does not know; None without a tokenizer.
-    """
-
-    language: str
-    rows: int
-    tokens: int
-    chunks: int
-    empty: int = 0
-    unknown: int | None = None
-
-    @property
-    def unknown_share(self) -> float | None:
-        """Which share of the tokens is unknown to the tokenizer."""
-        return None if self.unknown is None or not self.tokens else self.unknown / self.tokens
-
-
-def coverage_table(coverage: Iterable[LanguageCoverage]) -> str:
-    """The coverage as a Markdown table, with the share of unknown tokens if any is unknown.
-
-    Of very many languages, those with the fewest tokens are in it; the others are summed up.
-    """
-    every = list(coverage)
-    entries, rest = every, ""
-    if len(every) > MOST_ROWS:
-        by_tokens = sorted(every, key=lambda entry: (entry.tokens, entry.language))
-        entries, others = sorted(by_tokens[:MOST_ROWS], key=lambda entry: entry.language), by_tokens[MOST_ROWS:]
-        tokens = sum(entry.tokens for entry in others)
-        rest = f"\n\n{len(others):,} more languages have {others[0].tokens:,} tokens or more each, {tokens:,} in all."
-    has_unknown = any(c.unknown for c in entries)
-    table = markdown_table(
-        ["language", "rows", "tokens", "chunks", "empty rows", *(["unknown"] if has_unknown else [])],
-        [
-            [c.language, c.rows, c.tokens, c.chunks, c.empty, *([as_percent(c.unknown_share)] if has_unknown else [])]
-            for c in entries
-        ],
-    )
-    return table + rest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +48,11 @@ class CalibrationChunks:
     unknown_id: int | None = None
 
     @property
+    def languages(self) -> list[str]:
+        """Languages, in sorted order."""
+        return [*self.chunks]
+
+    @property
     def tokens(self) -> dict[str, int]:
         """Tokens per language, those of sources and targets added up."""
         return {language: _count_tokens(parts) for language, parts in self.chunks.items()}
@@ -105,7 +62,11 @@ class CalibrationChunks:
         """Language to the SHA-256 of everything that the model reads in it."""
         return {language: _digest(parts) for language, parts in self.chunks.items()}
 
-    def batches(self, batch_size: int) -> Iterator[tuple[str, Batch]]:
+    def whole(self) -> "CalibrationChunks":
+        """All of it, as of a `CalibrationText`."""
+        return self
+
+    def batches(self, batch_size: int) -> Generator[tuple[str, Batch], None, None]:
         """Yields `(language, keyword arguments of the model)` with at most `batch_size` chunks of one language."""
         for language, parts in self.chunks.items():
             for batch in _split(parts, batch_size):
@@ -175,13 +136,8 @@ def _digest(parts: Iterable[Batch]) -> str:
     return digest.hexdigest()
 
 
-def build_chunks(
-    dataset: Any,
-    config: MWandaConfig,
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase | str | None" = None,
-) -> CalibrationChunks:
-    """Cuts a multilingual dataset into chunks, each in one language, without padding.
+class CalibrationText:
+    """A multilingual dataset that becomes `CalibrationChunks`: all at once, or while a model runs what has come.
 
     The texts of a language are tokenised with the tokenizer's defaults, special tokens included, and concatenated;
     tokens beyond `samples_per_language` chunks and an incomplete last chunk are left out. A row gives at most one
@@ -199,58 +155,132 @@ def build_chunks(
         tokenizer: Tokenizer, its name or path, or None for the model's own. Tokenised rows need none.
 
     Raises:
-        TypeError: If the dataset or its columns have a type that cannot be read.
+        TypeError: If the dataset or its columns have a type that cannot be read; like what follows, now or when the
+            rows are read.
         ValueError: If a column or a language is missing, no language or not every requested one fills a chunk, or
             token ids, positions or the sequence length do not fit the model.
     """
-    length = resolve_sequence_length(config.sequence_length, model)
-    samples = partial(samples_of, config)
-    columns = {"text_column": config.text_column}
-    packer: TextPacker | PairPacker
-    if model.config.is_encoder_decoder:
-        columns["target_column"] = config.target_column
-        packer = PairPacker(RowEncoder(tokenizer, model, **columns), length, samples)
-    else:
-        # Of a stream read in order nobody knows whether another row comes.
-        is_in_order = config.reservoir is None and is_read_in_order(dataset)
-        most = max(map(samples, [*_named(config), "others"]))
-        max_per_row = length * most if is_in_order else length
-        encoder = RowEncoder(tokenizer, model, **columns, bos=config.bos)
-        packer = TextPacker(encoder, length, samples, max_per_row)
-    feed(
-        dataset,
-        packer,
-        language_column=config.language_column,
-        languages=config.languages,
-        seed=config.seed,
-        pool=None if config.reservoir is None else Reservoir(packer, config.reservoir, config.seed),
-        **columns,
-    )
-    packer.encoder.check_padding()
-    if unknown := sorted({*_named(config)} - {*packer.languages}):
-        raise ValueError(
-            f"samples_per_language names {', '.join(map(repr, unknown))}, but calibration has: "
-            f"{abridged(packer.languages, 20) or 'none'}."
+
+    def __init__(
+        self,
+        dataset: Any,
+        config: MWandaConfig,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase | str | None" = None,
+    ) -> None:
+        length = resolve_sequence_length(config.sequence_length, model)
+        samples = partial(samples_of, config)
+        columns = {"text_column": config.text_column}
+        packer: TextPacker | PairPacker
+        if model.config.is_encoder_decoder:
+            columns["target_column"] = config.target_column
+            packer = PairPacker(RowEncoder(tokenizer, model, **columns), length, samples)
+        else:
+            # Of a stream read in order nobody knows whether another row comes.
+            is_in_order = config.reservoir is None and is_read_in_order(dataset)
+            most = max(map(samples, [*_named(config), "others"]))
+            max_per_row = length * most if is_in_order else length
+            encoder = RowEncoder(tokenizer, model, **columns, bos=config.bos)
+            packer = TextPacker(encoder, length, samples, max_per_row)
+        feeding = Feeding(
+            dataset,
+            packer,
+            language_column=config.language_column,
+            languages=config.languages,
+            seed=config.seed,
+            pool=None if config.reservoir is None else Reservoir(packer, config.reservoir, config.seed),
+            **columns,
         )
-    batches = {language: packer.batches(language) for language in packer.languages}
-    coverage = tuple(
-        LanguageCoverage(
-            language=language,
-            rows=packer.rows[language],
-            tokens=_count_tokens(parts),
-            chunks=_count_chunks(parts),
-            empty=packer.empty[language],
-            unknown=packer.encoder.unknown(part[name] for part in parts for name in TOKENS if name in part),
+        self._known = feeding.languages
+        if self._known is not None:
+            _check_named(config, self._known)
+        self._config, self._model = config, model
+        self._reading = self._read(feeding, packer)
+        self._whole: CalibrationChunks | None = None
+
+    @property
+    def languages(self) -> list[str]:
+        """Languages, in sorted order; some may turn out to lack text. A stream is read to know them."""
+        return self.whole().languages if self._known is None or self._whole is not None else sorted(self._known)
+
+    def whole(self) -> CalibrationChunks:
+        """All of it, read now if it has not been."""
+        with interruptible():
+            for _ in self._reading:
+                pass
+        assert self._whole is not None
+        return self._whole
+
+    def batches(self, batch_size: int) -> Generator[tuple[str, Batch], None, None]:
+        """Yields what `CalibrationChunks.batches` does, in the order in which languages are read.
+
+        Unless there is a stream, a thread reads what comes later meanwhile.
+        """
+        if self._known is None or self._whole is not None:
+            yield from self.whole().batches(batch_size)
+        else:
+            yield from ahead(self._coming(batch_size))
+
+    def number_of_batches(self, batch_size: int) -> int | None:
+        """How many batches `batches` yields; None as long as that is not known."""
+        return None if self._whole is None else self._whole.number_of_batches(batch_size)
+
+    def _coming(self, batch_size: int) -> Generator[tuple[str, Batch] | None, None, None]:
+        for found in self._reading:
+            if found is None:
+                yield None
+                continue
+            language, parts = found
+            for batch in _split(parts, batch_size):
+                yield language, batch
+
+    def _read(
+        self, feeding: Iterable[str | None], packer: TextPacker | PairPacker
+    ) -> Generator[tuple[str, tuple[Batch, ...]] | None, None, None]:
+        """Yields None after a row, and a language with its chunks when none of its rows is missing."""
+        found: dict[str, tuple[Batch, ...]] = {}
+        for language in feeding:
+            if language is None:
+                yield None
+            else:
+                found[language] = packer.batches(language)
+                _check_accepted(self._model, found[language])
+                yield language, found[language]
+        self._whole = self._completed(packer, found)
+
+    def _completed(self, packer: TextPacker | PairPacker, found: Mapping[str, tuple[Batch, ...]]) -> CalibrationChunks:
+        """All chunks, once all rows are read; those of some languages were found before."""
+        packer.encoder.check_padding()
+        _check_named(self._config, packer.languages)
+        batches = {each: found[each] if each in found else packer.batches(each) for each in packer.languages}
+        coverage = tuple(
+            LanguageCoverage(
+                language=language,
+                rows=packer.rows[language],
+                tokens=_count_tokens(parts),
+                chunks=_count_chunks(parts),
+                empty=packer.empty[language],
+                unknown=packer.encoder.unknown(part[name] for part in parts for name in TOKENS if name in part),
+            )
+            for language, parts in batches.items()
         )
-        for language, parts in batches.items()
-    )
-    chunks = {language: parts for language, parts in batches.items() if parts}
-    _check_coverage(packer, chunks, asked_for=config.languages is not None)
-    _check_accepted(model, chunks)
-    warn_of_unknown(((entry.language, entry.unknown_share) for entry in coverage), "calibrated on")
-    if empty := sum(packer.empty.values()):
-        logger.warning("%d rows with a null or empty %s were skipped.", empty, packer.kind)
-    return CalibrationChunks(chunks, coverage, packer.encoder.unknown_id)
+        chunks = {language: parts for language, parts in batches.items() if parts}
+        _check_coverage(packer, chunks, asked_for=self._config.languages is not None)
+        _check_accepted(self._model, next(iter(chunks.values())))
+        warn_of_unknown(((entry.language, entry.unknown_share) for entry in coverage), "calibrated on")
+        if empty := sum(packer.empty.values()):
+            logger.warning("%d rows with a null or empty %s were skipped.", empty, packer.kind)
+        return CalibrationChunks(chunks, coverage, packer.encoder.unknown_id)
+
+
+def build_chunks(
+    dataset: Any,
+    config: MWandaConfig,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase | str | None" = None,
+) -> CalibrationChunks:
+    """Cuts a multilingual dataset into chunks, each in one language, without padding: a `CalibrationText`, read now."""
+    return CalibrationText(dataset, config, model, tokenizer).whole()
 
 
 def samples_of(config: MWandaConfig, language: str) -> int:
@@ -266,6 +296,14 @@ def _named(config: MWandaConfig) -> Iterable[str]:
     return given if isinstance(given, Mapping) else ()
 
 
+def _check_named(config: MWandaConfig, languages: Sequence[str]) -> None:
+    if unknown := sorted({*_named(config)} - {*languages}):
+        raise ValueError(
+            f"samples_per_language names {', '.join(map(repr, unknown))}, but calibration has: "
+            f"{abridged(sorted(languages), 20) or 'none'}."
+        )
+
+
 def _check_coverage(packer: TextPacker | PairPacker, chunks: dict[str, tuple[Batch, ...]], asked_for: bool) -> None:
     short = [language for language in packer.languages if language not in chunks]
     if not chunks:
@@ -277,10 +315,10 @@ def _check_coverage(packer: TextPacker | PairPacker, chunks: dict[str, tuple[Bat
         logger.warning("Some languages are left out of calibration: they have %s", packer.shortage(short))
 
 
-def _check_accepted(model: "PreTrainedModel", chunks: dict[str, tuple[Batch, ...]]) -> None:
+def _check_accepted(model: "PreTrainedModel", parts: Sequence[Batch]) -> None:
     """Checks that the model takes the inputs that only some models take."""
     parameters = inspect.signature(model.forward).parameters
-    for name in next(iter(chunks.values()))[0]:
+    for name in parts[0] if parts else ():
         if name == "labels" and name not in parameters:
             raise ValueError(
                 f"{type(model).__name__} takes no labels, but an encoder-decoder makes its decoder's inputs from them: "

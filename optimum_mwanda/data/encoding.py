@@ -1,5 +1,6 @@
 """From a row to token ids."""
 
+import copy
 import os
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -207,6 +208,12 @@ class RowEncoder:
             check_vocabulary(source, self._vocabulary, language)
             check_vocabulary(target, self._labels, language)
         return {"input_ids": source[:length], "labels": target[:length]} if source and target else {}
+
+    def again(self) -> "RowEncoder":
+        """Encodes rows that were encoded before: what padding is found in them is not counted a second time."""
+        twin = copy.copy(self)
+        twin._padding = copy.deepcopy(self._padding)
+        return twin
 
     def check_padding(self) -> None:
         """Says what padding was found in rows without an attention mask, once all rows are encoded.

@@ -145,11 +145,12 @@ class TextPacker(_Counted):
     def _filled_up(self, language: str) -> Packed:
         """The tokens of a language, and as many of those that its long rows have left as it lacks."""
         tokens = {name: values[:] for name, values in self._tokens[language].items()}
+        encoder = self.encoder.again()
         for row in self._cut[language]:
             lacking = self.enough(language) - len(tokens["input_ids"])
             if lacking <= 0:
                 break
-            for name, values in self.encoder.inputs(row, language, self.max_per_row + lacking).items():
+            for name, values in encoder.inputs(row, language, self.max_per_row + lacking).items():
                 tokens[name].extend(values[self.max_per_row :])
         return tokens
 

@@ -4,7 +4,7 @@ import difflib
 import logging
 import re
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -45,22 +45,14 @@ class Pool(Sink, Protocol):
     def pour(self) -> None: ...
 
 
-def feed(
-    dataset: Any,
-    sink: Sink,
-    *,
-    language_column: str,
-    text_column: str,
-    target_column: str | None = None,
-    languages: Sequence[str] | None = None,
-    seed: int = 0,
-    pool: Pool | None = None,
-) -> None:
+class Feeding:
     """Feeds the rows of a dataset to a sink, and no more rows than it needs, of which only the columns that it needs.
 
     A dataset with random access is read language by language, with its rows in an order drawn from `seed`. A stream is
     read in its own order, and only until every language in `languages` is full; without these, until all are full that
     its `ClassLabel` column names. A dict may hold a stream per language: each is read until its language is full.
+
+    Languages are found and checked at once; rows are read while this is iterated over, which can be done once.
 
     Args:
         dataset: `datasets.Dataset`, `datasets.IterableDataset`, a dict of language to texts or to a dataset, or a list
@@ -78,34 +70,67 @@ def feed(
         TypeError: If `dataset` is none of these, or languages are not strings.
         ValueError: If a column is missing, or a language in `languages` is absent.
     """
-    columns = Columns(language_column, text_column, target_column)
-    if isinstance(dataset, (DatasetDict, IterableDatasetDict)):
-        check_parts(dataset, columns)
-    if isinstance(dataset, IterableDataset):
-        _feed_stream(dataset, pool or sink, columns, languages)
-        if pool is not None:
-            pool.pour()
-        return
-    if isinstance(dataset, Mapping):
-        _feed_dict(dataset, sink, columns, languages, seed, pool)
-        return
-    if isinstance(dataset, Dataset):
-        row_at, labels = _open_table(dataset, columns)
-    elif isinstance(dataset, Sequence) and not isinstance(dataset, (str, bytes)):
-        row_at, labels = _open_list(dataset, columns)
-    else:
-        raise TypeError(
-            f"A dataset of type {type(dataset).__name__} cannot be read: pass a datasets.Dataset or IterableDataset "
-            "with a language column, a dict of language to texts, or a list of rows (dicts)."
-        )
-    groups = group_rows(labels, language_column)
-    for language in sorted(groups) if languages is None else dict.fromkeys(languages):
-        if language not in groups:
-            raise absent_language(language, groups)
-        for position in np.random.default_rng(seed).permutation(len(groups[language])):
-            if sink.is_full(language):
-                break
-            sink.add(language, row_at(groups[language][position]))
+
+    def __init__(
+        self,
+        dataset: Any,
+        sink: Sink,
+        *,
+        language_column: str,
+        text_column: str,
+        target_column: str | None = None,
+        languages: Sequence[str] | None = None,
+        seed: int = 0,
+        pool: Pool | None = None,
+    ) -> None:
+        self._dataset, self._sink, self._pool = dataset, sink, pool
+        self._columns = Columns(language_column, text_column, target_column)
+        self._asked_for = languages
+        self._rows = {} if isinstance(dataset, IterableDataset) else _open(dataset, self._columns, languages, seed)
+
+    @property
+    def languages(self) -> list[str] | None:
+        """What languages are read, one after the other; None if some rows come in an order of their own."""
+        return None if is_read_in_order(self._dataset) else [*self._rows]
+
+    def __iter__(self) -> Iterator[str | None]:
+        """Yields None after each row that was looked up, so that reading can end there, and a language after its last.
+
+        Raises:
+            TypeError: As above.
+            ValueError: As above.
+        """
+        if isinstance(self._dataset, IterableDataset):
+            _feed_stream(self._dataset, self._pool or self._sink, self._columns, self._asked_for)
+            if self._pool is not None:
+                self._pool.pour()
+            return
+        silent = []
+        for language, rows in self._rows.items():
+            is_silent = True
+            is_drawn = isinstance(self._dataset, Mapping) and _is_stream(self._dataset[language])
+            drawing = self._pool if is_drawn else None
+            taking = drawing or self._sink
+            for row in rows:
+                is_silent = False
+                taking.add(language, row)
+                yield None
+                if taking.is_full(language):  # a stream gives no row that nobody needs
+                    break
+            if drawing is not None:
+                drawing.pour()
+            if is_silent and self._asked_for is not None:
+                raise absent_language(language, {*self._dataset} - {language})
+            silent += [language] if is_silent else []
+            yield language
+        if silent:
+            logger.warning("There are no texts for: %s.", abridged(map(repr, silent)))
+
+
+def feed(dataset: Any, sink: Sink, **options: Any) -> None:
+    """Feeds all rows at once; takes what `Feeding` takes, and raises the same errors."""
+    for _ in Feeding(dataset, sink, **options):
+        pass
 
 
 def is_read_in_order(dataset: Any) -> bool:
@@ -120,6 +145,29 @@ def _is_stream(texts: Any) -> bool:
     return not isinstance(texts, (Dataset, Sequence))
 
 
+def _open(dataset: Any, columns: Columns, languages: Sequence[str] | None, seed: int) -> dict[str, Iterator[Row]]:
+    """Language to its rows, which are read when they are asked for; languages in the order in which to read them."""
+    if isinstance(dataset, Mapping):
+        _check_dict(dataset, columns)
+        return {language: _rows_of(dataset[language], columns, seed) for language in _wanted(languages, dataset)}
+    row_at, labels = _open_table(dataset, columns) if isinstance(dataset, Dataset) else _open_list(dataset, columns)
+    groups = group_rows(labels, columns.language)
+    return {language: _drawn(row_at, groups[language], seed) for language in _wanted(languages, groups)}
+
+
+def _wanted(languages: Sequence[str] | None, present: Collection[str]) -> Iterable[str]:
+    for language in languages or ():
+        if language not in present:
+            raise absent_language(language, present)
+    return sorted(present) if languages is None else dict.fromkeys(languages)
+
+
+def _drawn(row_at: Callable[[int], Any], positions: Sequence[int], seed: int) -> Iterator[Any]:
+    """What is at some positions, in random order."""
+    for index in np.random.default_rng(seed).permutation(len(positions)):
+        yield row_at(positions[index])
+
+
 def _open_table(dataset: Dataset, columns: Columns) -> tuple[Callable[[int], Row], Iterable[Any]]:
     columns.check(dataset.features)
     return select_needed(dataset, columns).__getitem__, labels_of(dataset, columns.language)
@@ -132,7 +180,12 @@ def labels_of(dataset: Dataset, language_column: str) -> Iterator[Any]:
         yield from map(decode, part[language_column])
 
 
-def _open_list(dataset: Sequence[Any], columns: Columns) -> tuple[Callable[[int], Row], Iterable[Any]]:
+def _open_list(dataset: Any, columns: Columns) -> tuple[Callable[[int], Row], Iterable[Any]]:
+    if not isinstance(dataset, Sequence) or isinstance(dataset, (str, bytes)):
+        raise TypeError(
+            f"A dataset of type {type(dataset).__name__} cannot be read: pass a datasets.Dataset or IterableDataset "
+            "with a language column, a dict of language to texts, or a list of rows (dicts)."
+        )
     for index, row in enumerate(dataset):
         if not isinstance(row, Mapping):
             raise TypeError(f"Row {index} of the list is a {type(row).__name__}: rows are dicts of column to value.")
@@ -140,14 +193,9 @@ def _open_list(dataset: Sequence[Any], columns: Columns) -> tuple[Callable[[int]
     return dataset.__getitem__, (row[columns.language] for row in dataset)
 
 
-def _feed_dict(
-    dataset: Mapping[str, Any],
-    sink: Sink,
-    columns: Columns,
-    languages: Sequence[str] | None,
-    seed: int,
-    pool: Pool | None,
-) -> None:
+def _check_dict(dataset: Mapping[str, Any], columns: Columns) -> None:
+    if isinstance(dataset, (DatasetDict, IterableDatasetDict)):
+        check_parts(dataset, columns)
     if columns.language in dataset and (columns.text in dataset or "input_ids" in dataset):
         raise ValueError(
             f"The dict has the columns {', '.join(map(repr, dataset))}: pass it as Dataset.from_dict(...). A plain "
@@ -161,25 +209,6 @@ def _feed_dict(
             raise TypeError(
                 f"The dict of texts holds a {type(texts).__name__} for language {language!r}: give a list of texts."
             )
-    silent = []
-    for language in sorted(dataset) if languages is None else dict.fromkeys(languages):
-        if language not in dataset:
-            raise absent_language(language, dataset)
-        is_silent = True
-        drawing = pool if _is_stream(dataset[language]) else None
-        taking = drawing or sink
-        for row in _rows_of(dataset[language], columns, seed):
-            is_silent = False
-            taking.add(language, row)
-            if taking.is_full(language):  # a stream gives no row that nobody needs
-                break
-        if drawing is not None:
-            drawing.pour()
-        if is_silent and languages is not None:
-            raise absent_language(language, {*dataset} - {language})
-        silent += [language] if is_silent else []
-    if silent:
-        logger.warning("There are no texts for: %s.", abridged(map(repr, silent)))
 
 
 def _rows_of(texts: Any, columns: Columns, seed: int) -> Iterator[Row]:
@@ -188,11 +217,7 @@ def _rows_of(texts: Any, columns: Columns, seed: int) -> Iterator[Row]:
         if texts.features is not None:
             columns.check(texts.features, language=False)
         texts = select_needed(texts, columns)
-    if not _is_stream(texts):
-        found = (texts[int(index)] for index in np.random.default_rng(seed).permutation(len(texts)))
-    else:
-        found = iter(texts)
-    for text in found:
+    for text in texts if _is_stream(texts) else _drawn(texts.__getitem__, range(len(texts)), seed):
         row = text if isinstance(text, Mapping) else {columns.text: text}
         columns.check(row, language=False)
         yield row

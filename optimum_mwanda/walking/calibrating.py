@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..calibration.collector import StatisticsCollector
@@ -10,7 +11,7 @@ from ..calibration.reduction import deal, readers
 from ..calibration.settling import SettlingText
 from ..calibration.statistics import CalibrationStatistics, WeightStatistics
 from ..configuration import MWandaConfig
-from ..data.chunks import CalibrationChunks
+from ..data.chunks import CalibrationChunks, CalibrationText
 from ..data.packing import Batch
 from ..modeling.block_source import BlockSource
 from ..modeling.blocks import find_blocks, run_blocks
@@ -48,7 +49,7 @@ class Calibrated(NamedTuple):
 def calibrate(
     model: "PreTrainedModel",
     weights: Weights,
-    chunks: CalibrationChunks,
+    text: CalibrationText | CalibrationChunks,
     config: MWandaConfig,
     source: BlockSource,
     activities: Sequence[str] = (),
@@ -62,7 +63,7 @@ def calibrate(
     Args:
         model: The model, in inference mode.
         weights: Module path of a block to the weights to watch in it; without any the model is not run.
-        chunks: Calibration data.
+        text: Calibration data. Where one process holds the model, it may be read while the model runs.
         config: Its `batch_size`, `blocks` and `calibration_tolerance`.
         source: Brings blocks into memory. If it must, each block is brought once and runs over all batches.
         activities: Kinds of activity to count.
@@ -74,12 +75,15 @@ def calibrate(
 
     Raises:
         FloatingPointError: If activations are NaN or infinite.
-        ValueError: If no token of a language reaches a weight outside the experts.
+        TypeError: As `CalibrationText`.
+        ValueError: As `CalibrationText`, or if no token of a language reaches a weight outside the experts.
     """
     experts = dict.fromkeys(weight.expert_name for weight in flat(weights) if weight.expert_name is not None)
     entries: Mapping[str, WeightStatistics] = {}
     if weights and source.is_resident:
-        entries, chunks = _in_one_pass(model, weights, chunks, config, activities, progress)
+        entries, chunks = _in_one_pass(model, weights, text, config, activities, progress)
+    else:
+        chunks = text.whole()
     statistics = CalibrationStatistics(
         dict(entries),
         coverage=tuple(entry for entry in chunks.coverage if entry.chunks),
@@ -137,21 +141,23 @@ def _block_by_block(
 def _in_one_pass(
     model: "PreTrainedModel",
     weights: Weights,
-    chunks: CalibrationChunks,
+    text: CalibrationText | CalibrationChunks,
     config: MWandaConfig,
     activities: Sequence[str],
     progress: bool,
 ) -> tuple[dict[str, WeightStatistics], CalibrationChunks]:
     """The whole model runs batch by batch, and no hidden states are kept; also returns the text that was read."""
     size, processes = config.batch_size, readers(model)
-    own, reduce = deal(chunks, processes)
-    collector = StatisticsCollector(flat(weights), list(chunks.chunks), activities, reduce)
+    is_whole = processes.size > 1 or config.calibration_tolerance is not None
+    own, reduce = deal(text.whole(), processes) if is_whole else (text, None)
+    collector = StatisticsCollector(flat(weights), text.languages, activities, reduce)
     blocks = find_blocks(model, config.blocks)
-    total, text, settling = own.number_of_batches(size), own.batches(size), None
+    coming, settling = own.batches(size), None
+    total: int | Callable[[], int | None] = partial(own.number_of_batches, size)
     if config.calibration_tolerance is not None:
-        settling = SettlingText(own, size, collector, config.calibration_tolerance)
-        total, text = settling.most_batches, iter(settling)
-    batches = progress_bar(text, total=total, description="Calibrating", show=progress and current().is_first)
+        settling = SettlingText(own.whole(), size, collector, config.calibration_tolerance)
+        coming, total = iter(settling), settling.most_batches
+    batches = progress_bar(coming, total=total, description="Calibrating", show=progress and current().is_first)
     following: list[Batch] = []
 
     def languages() -> Iterator[str]:
@@ -165,10 +171,13 @@ def _in_one_pass(
                 run_blocks(model, blocks, following.pop())
                 yield
 
-    run_watched(runs(), languages(), collector)
+    with closing(coming):  # so that no thread reads any longer, however this ends
+        run_watched(runs(), languages(), collector)
+    chunks = text.whole()
     if shares_parameters(model):
         everyone = [deal(chunks, Processes(rank, processes.size))[0] for rank in range(processes.size)]
-        for _ in range(max(each.number_of_batches(size) for each in everyone) - total):
+        counts = [each.number_of_batches(size) for each in everyone]
+        for _ in range(max(counts) - counts[processes.rank]):
             run_blocks(model, blocks, next(chunks.batches(size))[1])  # the others need this process's parts
         reshard(model)
-    return collector.finish(), chunks if settling is None else chunks.first(settling.read)
+    return collector.finish(chunks.languages), chunks if settling is None else chunks.first(settling.read)

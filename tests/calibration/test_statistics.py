@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from optimum_mwanda import CalibrationStatistics, MWandaConfig, MWandaPruner
 from optimum_mwanda.calibration import statistics as module
 from optimum_mwanda.calibration.statistics import FORMAT, WeightStatistics
-from optimum_mwanda.data.chunks import LanguageCoverage
+from optimum_mwanda.data.language_coverage import LanguageCoverage
 from tests.conftest import make_model, make_rows
 
 LENGTH = 8

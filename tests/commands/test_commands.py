@@ -13,6 +13,7 @@ from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from optimum_mwanda import CalibrationStatistics, MWandaConfig, MWandaPruner
+from optimum_mwanda.data import chunks
 from optimum_mwanda.record.verification import sparsity_record, verify_sparsity
 
 from ..conftest import make_model
@@ -156,6 +157,15 @@ class TestPrune:
 class TestCalibrateAndApply:
     def test_statistics_are_written(self, statistics: Path) -> None:
         assert CalibrationStatistics.load(statistics).languages == ("en", "fr", "sw")
+
+    def test_text_is_read_while_the_model_runs(
+        self, cli: Cli, model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        read, ahead = [], chunks.ahead
+        monkeypatch.setattr(chunks, "ahead", lambda items: read.append(items) or ahead(items))
+        for number, name in enumerate(("calibrate", "prune"), start=1):
+            run = cli(name, model, tmp_path / name, "--dataset", data, *SMALL)
+            assert (run.code, len(read)) == (0, number), run.err
 
     def test_existing_statistics_are_kept(self, cli: Cli, model: Path, data: Path, statistics: Path) -> None:
         run = cli("calibrate", model, statistics, "--dataset", data, *SMALL)

@@ -9,7 +9,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset, Iterable
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from optimum_mwanda import MWandaConfig
-from optimum_mwanda.data.chunks import CalibrationChunks, LanguageCoverage, build_chunks, coverage_table
+from optimum_mwanda.data.chunks import CalibrationChunks, build_chunks
+from optimum_mwanda.data.language_coverage import LanguageCoverage, coverage_table
 from tests.conftest import make_rows
 
 Row = dict[str, Any]
