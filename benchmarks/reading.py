@@ -22,7 +22,7 @@ from optimum_mwanda.data.chunks import CalibrationText
 from optimum_mwanda.modeling.blocks import inference_mode
 from optimum_mwanda.pruning.checks import open_model
 from optimum_mwanda.utils import markdown_table
-from optimum_mwanda.walking.calibrating import calibrate
+from optimum_mwanda.walking import calibrating
 
 Times = list[float]
 
@@ -63,6 +63,7 @@ def main(words: Sequence[str] | None = None) -> None:
         samples_per_language=args.samples, sequence_length=args.sequence_length, batch_size=args.batch_size
     )
     weights, source = open_model(model, config)
+    calibrating.input_device = lambda _: torch.device("cuda")  # on a CPU, all would be read first
     tokens = 0
 
     def read() -> CalibrationText:
@@ -76,7 +77,7 @@ def main(words: Sequence[str] | None = None) -> None:
             stand_in(text, args)
             return
         with inference_mode(model):
-            calibrate(model, weights, text, config, source)
+            calibrating.calibrate(model, weights, text, config, source)
 
     ways: dict[str, Callable[[], Any]] = {
         "reading alone": read,

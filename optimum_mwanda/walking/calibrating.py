@@ -14,7 +14,7 @@ from ..configuration import MWandaConfig
 from ..data.chunks import CalibrationChunks, CalibrationText
 from ..data.packing import Batch
 from ..modeling.block_source import BlockSource
-from ..modeling.blocks import find_blocks, run_blocks
+from ..modeling.blocks import find_blocks, input_device, run_blocks
 from ..modeling.fingerprint import model_fingerprint
 from ..modeling.sharding import reshard, shares_parameters
 from ..modeling.weights import PrunableWeight, Weights, flat
@@ -63,7 +63,7 @@ def calibrate(
     Args:
         model: The model, in inference mode.
         weights: Module path of a block to the weights to watch in it; without any the model is not run.
-        text: Calibration data. Where one process holds the model, it may be read while the model runs.
+        text: Calibration data. Where one process holds the model, on a GPU, it may be read while the model runs.
         config: Its `batch_size`, `blocks` and `calibration_tolerance`.
         source: Brings blocks into memory. If it must, each block is brought once and runs over all batches.
         activities: Kinds of activity to count.
@@ -148,7 +148,8 @@ def _in_one_pass(
 ) -> tuple[dict[str, WeightStatistics], CalibrationChunks]:
     """The whole model runs batch by batch, and no hidden states are kept; also returns the text that was read."""
     size, processes = config.batch_size, readers(model)
-    is_whole = processes.size > 1 or config.calibration_tolerance is not None
+    # A thread that reads on the processor would take from a model there what it saves.
+    is_whole = processes.size > 1 or config.calibration_tolerance is not None or input_device(model).type == "cpu"
     own, reduce = deal(text.whole(), processes) if is_whole else (text, None)
     collector = StatisticsCollector(flat(weights), text.languages, activities, reduce)
     blocks = find_blocks(model, config.blocks)

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from optimum_mwanda import CalibrationStatistics, MWandaConfig, MWandaPruner
 from optimum_mwanda.data import chunks
 from optimum_mwanda.record.verification import sparsity_record, verify_sparsity
+from optimum_mwanda.walking import calibrating
 
 from ..conftest import make_model
 from ..evaluation.harness.test_results import TASKS, make_results
@@ -158,10 +159,11 @@ class TestCalibrateAndApply:
     def test_statistics_are_written(self, statistics: Path) -> None:
         assert CalibrationStatistics.load(statistics).languages == ("en", "fr", "sw")
 
-    def test_text_is_read_while_the_model_runs(
+    def test_text_is_read_while_a_model_runs_on_a_gpu(
         self, cli: Cli, model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         read, ahead = [], chunks.ahead
+        monkeypatch.setattr(calibrating, "input_device", lambda _: torch.device("cuda"))
         monkeypatch.setattr(chunks, "ahead", lambda items: read.append(items) or ahead(items))
         for number, name in enumerate(("calibrate", "prune"), start=1):
             run = cli(name, model, tmp_path / name, "--dataset", data, *SMALL)

@@ -69,7 +69,8 @@ def assert_no_thread_reads() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _no_thread_is_left() -> Iterator[None]:
+def _no_thread_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(calibrating, "input_device", lambda _: torch.device("cuda"))
     yield
     assert_no_thread_reads()
 
@@ -212,21 +213,23 @@ def test_an_interrupt_while_the_model_waits_for_text_ends_reading(ran: threading
 
 
 @pytest.mark.parametrize(
-    ("settings", "make"),
+    ("settings", "make", "device"),
     [
-        ({"calibration_tolerance": 0.5}, list),
-        ({"language_weights": "minimax"}, list),
-        ({}, lambda rows: Dataset.from_list(rows).to_iterable_dataset()),
-        ({}, lambda rows: {"en": Dataset.from_list(rows).remove_columns("language").to_iterable_dataset()}),
+        ({}, list, "cpu"),
+        ({"calibration_tolerance": 0.5}, list, "cuda"),
+        ({"language_weights": "minimax"}, list, "cuda"),
+        ({}, lambda rows: Dataset.from_list(rows).to_iterable_dataset(), "cuda"),
+        ({}, lambda rows: {"en": Dataset.from_list(rows).remove_columns("language").to_iterable_dataset()}, "cuda"),
     ],
-    ids=["settling", "weights", "stream", "dict of streams"],
+    ids=["on the processor", "settling", "weights", "stream", "dict of streams"],
 )
-def test_what_needs_all_text_reads_it_first(
-    settings: dict[str, Any], make: Callable[[list[Row]], Any], monkeypatch: pytest.MonkeyPatch
+def test_what_needs_all_text_and_what_runs_on_the_processor_reads_it_first(
+    settings: dict[str, Any], make: Callable[[list[Row]], Any], device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def never(*_: Any) -> None:
         pytest.fail("a thread reads")
 
+    monkeypatch.setattr(calibrating, "input_device", lambda _: torch.device(device))
     monkeypatch.setattr(chunks_module, "ahead", never)
     MWandaPruner(config_of(**settings), progress=False).prune(make_model(), make(make_rows("en fr", length=LENGTH)))
 
