@@ -25,8 +25,9 @@ from typing import Any
 
 import peers
 import torch
+from random_models import make_model, make_rows
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
+from transformers import AutoModelForCausalLM, MixtralForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 from optimum_mwanda import MWandaConfig, MWandaPruner, evaluate_languages, save_pretrained_compressed
@@ -41,39 +42,10 @@ from optimum_mwanda.pruning.selection import select_part
 
 Pieces = dict[str, Callable[[], object]]
 FORWARD = "bare forward"
+LOGITS = "forward with logits"
 PEERS = "llm-compressor=PYTHON of its environment; wanda, ria, owl, sparsegpt, alps=FOLDER of the published code"
 LARGE = 32768
 """Tokens of the forward pass that `apply` is compared with, as its time does not depend on their number."""
-
-
-def make_model(shape: str, args: argparse.Namespace) -> Any:
-    """A random model; a shape is a hidden size, `mixture` or `mixture-HIDDEN`."""
-    name, _, size = shape.rpartition("-") if shape.startswith("mixture-") else shape.partition("-")
-    hidden = 512 if shape == "mixture" else int(size or name)
-    common = {
-        "vocab_size": args.vocabulary,
-        "hidden_size": hidden,
-        "intermediate_size": hidden * 11 // 4,
-        "num_hidden_layers": args.layers,
-        "num_attention_heads": hidden // 64,
-        "num_key_value_heads": max(hidden // 128, 1),
-        "max_position_embeddings": args.sequence_length,
-    }
-    torch.manual_seed(0)
-    if shape.startswith("mixture"):
-        model: Any = MixtralForCausalLM(MixtralConfig(**common, num_local_experts=8, num_experts_per_tok=2))
-    else:
-        model = LlamaForCausalLM(LlamaConfig(**common))
-    return model.to(args.device, getattr(torch, args.dtype)).eval()
-
-
-def make_rows(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Random text: `samples` chunks in each language."""
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(args.vocabulary, (args.languages, args.samples, args.sequence_length), generator=generator)
-    return [
-        {"language": f"l{number:02d}", "input_ids": row.tolist()} for number, part in enumerate(ids) for row in part
-    ]
 
 
 def make_pieces(model: Any, rows: list[dict[str, Any]], args: argparse.Namespace) -> Pieces:
@@ -124,7 +96,7 @@ def make_pieces(model: Any, rows: list[dict[str, Any]], args: argparse.Namespace
         "calibrate": lambda: default.calibrate(model, rows),
         "calibrate with activation counts": lambda: active.calibrate(model, rows),
         "allocate, select, write": lambda: owl.apply(model, found),
-        "forward with logits": lambda: forward(lambda inputs: run_model(model, inputs).logits),
+        LOGITS: lambda: forward(lambda inputs: run_model(model, inputs).logits),
         "evaluate": lambda: evaluate(batch_size=args.batch_size),
         "prune": lambda: default.prune(model, rows),
         "prune, sequential": lambda: pruner(calibration="sequential").prune(model, rows),
@@ -137,6 +109,14 @@ def make_pieces(model: Any, rows: list[dict[str, Any]], args: argparse.Namespace
     if not isinstance(model, MixtralForCausalLM):
         pieces["Gram matrices, with the forward"] = grams
     return pieces
+
+
+def chosen(pieces: Pieces, only: list[str]) -> Pieces:
+    """Those whose names begin with some words, and what they are compared with; all, if there are no words."""
+    if not only:
+        return pieces
+    found = {name for name in pieces if name.startswith(tuple(only))} | {FORWARD}
+    return {name: work for name, work in pieces.items() if name in found or (name == LOGITS and "evaluate" in found)}
 
 
 def clock(work: Callable[[], object], cpu: bool) -> float:
@@ -164,7 +144,7 @@ def ratios(times: dict[str, list[float]], tokens: int) -> dict[str, list[float]]
     """Each round's time as a multiple of the forward pass of that round."""
     found = {}
     for name, seconds in times.items():
-        base = times["forward with logits" if name == "evaluate" else FORWARD]
+        base = times[LOGITS if name == "evaluate" else FORWARD]
         scale = tokens / LARGE if name == "allocate, select, write" else 1.0
         found[name] = [scale * own / other for own, other in zip(seconds, base, strict=True)]
     return found
@@ -310,6 +290,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--clock", default="wall", choices=["wall", "cpu"], help="cpu: less noise on a shared machine")
     parser.add_argument("--quick", action="store_true", help="leave out the solvers on whole models")
+    parser.add_argument("--only", nargs="*", default=[], help="steps to measure, as their names begin")
     parser.add_argument("--widths", type=int, nargs="*", default=[], help="widths to run the solvers at")
     parser.add_argument("--starts", action="store_true", help="also measure commands, imports and loading")
     parser.add_argument("--peers", nargs="*", default=[], metavar="NAME=PATH", help=PEERS)
@@ -334,13 +315,14 @@ def main() -> None:
             continue
         size = sum(parameter.numel() for parameter in model.parameters()) / 1e6
         print(f"{shape}: {size:.0f} M parameters, {tokens} tokens, {args.dtype}, {args.threads} threads")
-        measured = ratios(measure(make_pieces(model, rows, args), args, partial(model.load_state_dict, dense)), tokens)
+        pieces = chosen(make_pieces(model, rows, args), args.only)
+        measured = ratios(measure(pieces, args, partial(model.load_state_dict, dense)), tokens)
         for name, each in measured.items():
             print(f"{name:40s} {statistics.median(each):7.3f} ({min(each):.3f} to {max(each):.3f})", flush=True)
         found[shape] = {name: statistics.median(each) for name, each in measured.items()}
         found[shape]["memory of statistics, of the weights"] = share = size_of_statistics(model, args.languages)
         print(f"{'memory of statistics, of the weights':40s} {share:7.4f}", flush=True)
-    if not args.peers:
+    if not args.peers and not args.only:
         found["matrices"] = of_matrices(args)
         if args.starts:
             found["starts"] = of_starts(args)

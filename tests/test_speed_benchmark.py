@@ -47,6 +47,18 @@ def test_every_step_is_measured_and_compared_with_an_earlier_run(
     assert benchmark.compare({"new": {"step": 9.0}}, file, 1.5) == []
 
 
+def test_some_steps_are_measured_beside_what_they_are_compared_with(
+    benchmark: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "speed.json"
+    monkeypatch.setattr(sys, "argv", ["speed.py", *WORDS, "--only", "evaluate", "Gram", "--json", str(file)])
+    benchmark.main()
+    found = json.loads(file.read_text())
+    assert found.keys() == {"64", "mixture-64"}
+    steps = ["bare forward", "forward with logits", "evaluate", "Gram matrices, with the forward"]
+    assert [*found["64"]] == [*steps, "memory of statistics, of the weights"]
+
+
 def test_whole_jobs_of_peers_end_in_medians_as_multiples_of_ours(
     benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

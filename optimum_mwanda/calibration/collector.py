@@ -14,7 +14,7 @@ from ..utils import sum_dtype
 from .reduction import Reduce
 from .statistics import WeightStatistics, new_sums
 
-_ENTRIES = 2**18  # that are reduced at once, so that what a CPU makes of them stays in its cache
+_ENTRIES = 2**16  # that a thread reduces at once, so that what it makes of them stays in its own cache
 
 
 class StatisticsCollector:
@@ -219,8 +219,9 @@ def reduce_channels(x: Tensor, activities: Sequence[str]) -> dict[str, Tensor]:
     if flat.device.type != "cpu":
         return reduce_in_place(flat, activities)
     total: dict[str, Tensor] = {}
-    for part in torch.split(flat, max(1, _ENTRIES // max(1, flat.shape[1]))):
-        for key, found in _reduce_part(part.float(), activities).items():
+    entries = _ENTRIES * torch.get_num_threads()
+    for part in torch.split(flat, max(1, entries // max(1, flat.shape[1]))):
+        for key, found in _reduce_part(part, activities).items():
             total[key] = total[key].add_(found) if key in total else found
     return total
 
@@ -250,8 +251,9 @@ def _norms(x: Tensor, dim: int) -> Tensor:
     return norms
 
 
-def _reduce_part(x: Tensor, activities: Sequence[str]) -> dict[str, Tensor]:
-    squares = x.square()
+def _reduce_part(part: Tensor, activities: Sequence[str]) -> dict[str, Tensor]:
+    x = part.float()
+    squares = x.square() if activities or x is part else x.square_()
     reduced = {"square_sum": squares.sum(0, dtype=torch.float64)}
     for activity in activities:
         kind, _, threshold = activity.partition(">")

@@ -41,7 +41,8 @@ class ProductCollector:
 
     Each matrix is scaled to unit trace, so a language counts by its weight, not by the length of its text or the
     scale of its activations. Languages come one after the other; at most two matrices are held for each of what is
-    watched, and one more for each language of which other processes have a part.
+    watched, and one more for each language of which other processes have a part. The memory of a language's matrix
+    serves the next one, as to get it anew takes half as long as the products of a batch of 256 tokens.
 
     Args:
         watched: What there is to see.
@@ -63,6 +64,7 @@ class ProductCollector:
         self._reduce = reduce
         self._row = 0
         self._grams: dict[str, Tensor] = {}
+        self._done: dict[str, Tensor] = {}
         self._parts: dict[str, dict[str, Tensor]] = {}
         self._pooled: dict[str, Tensor] = {}
         self._watch = watch(self._add)
@@ -83,6 +85,7 @@ class ProductCollector:
     def finish(self) -> dict[str, Tensor]:
         """Returns the pooled matrices, float32 of shape `(width, width)`, without what no token reached."""
         self._pool_up_to(len(self._languages))
+        self._done.clear()
         if self._reduce is not None:
             self._add_up(self._reduce)
         for gram in self._pooled.values():
@@ -93,10 +96,11 @@ class ProductCollector:
         flat = x.detach().reshape(-1, x.shape[-1])
         if not (_MIXED and flat.is_cuda and flat.dtype.itemsize == 2):
             flat = flat.float()
-        gram = self._grams.get(name)
-        if gram is None:
-            gram = self._grams[name] = flat.new_zeros(flat.shape[1], flat.shape[1], dtype=torch.float32)
-        add_products(gram, flat)
+        is_first = name not in self._grams
+        if is_first:
+            done, width = self._done.pop(name, None), flat.shape[1]
+            self._grams[name] = flat.new_zeros(width, width, dtype=torch.float32) if done is None else done
+        add_products(self._grams[name], flat, is_first=is_first)
 
     def _pool_up_to(self, row: int) -> None:
         """Pools the languages before `row`, but for those of which other processes have parts."""
@@ -108,12 +112,18 @@ class ProductCollector:
                         self._parts.setdefault(language, {})[name] = gram
                     else:
                         self._pool(name, gram, float(gram.trace()), self._language_weights[language])
+                        if self._pooled[name] is not gram:
+                            self._done[name] = gram
             self._row += 1
 
     def _pool(self, name: str, gram: Tensor, trace: float, language_weight: float) -> None:
         scale = language_weight / trace if trace > 0 else 0.0
         pooled = self._pooled.get(name)
-        self._pooled[name] = gram.mul_(scale) if pooled is None else pooled.add_(gram, alpha=scale)
+        if pooled is None:
+            self._pooled[name] = gram.mul_(scale)
+            return
+        for part in _parts(len(gram)):
+            pooled[part, part.start :].add_(gram[part, part.start :], alpha=scale)
 
     def _add_up(self, reduce: Reduce) -> None:
         """Scales the parts of the divided languages by the traces of their sums; then adds up what all have pooled."""
@@ -171,19 +181,22 @@ class GramCollector(ProductCollector):
         return {name: gram for first, gram in super().finish().items() for name in self._readers[first]}
 
 
-def add_products(gram: Tensor, x: Tensor) -> None:
+def add_products(gram: Tensor, x: Tensor, *, is_first: bool = False) -> None:
     """Adds `Xᵀ X` on and above the diagonal, in blocks: 9/16 of the work of a whole product.
 
     Args:
         gram: `G`, shape `(in, in)`.
         x: `X`, shape `(tokens, in)`, of the same type; or of 16 bits, on a GPU that adds up their products in the type
             of `G`.
+        is_first: Whether they take the place of what is there, whatever that is.
     """
     for part in _parts(len(gram)):
         target = gram[part, part.start :]
         if x.dtype == gram.dtype:
-            target.addmm_(x[:, part].T, x[:, part.start :])
+            target.addmm_(x[:, part].T, x[:, part.start :], beta=0 if is_first else 1)
         else:
+            if is_first:
+                target.zero_()
             for some in torch.split(x, _TOKENS):
                 target.add_(torch.mm(some[:, part].T, some[:, part.start :], out_dtype=gram.dtype))
 

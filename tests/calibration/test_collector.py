@@ -123,7 +123,8 @@ def test_reduction_of_a_small_tensor() -> None:
 
 
 def test_no_copy_of_a_large_input_is_made_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collector, "_ENTRIES", 64)
+    monkeypatch.setattr(collector, "_ENTRIES", 32)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     x = torch.randn(50, 16, generator=torch.Generator().manual_seed(0), dtype=torch.bfloat16)
     sizes: list[int] = []
 
@@ -141,6 +142,16 @@ def test_no_copy_of_a_large_input_is_made_on_a_cpu(monkeypatch: pytest.MonkeyPat
     assert torch.equal(reduced["positive"], (x > 0).sum(0).double())
     assert torch.equal(reduced["above_rms>0.5"], (x.double().abs() > 0.5 * rms).sum(0).double())
     torch.testing.assert_close(reduced["square_sum"], x.double().square().sum(0), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("activities", [[], ["above_rms>0.5"]])
+def test_the_input_stays_as_it_is(dtype: torch.dtype, activities: list[str]) -> None:
+    x = torch.randn(50, 16, generator=torch.Generator().manual_seed(0)).to(dtype)
+    before = x.clone()
+    reduced = reduce_channels(x, activities)
+    assert torch.equal(x, before)
+    torch.testing.assert_close(reduced["square_sum"], before.double().square().sum(0), rtol=1e-6, atol=0)
 
 
 def test_low_precision_is_summed_up_in_float32() -> None:

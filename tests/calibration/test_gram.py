@@ -1,15 +1,18 @@
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
-from optimum_mwanda.calibration.gram import GramCollector, add_products, fill_below
+from optimum_mwanda.calibration.gram import GramCollector, ProductCollector, Watched, add_products, fill_below
 from optimum_mwanda.modeling.blocks import find_blocks, inference_mode, run_blocks
-from optimum_mwanda.modeling.inputs import watch_inputs
+from optimum_mwanda.modeling.inputs import See, watch_inputs
 from optimum_mwanda.modeling.weights import PrunableWeight, find_weights
 from tests.families.matrix import FAMILIES
 
@@ -93,6 +96,63 @@ def test_a_wide_gram_matrix_takes_little_more_than_half_of_a_whole_product() -> 
     fill_below(found)
     torch.testing.assert_close(found, x.T @ x)
     assert counter.get_total_flops() < 0.6 * 2 * x.numel() * 1100
+
+
+def test_the_first_products_take_the_place_of_whatever_was_there() -> None:
+    x = torch.randn(40, 300, generator=torch.Generator().manual_seed(0))
+    found, expected = torch.full((300, 300), torch.nan), torch.zeros(300, 300)
+    add_products(found, x, is_first=True)
+    add_products(expected, x)
+    assert torch.equal(found.triu(), expected.triu())
+
+
+class MadeMatrices(TorchDispatchMode):
+    """Counts the matrices that are made."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        found = func(*args, **(kwargs or {}))
+        self.count += func._schema.name.startswith(("aten::new_", "aten::zeros", "aten::empty")) and (
+            found.numel() == self.size
+        )
+        return found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_memory_of_a_language_serves_the_next_one(dtype: torch.dtype) -> None:
+    width, generator = 300, torch.Generator().manual_seed(0)
+    text = {
+        language: [torch.randn(tokens, width, generator=generator).to(dtype) for tokens in (70, 20)]
+        for language in "abcde"
+    }
+    seers: list[See] = []
+
+    @contextmanager
+    def watch(see: See) -> Iterator[None]:
+        seers.append(see)
+        yield
+
+    watched = Watched("x", width, torch.device("cpu"))
+    with (
+        MadeMatrices(width * width) as made,
+        ProductCollector([watched], watch, dict.fromkeys(text, 0.2), None) as grams,
+    ):
+        for language, batches in text.items():
+            grams.start(language)
+            for x in batches:
+                seers[0]("x", x)
+    found = grams.finish()["x"].double()
+    assert made.count == 2
+    expected = torch.zeros(width, width, dtype=torch.float64)
+    for batches in text.values():
+        x = torch.cat(batches).double()
+        expected += 0.2 * (x.T @ x) / x.square().sum()
+    assert (found - expected).norm() < 1e-6 * expected.norm()
+    assert torch.equal(found, found.T)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
