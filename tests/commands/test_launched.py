@@ -72,7 +72,7 @@ def test_an_error_of_the_second_process_is_said_once(model: Path, data: Path, tm
         "def fail(*_):\n"
         "    raise ValueError('these rows cannot be read')\n"
         "if os.environ['RANK'] == '1':\n"
-        "    MWandaPruner._read = fail\n"
+        "    MWandaPruner._open = fail\n"
     )
     words = ("--dataset", data, "--plugin", "failing", *SMALL)
     target = tmp_path / "statistics.safetensors"
