@@ -137,12 +137,14 @@ class MWandaPruner:
             check_held_whole(model, source, "Settings are found")
         check_settling(model, source, self.config)
         text = self._open(model, dataset, tokenizer)
-        chosen = choose(model, weights, text, self.config, source, plan, self._store, self.progress)
         pruner = copy.copy(self)
-        pruner.config, pruner._chosen = chosen
-        pruned = pruner._prune(model, weights, text, source, plan)
-        self.coverage = pruner.coverage
-        return pruned
+        try:
+            chosen = choose(model, weights, text, self.config, source, plan, self._store, self.progress)
+            pruner.config, pruner._chosen = chosen
+            pruner._prune(model, weights, text, source, plan)
+        finally:
+            self.coverage = pruner.coverage or text.coverage
+        return model
 
     def _prune(
         self,
@@ -294,6 +296,7 @@ class MWandaPruner:
         return push_to_hub(model, repo_id, tokenizer=tokenizer, report=report, **options)
 
     def _open(self, model: "PreTrainedModel", dataset: Any, tokenizer: Any) -> CalibrationText:
+        self.coverage = ()
         text = CalibrationText(dataset, self.config, model, tokenizer)
         check_same(model, self.config, text, current())
         return text
@@ -309,10 +312,13 @@ class MWandaPruner:
         for_all: bool = False,
     ) -> Calibrated:
         activities = {config.activity for config in (*also_for, self.config) if config.activity is not None}
-        with inference_mode(model):
-            options = (sorted(activities), self.progress, self._store, journal, for_all)
-            found = calibrate(model, weights, text, self.config, source, *options)
-        self.coverage = found.chunks.coverage
+        options = (sorted(activities), self.progress, self._store, journal, for_all)
+        try:
+            with inference_mode(model):
+                found = calibrate(model, weights, text, self.config, source, *options)
+            self.coverage = found.chunks.coverage
+        finally:
+            self.coverage = self.coverage or text.coverage
         return found
 
     def _plan(

@@ -42,7 +42,7 @@ class ProductCollector:
     Each matrix is scaled to unit trace, so a language counts by its weight, not by the length of its text or the
     scale of its activations. Languages come one after the other; at most two matrices are held for each of what is
     watched, and one more for each language of which other processes have a part. The memory of a language's matrix
-    serves the next one, as to get it anew takes half as long as the products of a batch of 256 tokens.
+    serves the next one, because allocating it again takes half as long as the products of 256 tokens.
 
     Args:
         watched: What there is to see.

@@ -5,6 +5,7 @@ import hashlib
 import inspect
 import logging
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from .encoding import RowEncoder
 from .language_coverage import LanguageCoverage
 from .packing import Batch, PairPacker, TextPacker
 from .reservoir import Reservoir
-from .rows import Feeding, is_read_in_order
+from .rows import Feeding, is_read_in_any_thread, is_read_in_order
 from .special_tokens import warn_of_unknown
 
 if TYPE_CHECKING:
@@ -191,7 +192,7 @@ class CalibrationText:
             pool=None if config.reservoir is None else Reservoir(packer, config.reservoir, config.seed),
             **columns,
         )
-        self._known = feeding.languages
+        self._known, self._in_thread = feeding.languages, is_read_in_any_thread(dataset)
         if self._known is not None:
             _check_named(config, self._known)
         self._config, self._model = config, model
@@ -203,23 +204,38 @@ class CalibrationText:
         """Languages, in sorted order; some may turn out to lack text. A stream is read to know them."""
         return self.whole().languages if self._known is None or self._whole is not None else sorted(self._known)
 
+    @property
+    def coverage(self) -> tuple[LanguageCoverage, ...]:
+        """What there is of each language, once all is read."""
+        return () if self._whole is None else self._whole.coverage
+
     def whole(self) -> CalibrationChunks:
-        """All of it, read now if it has not been."""
+        """All of it, read now if it has not been.
+
+        Raises:
+            RuntimeError: If reading it has failed before.
+        """
         with interruptible():
             for _ in self._reading:
                 pass
-        assert self._whole is not None
+        if self._whole is None:
+            raise RuntimeError("Reading this text has failed before, and it cannot be read again.")
         return self._whole
 
     def batches(self, batch_size: int) -> Generator[tuple[str, Batch], None, None]:
         """Yields what `CalibrationChunks.batches` does, in the order in which languages are read.
 
-        Unless there is a stream, a thread reads what comes later meanwhile.
+        The first language is read here. A thread reads what comes later meanwhile, if rows can be looked up there.
         """
-        if self._known is None or self._whole is not None:
+        if self._known is None or self._whole is not None or not self._in_thread:
             yield from self.whole().batches(batch_size)
-        else:
-            yield from ahead(self._coming(batch_size))
+            return
+        with closing(self._coming(batch_size)) as coming:
+            with interruptible():  # a tokenizer may be loaded now, and ask its user
+                first = next((item for item in coming if item is not None), None)
+            if first is not None:
+                yield first
+                yield from ahead(coming)
 
     def number_of_batches(self, batch_size: int) -> int | None:
         """How many batches `batches` yields; None as long as that is not known."""

@@ -140,6 +140,12 @@ def is_read_in_order(dataset: Any) -> bool:
     return isinstance(dataset, IterableDataset)
 
 
+def is_read_in_any_thread(dataset: Any) -> bool:
+    """Whether rows can be looked up in another thread; of other types than these, nobody knows."""
+    parts = dataset.values() if isinstance(dataset, Mapping) else [dataset]
+    return all(isinstance(part, (list, tuple, Dataset)) for part in parts)
+
+
 def _is_stream(texts: Any) -> bool:
     """Whether the texts of one language come in an order of their own."""
     return not isinstance(texts, (Dataset, Sequence))

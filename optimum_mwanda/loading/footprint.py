@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..configuration import MWandaConfig
+from ..modeling.blocks import find_stacks
 from ..modeling.weights import Weights, flat
 from ..registry import ALLOCATIONS
 from ..storage.read_back import RELEASED_AFTER
@@ -72,6 +73,8 @@ class Footprint:
         self._converted, self._most_converted = sum(converted), max(converted, default=0)
         self._config, self._text, self._weights = config, text, weights
         self._together = config.reconstruction_blocks if config.trains_blocks else 1
+        stacks = find_stacks(model, config.blocks)
+        self._groups = [group for stack in stacks for group in groups_of(stack, self._together)]
         self.blocks = {name: _bytes(block) for name, block in blocks.items()}
         self.model = _bytes(model)
         self.outside = self.model - sum(self.blocks.values())
@@ -98,16 +101,15 @@ class Footprint:
     def pair(self, is_mapped: bool) -> int:
         """Two blocks that follow each other: one is worked on while the other is written, or read onto a GPU.
 
-        Blocks that are trained together are read together, and when they are there nothing else is.
+        Blocks that are trained together are in memory together, and while they are nothing else is.
 
         Args:
             is_mapped: Whether blocks run in the memory of the machine; of the one that is written, half is left there.
         """
-        if self._together > 1:
-            return max(sum(self.blocks[name] for name in group) for group in groups_of(self.blocks, self._together))
         sizes = [*self.blocks.values()]
         before = [0, *(size // 2 if is_mapped else size for size in sizes)]
-        return max(map(sum, zip(sizes, before, strict=False)))
+        together = max(sum(self.blocks[name] for name in group) for group in self._groups)
+        return max(together, *map(sum, zip(sizes, before, strict=False)))
 
     @property
     def statistics(self) -> int:
@@ -188,10 +190,7 @@ class Footprint:
         """Trained weights in float32 with gradients and moments, rounded copies, and the activations of a batch."""
         if not self._config.trains_blocks:
             return 0
-        groups = [
-            [weight for name in group for weight in self._weights.get(name, ())]
-            for group in groups_of(self.blocks, self._together)
-        ]
+        groups = [[weight for name in group for weight in self._weights.get(name, ())] for group in self._groups]
         weights = max(sum(weight.numel for weight in found) for found in groups)
         widths = max(sum(sum(weight.matrix.shape) for weight in found) for found in groups)
         chosen = self._width + 8 if self._config.trains_masks else 0  # as they were, masked, and their scores
@@ -211,7 +210,7 @@ class Footprint:
         """
         rows = sum(4 * weight.out_features**2 for weight in flat(self._weights)) if self._config.couples_rows else 0
         parts = 3 if self._config.reconstruction_region == "part" else 1
-        outputs = parts * len(groups_of(self.blocks, self._together)) * 4 * self._hidden**2 if self._config.weighs_outputs else 0
+        outputs = parts * len(self._groups) * 4 * self._hidden**2 if self._config.weighs_outputs else 0
         return rows + outputs
 
     def _differentiating(self) -> int:

@@ -112,14 +112,19 @@ class BlockSource:
     def in_groups(self, groups: Sequence[Sequence[str]]) -> Generator[Sequence[str], None, None]:
         """Yields groups of blocks, each while all of it is in memory.
 
-        What was changed in a group is where it belongs when the next one is asked for. Groups of one block come as in
-        `one_by_one`; others are read and written while nothing else happens.
+        What was changed in a group is where it belongs when the next one is asked for. If all groups are of one block,
+        they come as in `one_by_one`; otherwise they are read and written while nothing else happens.
+
+        Raises:
+            ValueError: If two blocks of a group share a matrix on disk.
         """
         if all(len(group) == 1 for group in groups):
             with closing(self.one_by_one(name for group in groups for name in group)) as names:
                 for name in names:
                     yield (name,)
             return
+        for group in groups:
+            self._check_apart(group)
         for group in groups:
             with ExitStack() as stack:
                 for name in group:
@@ -205,6 +210,16 @@ class BlockSource:
                 value = _copy(value)
             found.append((tensor, value.to(tensor.device)))
         return found
+
+    def _check_apart(self, group: Sequence[str]) -> None:
+        """Checks that no two blocks would each have a copy of one matrix."""
+        keys = [tuple(self._keys(tensor)) for name in group for tensor in offloaded_tensors(self._blocks[name])]
+        tied = [key for key in keys if key[1:]]
+        if len({*tied}) < len(tied):
+            raise ValueError(
+                f"{' and '.join(map(repr, group))} share {tied[0][0]!r}, so they cannot be trained together from disk: "
+                "leave reconstruction_blocks out, or load the model into memory."
+            )
 
     def _has_tied(self, name: str) -> bool:
         """Whether a block on disk has a tensor that is elsewhere in the model as well."""

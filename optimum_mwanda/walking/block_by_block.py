@@ -38,10 +38,10 @@ class BlockByBlock(Walk):
     With `calibration="sequential"` a block sees the outputs of its pruned predecessors. With Gram matrices, so do the
     weights inside it: those that read the same input (query, key and value; the output projection; ...) form a step.
     With `"dense"` everything sees the outputs of the unpruned model. Memory is needed for the hidden states of all
-    batches, the Gram matrices of one step and, of an offloaded model, two blocks.
+    batches, the Gram matrices of one step and, of an offloaded model, two blocks, or as many as are trained together.
 
-    If blocks are trained, the hidden states of the dense model go along, and each block has a last step that decides
-    nothing, but trains what the others have left of it.
+    If blocks are trained, the hidden states of the dense model go along, and behind the steps of each block, or of all
+    that are trained together, comes one that decides nothing, but trains what the others have left.
 
     Args:
         model: The model, in inference mode.
@@ -146,7 +146,7 @@ class BlockByBlock(Walk):
     ) -> Iterator[Step]:
         """The steps of blocks that are in memory together."""
         if self._trainer is not None and dense is not None and unfinished.keys() & blocks.keys():
-            yield from self._steps_and_training(self._trainer, calls, dense, blocks)
+            yield from self._steps_with_training(self._trainer, calls, dense, blocks)
             return
         for name, block in blocks.items():
             if dense is not None and not dense.has_passed(name):
@@ -159,7 +159,7 @@ class BlockByBlock(Walk):
                 # Looking also moves on to the next block, before this one is pruned.
                 yield self._step(groups, partial(calls.advancing, name, block))
                 continue
-            yield from self._steps_in(calls, name, block, self._order(calls, name, block))
+            yield from self._pruning_steps(calls, name, block, self._order(calls, name, block))
             calls.advance(name, block)
 
     def _order(self, calls: BlockCalls, name: str, block: nn.Module) -> RunningOrder:
@@ -167,14 +167,14 @@ class BlockByBlock(Walk):
         ask_first = None if self._reduce is None else self._reduce.processes.from_first
         return RunningOrder(self.weights[name], lambda: next(iter(calls.outputs(name, block))), ask_first)
 
-    def _steps_in(self, calls: BlockCalls, name: str, block: nn.Module, order: RunningOrder) -> Iterator[Step]:
+    def _pruning_steps(self, calls: BlockCalls, name: str, block: nn.Module, order: RunningOrder) -> Iterator[Step]:
         """The steps of a block that sees what its predecessors have become."""
         groups = order.groups()
         for step in [[group] for group in groups] if self._needs_grams else [groups]:
             last = order.last_module([weight for group in step for weight in group])
             yield self._step(step, partial(calls.run_to, name, block, last))
 
-    def _steps_and_training(
+    def _steps_with_training(
         self, trainer: BlockTrainer, calls: BlockCalls, dense: DenseStream, blocks: Mapping[str, nn.Module]
     ) -> Iterator[Step]:
         """The steps of blocks that are trained together, and the one that trains them.
@@ -199,7 +199,7 @@ class BlockByBlock(Walk):
             aims = dense.advance(name, block, regions)
             before |= {weight: weight.matrix.clone() for weight in own if self._trains_masks}
             if order is not None:
-                yield from self._steps_in(calls, name, block, order)
+                yield from self._pruning_steps(calls, name, block, order)
             if name != last:
                 calls.pass_on(name, block)
 
@@ -217,6 +217,8 @@ class BlockByBlock(Walk):
         yield step
         if len(blocks) > 1:
             calls.go_back(entering)
+            entering = calls.hidden  # the copy is let go
+        step.look = lambda: Seen({}, {})  # it held all that it looked with, which in turn wrote to it
         for name, block in blocks.items():
             calls.advance(name, block)
 

@@ -16,7 +16,7 @@ from ..modeling.weights import PrunableWeight
 from ..pruning.tuning import Choice, Group, Kept, Outcome, Trained, Values, tune
 from .recording import Passed
 from .regions import Aim, Region, catching
-from .replay import BlockCalls
+from .replay import BlockCalls, Reached
 from .store import HiddenStates
 
 Changes = list[tuple[PrunableWeight, Tensor]]
@@ -88,7 +88,7 @@ class DenseStream:
 
 
 class BlockTrainer:
-    """Trains blocks one after the other.
+    """Trains a block, or several that follow each other, to give the outputs of the dense model.
 
     The error of a token is the square of what it lacks of the dense model's output, in the metric of the region, as a
     share of what the dense model adds to it there, or to a typical token if that is more. What is minimised is the mean
@@ -256,10 +256,6 @@ def _scale(loss: Tensor, factors: Tensor, output: Tensor) -> float:
     return float(2.0 ** -(6 + math.floor(math.log2(typical))))
 
 
-class _Reached(Exception):
-    """Ends a run of a block early."""
-
-
 class _Chain(nn.Module):
     """Blocks one after the other, each called as the model called it.
 
@@ -287,9 +283,9 @@ class _Chain(nn.Module):
                     args, kwargs = self._calls.call(name, number)
                     with interruptible():  # which whatever is set up around it is not
                         hidden = first(block(hidden, *args, **kwargs))
-            except _Reached:
-                (hidden,) = caught.values()
-        return hidden
+            except Reached:
+                pass
+            return hidden if region.module is None else caught[region.module]
 
 
 class _Runner:
@@ -324,7 +320,7 @@ def _ending_at(module: nn.Module | None) -> Iterator[None]:
     """Inside the block of code, a run ends when a module has been called."""
 
     def stop(*_: Any) -> None:
-        raise _Reached
+        raise Reached
 
     if module is None:
         yield

@@ -15,7 +15,7 @@ from .recording import Call, Passed, record_calls
 from .store import HiddenStates, OnDevice
 
 
-class _Reached(Exception):
+class Reached(Exception):
     """Ends a run of a block early."""
 
 
@@ -63,7 +63,7 @@ class BlockCalls:
         """
 
         def stop(*_: Any) -> None:
-            raise _Reached
+            raise Reached
 
         handles: list[RemovableHandle] = []
         if module is not None:
@@ -71,7 +71,7 @@ class BlockCalls:
             handles = [module.register_forward_hook(stop) if has_experts else module.register_forward_pre_hook(stop)]
         try:
             for index, (args, kwargs) in enumerate(self._calls[name]):
-                with suppress(_Reached), interruptible():
+                with suppress(Reached), interruptible():
                     block(self.hidden[index], *args, **kwargs)
                 yield index
         finally:

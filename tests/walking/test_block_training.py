@@ -1,20 +1,23 @@
 """Blocks are trained to give the dense model's outputs, whatever has chosen their masks and values."""
 
 import functools
+import gc
 import math
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from optimum_mwanda import MWandaConfig, MWandaPruner, sparsity_record
 from optimum_mwanda.data.chunks import build_chunks
 from optimum_mwanda.modeling.blocks import find_blocks
 from optimum_mwanda.modeling.weights import find_weights, flat
 from optimum_mwanda.processes.group import Processes
+from optimum_mwanda.walking import block_by_block as walk_module
 from optimum_mwanda.walking.block_training import BlockTrainer, _scale
 from optimum_mwanda.walking.regions import Aim, find_regions, squares, watched_outputs
 from tests.conftest import assert_untouched, has_hooks, make_model, make_rows, state_of
@@ -390,6 +393,44 @@ def test_blocks_beside_those_that_are_pruned_run_along() -> None:
         record = sparsity_record(model)
         assert record is not None
         assert all(block.reconstruction.after < block.reconstruction.before for block in record.blocks)
+
+
+@pytest.mark.parametrize("place", ["device", "cpu", "folder"])
+def test_no_more_hidden_states_are_kept_than_are_needed(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of both models and, where blocks are trained together, those that enter the first of them."""
+    train, alive, seen = BlockTrainer.train, weakref.WeakSet[Any](), []
+    made = walk_module.BlockByBlock.__init__
+
+    def noted(self: BlockTrainer, *args: Any) -> Any:
+        seen.append(len(alive))
+        return train(self, *args)
+
+    def watched(self: Any, *args: Any, **kwargs: Any) -> None:
+        made(self, *args, **kwargs)
+        store = self._store
+
+        def kept() -> Any:
+            states = store()
+            alive.add(states)
+            return states
+
+        self._store = kept
+
+    monkeypatch.setattr(BlockTrainer, "train", noted)
+    monkeypatch.setattr(walk_module.BlockByBlock, "__init__", watched)
+    where = str(tmp_path) if place == "folder" else place
+    gc.collect()
+    gc.disable()
+    try:
+        config = settings(reconstruction_blocks=2, reconstruction_epochs=1)
+        model = LlamaForCausalLM(LlamaConfig(**{**make_model().config.to_dict(), "num_hidden_layers": 6}))
+        grouped = MWandaPruner(config, progress=False, activations=where).prune(model, ROWS)
+    finally:
+        gc.enable()
+    assert seen == [3, 3, 3]
+    assert sparsity_record(grouped) is not None
 
 
 PARTS: dict[str, list[list[str]]] = {

@@ -1,5 +1,6 @@
 """The text of later languages is read while the model runs that of earlier ones, and nobody sees a difference."""
 
+import math
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -35,7 +36,7 @@ def by_language(languages: str = "en fr sw", **options: Any) -> dict[str, Sequen
     return {language: [row for row in rows if row["language"] == language] for language in languages.split()}
 
 
-class Rows(Sequence[Row]):
+class Rows(list[Row]):
     """Rows that can be looked up; tells when that happens."""
 
     def __init__(self, rows: Sequence[Row], look: Callable[[], None], count: int | None = None) -> None:
@@ -232,6 +233,42 @@ def test_what_needs_all_text_and_what_runs_on_the_processor_reads_it_first(
     monkeypatch.setattr(calibrating, "input_device", lambda _: torch.device(device))
     monkeypatch.setattr(chunks_module, "ahead", never)
     MWandaPruner(config_of(**settings), progress=False).prune(make_model(), make(make_rows("en fr", length=LENGTH)))
+
+
+class Elsewhere(Sequence[Row]):
+    """Rows that can only be read where they were made, as those of a database."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self._rows, self._thread = rows, threading.current_thread()
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        assert threading.current_thread() is self._thread
+        return self._rows[index]
+
+
+def test_rows_of_unknown_types_are_read_by_the_thread_that_has_them(ran: threading.Event) -> None:
+    plain = by_language()
+    found = MWandaPruner(config_of(), progress=False).calibrate(
+        make_model(), {language: Elsewhere(rows) for language, rows in plain.items()}
+    )
+    assert found.fingerprints == MWandaPruner(config_of(), progress=False).calibrate(make_model(), plain).fingerprints
+
+
+def test_coverage_is_that_of_the_text_that_was_read_last(ran: threading.Event) -> None:
+    model, pruner = make_model(), MWandaPruner(config_of(), progress=False)
+    pruner.calibrate(model, {"en": by_language()["en"]})
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight.fill_(math.nan)
+    for work in (pruner.calibrate, pruner.prune):
+        with pytest.raises(FloatingPointError):
+            work(model, by_language())
+        assert [entry.language for entry in pruner.coverage] == ["en", "fr", "sw"]
+    with pytest.raises(ValueError, match="No language has enough tokens"):
+        pruner.prune(model, {"sw": []})
+    assert pruner.coverage == ()
 
 
 def test_settings_are_compared_with_the_labels_before_a_row_is_read() -> None:

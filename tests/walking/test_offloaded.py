@@ -291,6 +291,27 @@ def test_a_matrix_that_blocks_share_is_pruned_for_all_of_them(method: str, dista
     assert not torch.equal(state(plain)[path.format(0)], state(plain)[path.format(3)])
 
 
+@pytest.mark.parametrize("distance", [1, 2])
+def test_blocks_that_share_a_matrix_are_not_trained_together_from_disk(distance: int, tmp_path: Path) -> None:
+    """Each would have a copy of its own; blocks of different groups may share one."""
+    path = "model.layers.{}.mlp.up_proj.weight"
+    kind = type("Shared", (LlamaForCausalLM,), {"_tied_weights_keys": {path.format(distance): path.format(0)}})
+    config = make_model().config
+    config.num_hidden_layers, config.tie_word_embeddings = 4, True
+    plain = kind(config).eval()
+    model = on_disk(plain, tmp_path)
+    before = state(model)
+    work = pruner(**METHODS["trained blocks"])
+    work.prune(plain, FAMILIES["llama"].rows())
+    if distance == 1:
+        with pytest.raises(ValueError, match=r"layers.0' and 'model.layers.1' share .*cannot be trained together"):
+            work.prune(model, FAMILIES["llama"].rows())
+        assert all(torch.equal(values, state(model)[name]) for name, values in before.items())
+    else:
+        work.prune(model, FAMILIES["llama"].rows())
+        assert same(model, plain)
+
+
 @pytest.mark.parametrize("place", ["mlp", "self_attn"])
 def test_blocks_that_are_partly_on_disk_are_pruned_and_restored(
     place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
