@@ -116,8 +116,8 @@ def chosen(pieces: Pieces, only: list[str]) -> Pieces:
     if not only:
         return pieces
     found = {name for name in pieces if name.startswith(tuple(only))} | {FORWARD}
-    if unknown := [word for word in only if not any(name.startswith(word) for name in pieces)]:
-        raise SystemExit(f"No step begins with {', '.join(map(repr, unknown))}: there are {', '.join(pieces)}.")
+    if found == {FORWARD}:
+        raise SystemExit(f"No step begins with {' or '.join(map(repr, only))}: there are {', '.join(pieces)}.")
     return {name: work for name, work in pieces.items() if name in found or (name == LOGITS and "evaluate" in found)}
 
 

@@ -15,6 +15,9 @@ T = TypeVar("T")
 def ahead(items: Generator[T | None, None, None]) -> Generator[T, None, None]:
     """Yields what a generator yields, which goes on in a thread meanwhile, as far ahead as it gets.
 
+    The first item is made in the caller's thread: nobody can do anything without it, and a tokenizer that is loaded for
+    it may ask its user something.
+
     An error of the generator is raised as soon as the next item is asked for, even if others are still waiting. However
     this ends, the thread ends first: at the next place where the generator yields.
 
@@ -22,6 +25,11 @@ def ahead(items: Generator[T | None, None, None]) -> Generator[T, None, None]:
         items: Yields None where it can be stopped although there is no item.
     """
     found: SimpleQueue[T | None] = SimpleQueue()
+    with interruptible():
+        first = next((item for item in items if item is not None), None)
+    if first is None:
+        return
+    found.put(first)
     is_over = Event()
 
     def make() -> None:

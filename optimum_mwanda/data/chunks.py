@@ -5,7 +5,6 @@ import hashlib
 import inspect
 import logging
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -225,17 +224,12 @@ class CalibrationText:
     def batches(self, batch_size: int) -> Generator[tuple[str, Batch], None, None]:
         """Yields what `CalibrationChunks.batches` does, in the order in which languages are read.
 
-        The first language is read here. A thread reads what comes later meanwhile, if rows can be looked up there.
+        A thread reads what comes after the first one meanwhile, if rows can be looked up there.
         """
         if self._known is None or self._whole is not None or not self._in_thread:
             yield from self.whole().batches(batch_size)
             return
-        with closing(self._coming(batch_size)) as coming:
-            with interruptible():  # a tokenizer may be loaded now, and ask its user
-                first = next((item for item in coming if item is not None), None)
-            if first is not None:
-                yield first
-                yield from ahead(coming)
+        yield from ahead(self._coming(batch_size))
 
     def number_of_batches(self, batch_size: int) -> int | None:
         """How many batches `batches` yields; None as long as that is not known."""

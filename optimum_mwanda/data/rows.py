@@ -22,7 +22,6 @@ Row = Mapping[str, Any]
 SPLITS = {word: str(split) for split, words in SPLIT_KEYWORDS.items() for word in words}
 """What splits are called to the split that is meant."""
 
-
 _LABELS_AT_A_TIME = 10_000
 
 _UNLABELLED = (
