@@ -75,6 +75,8 @@ def legal_settings(draw: st.DrawFn) -> dict[str, Any]:
         chosen |= {"reconstruction": draw(st.none() | st.sampled_from(("none", "block")))}
     if chosen.get("reconstruction") in TRAINING or chosen.get("refinement") in CHOOSING:
         chosen |= {"calibration": draw(st.none() | st.just("sequential"))}
+    if chosen.get("reconstruction_region") == "part":
+        chosen.pop("reconstruction_blocks", None)
     swaps = chosen.get("refinement") in ("swap", "swap+block")
     tries = chosen.get("language_weights") == "minimax" or chosen.get("tune_regularisation")
     if tries or (not swaps and chosen.get("group") != "matrix"):
@@ -323,6 +325,11 @@ def test_activity_is_counted_only_where_the_score_uses_it(chosen: dict[str, Any]
 def test_importing_settings_loads_neither_torch_nor_transformers(statement: str) -> None:
     code = f"{statement}; import sys; print({{'torch', 'transformers', 'datasets'}} & set(sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
+
+
+def test_parts_of_several_blocks_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"reconstruction_blocks=2 cannot be combined with .*'part'.*leave one of"):
+        MWandaConfig(reconstruction="block", reconstruction_region="part", reconstruction_blocks=2)
 
 
 @pytest.mark.parametrize("criterion", UPDATING)

@@ -38,6 +38,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
             "batch_size",
             "min_expert_tokens",
             "reservoir",
+            "reconstruction_blocks",
             "reconstruction_epochs",
             "reconstruction_batch_size",
         ),
@@ -88,6 +89,8 @@ def test_command_gives_the_settings_of_the_record(tmp_path_factory: Any, values:
         values |= {"reconstruction": "block"}
     if values.get("reconstruction") in ("block", "obs+block"):
         values.pop("calibration", None)
+    if values.get("reconstruction_region") == "part":
+        values.pop("reconstruction_blocks", None)
     couples = values.get("refinement") in ("swap", "swap+block") or values.get("group") == "matrix"
     if not couples or values.get("language_weights") == "minimax" or values.get("tune_regularisation"):
         values.pop("sensitivity", None)
