@@ -208,7 +208,7 @@ def test_an_interrupt_while_the_model_waits_for_text_ends_reading(ran: threading
         MWandaPruner(config, progress=False).calibrate(model, {"en": endless})
     assert_no_thread_reads()
     assert raised.value.__traceback__ is not None
-    assert 3 <= endless.read < MANY
+    assert endless.read == 3  # nothing else waits for the first language, so that it ends at once
     assert not ran.is_set()
     assert_untouched(model, before)
 

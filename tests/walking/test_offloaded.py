@@ -276,29 +276,32 @@ def test_what_interrupts_the_work_is_told_even_if_a_block_could_not_be_written(
     assert ("model.layers.0 could not be written: no space left" in caplog.messages) != last
 
 
+SHARED = "model.layers.{}.mlp.up_proj.weight"
+
+
+def make_sharing(distance: int) -> PreTrainedModel:
+    """A model of four blocks, in which the first one shares a matrix with a later one."""
+    kind = type("Shared", (LlamaForCausalLM,), {"_tied_weights_keys": {SHARED.format(distance): SHARED.format(0)}})
+    config = make_model().config
+    config.num_hidden_layers, config.tie_word_embeddings = 4, True
+    return kind(config).eval()
+
+
 @pytest.mark.parametrize("distance", [1, 2])
 @pytest.mark.parametrize("method", ["defaults", "sequential", "new values"])
 def test_a_matrix_that_blocks_share_is_pruned_for_all_of_them(method: str, distance: int, tmp_path: Path) -> None:
-    path = "model.layers.{}.mlp.up_proj.weight"
-    kind = type("Shared", (LlamaForCausalLM,), {"_tied_weights_keys": {path.format(distance): path.format(0)}})
-    config = make_model().config
-    config.num_hidden_layers, config.tie_word_embeddings = 4, True
-    plain = kind(config).eval()
+    plain = make_sharing(distance)
     model = on_disk(plain, tmp_path)
     for each in (model, plain):
         pruner(**METHODS[method]).prune(each, FAMILIES["llama"].rows())
     assert same(model, plain)
-    assert not torch.equal(state(plain)[path.format(0)], state(plain)[path.format(3)])
+    assert not torch.equal(state(plain)[SHARED.format(0)], state(plain)[SHARED.format(3)])
 
 
 @pytest.mark.parametrize("distance", [1, 2])
 def test_blocks_that_share_a_matrix_are_not_trained_together_from_disk(distance: int, tmp_path: Path) -> None:
     """Each would have a copy of its own; blocks of different groups may share one."""
-    path = "model.layers.{}.mlp.up_proj.weight"
-    kind = type("Shared", (LlamaForCausalLM,), {"_tied_weights_keys": {path.format(distance): path.format(0)}})
-    config = make_model().config
-    config.num_hidden_layers, config.tie_word_embeddings = 4, True
-    plain = kind(config).eval()
+    plain = make_sharing(distance)
     model = on_disk(plain, tmp_path)
     before = state(model)
     work = pruner(**METHODS["trained blocks"])
