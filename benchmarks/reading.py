@@ -2,19 +2,23 @@
 
     python benchmarks/reading.py --model DIR --dataset texts.jsonl
     python benchmarks/reading.py --model DIR --dataset texts.jsonl --tokens-per-second 35000
+    python benchmarks/reading.py --model DIR --dataset texts.jsonl --tokens-per-second 35000 --streams
 
 Text is read first, and as it comes, in turn. With --tokens-per-second the model does not run: in its place stands a
 device that needs this time for every batch and leaves the processor free but for starting its kernels, as a GPU does.
+With --streams each language is a stream of a file of its own.
 """
 
 import argparse
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import load_dataset
+from datasets import Dataset, IterableDataset, load_dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from optimum_mwanda import MWandaConfig
@@ -43,6 +47,16 @@ def stand_in(text: CalibrationText, args: argparse.Namespace) -> None:
         time.sleep(max(end - time.perf_counter(), 0))
 
 
+def streams(dataset: Dataset, folder: Path) -> dict[str, IterableDataset]:
+    languages = dataset["language"]
+    found = {}
+    for language in sorted({*languages}):
+        path = folder / f"{language}.jsonl"
+        dataset.select([row for row, other in enumerate(languages) if other == language]).to_json(path)
+        found[language] = load_dataset("json", data_files=str(path), split="train", streaming=True)
+    return found
+
+
 def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
@@ -50,15 +64,22 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--samples", type=int, default=32, help="chunks per language (default: 32)")
     parser.add_argument("--sequence-length", type=int, default=512)
     parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--streams", action="store_true")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--tokens-per-second", type=float, help="of a device in place of the model")
     parser.add_argument("--kernels", type=int, default=1000, help="that it starts per batch (default: 1000)")
     args = parser.parse_args(words)
+    with tempfile.TemporaryDirectory() as folder:
+        measure(args, Path(folder))
+
+
+def measure(args: argparse.Namespace, folder: Path) -> None:
     torch.set_num_threads(args.threads)
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
-    dataset = load_dataset("json", data_files=args.dataset, split="train")
+    table = load_dataset("json", data_files=args.dataset, split="train")
+    dataset = streams(table, folder) if args.streams else table
     config = MWandaConfig(
         samples_per_language=args.samples, sequence_length=args.sequence_length, batch_size=args.batch_size
     )

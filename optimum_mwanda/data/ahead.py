@@ -1,15 +1,21 @@
 """Making what comes next in a thread, while what has come is used."""
 
+import logging
 from collections.abc import Generator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import closing
 from queue import SimpleQueue
-from threading import Event
+from threading import Event, Thread
 from typing import TypeVar
 
 from ..modeling.interrupts import interruptible
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
+
+_PATIENCE = 5.0
+"""Seconds in which a thread that is asked to end should do so; one that waits for a network may take longer."""
 
 
 def ahead(items: Generator[T | None, None, None]) -> Generator[T, None, None]:
@@ -19,7 +25,8 @@ def ahead(items: Generator[T | None, None, None]) -> Generator[T, None, None]:
     it may ask its user something.
 
     An error of the generator is raised as soon as the next item is asked for, even if others are still waiting. However
-    this ends, the thread ends first: at the next place where the generator yields.
+    this ends, the thread ends at the next place where the generator yields. That is waited for, but not for ever: a
+    generator that waits for a network is left behind with a warning, and does not keep the process from ending.
 
     Args:
         items: Yields None where it can be stopped although there is no item.
@@ -29,31 +36,37 @@ def ahead(items: Generator[T | None, None, None]) -> Generator[T, None, None]:
         first = next((item for item in items if item is not None), None)
     if first is None:
         return
-    found.put(first)
     is_over = Event()
+    making: Future[None] = Future()
 
     def make() -> None:
-        with closing(items):
-            for item in items:
-                if is_over.is_set():
-                    return
-                if item is not None:
-                    found.put(item)
-
-    def end(_: Future[None]) -> None:
+        try:
+            with closing(items):
+                for item in items:
+                    if is_over.is_set():
+                        break
+                    if item is not None:
+                        found.put(item)
+            making.set_result(None)
+        except BaseException as error:
+            making.set_exception(error)
         found.put(None)
 
-    with ThreadPoolExecutor(1, thread_name_prefix="mwanda-text") as thread:
-        making = thread.submit(make)
-        making.add_done_callback(end)
-        try:
-            while True:
-                with interruptible():
-                    item = found.get()
-                if making.done():
-                    making.result()
-                if item is None:
-                    return
-                yield item
-        finally:
-            is_over.set()
+    thread = Thread(target=make, name="mwanda-text", daemon=True)
+    thread.start()
+    try:
+        item: T | None = first
+        while item is not None:
+            yield item
+            with interruptible():
+                item = found.get()
+            if making.done():
+                making.result()
+    finally:
+        is_over.set()
+        thread.join(_PATIENCE)
+        if thread.is_alive():
+            logger.warning(
+                "Calibration text is still being waited for after %g seconds: what reads it ends with its next row.",
+                _PATIENCE,
+            )

@@ -200,7 +200,7 @@ class CalibrationText:
 
     @property
     def languages(self) -> list[str]:
-        """Languages, in sorted order; some may turn out to lack text. A stream is read to know them."""
+        """Languages, in sorted order; some may turn out to lack text. If all come from one stream, it is read first."""
         return self.whole().languages if self._known is None or self._whole is not None else sorted(self._known)
 
     @property
@@ -224,7 +224,7 @@ class CalibrationText:
     def batches(self, batch_size: int) -> Generator[tuple[str, Batch], None, None]:
         """Yields what `CalibrationChunks.batches` does, in the order in which languages are read.
 
-        A thread reads what comes after the first one meanwhile, if rows can be looked up there.
+        A thread reads what comes after the first one meanwhile, if it can.
         """
         if self._known is None or self._whole is not None or not self._in_thread:
             yield from self.whole().batches(batch_size)

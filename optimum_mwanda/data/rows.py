@@ -89,11 +89,13 @@ class Feeding:
 
     @property
     def languages(self) -> list[str] | None:
-        """What languages are read, one after the other; None if some rows come in an order of their own."""
-        return None if is_read_in_order(self._dataset) else [*self._rows]
+        """What languages are read, one after the other; None if all come from one stream, which may mix them."""
+        return None if isinstance(self._dataset, IterableDataset) else [*self._rows]
 
     def __iter__(self) -> Iterator[str | None]:
-        """Yields None after each row that was looked up, so that reading can end there, and a language after its last.
+        """Yields None after each row, so that reading can end there, and a language after its last row.
+
+        One stream, which may mix its languages, yields nothing.
 
         Raises:
             TypeError: As above.
@@ -140,9 +142,10 @@ def is_read_in_order(dataset: Any) -> bool:
 
 
 def is_read_in_any_thread(dataset: Any) -> bool:
-    """Whether rows can be looked up in another thread; of other types than these, nobody knows."""
-    parts = dataset.values() if isinstance(dataset, Mapping) else [dataset]
-    return all(isinstance(part, (list, tuple, Dataset)) for part in parts)
+    """Whether each language can be read in another thread than the one before; of other types, nobody knows."""
+    if isinstance(dataset, Mapping):
+        return all(isinstance(part, (list, tuple, Dataset, IterableDataset)) for part in dataset.values())
+    return isinstance(dataset, (list, tuple, Dataset))
 
 
 def _is_stream(texts: Any) -> bool:

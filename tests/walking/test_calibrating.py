@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel
 
 from optimum_mwanda import CalibrationStatistics, MWandaConfig, MWandaPruner
+from optimum_mwanda.data import ahead as ahead_module
 from optimum_mwanda.data import chunks as chunks_module
 from optimum_mwanda.data.chunks import CalibrationText, build_chunks
 from optimum_mwanda.modeling.blocks import inference_mode
@@ -34,6 +35,14 @@ def config_of(**settings: Any) -> MWandaConfig:
 def by_language(languages: str = "en fr sw", **options: Any) -> dict[str, Sequence[Row]]:
     rows = make_rows(languages, **{"length": LENGTH, **options})
     return {language: [row for row in rows if row["language"] == language] for language in languages.split()}
+
+
+def streams(rows: Sequence[Row]) -> dict[str, IterableDataset]:
+    languages = dict.fromkeys(row["language"] for row in rows)
+    return {
+        language: Dataset.from_list([row for row in rows if row["language"] == language]).to_iterable_dataset()
+        for language in languages
+    }
 
 
 class Rows(list[Row]):
@@ -115,20 +124,71 @@ def test_first_language_runs_before_the_last_is_read(prunes: bool, ran: threadin
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral", "t5"])
-@pytest.mark.parametrize("container", [list, Dataset.from_list], ids=["list", "table"])
+@pytest.mark.parametrize("container", [list, Dataset.from_list, streams], ids=["list", "table", "dict of streams"])
 def test_statistics_are_those_of_text_that_was_read_first(family: str, container: Any) -> None:
     rows = make_rows("de en fr sw", rows=5, length=LENGTH)
     rows += [{"language": "bn", "input_ids": [5] * (LENGTH - 1)}, {"language": "zu", "input_ids": []}]
     if family == "t5":
         rows = [{**row, "labels": row["input_ids"][::-1]} for row in rows if row["language"] != "bn"]
     dataset, make = container(rows), FAMILIES[family].make
-    for settings in ({}, {"languages": ["sw", "de", "en"]}, {"activation": "positive", "samples_per_language": 4}):
+    variants: list[dict[str, Any]] = [{}, {"languages": ["sw", "de", "en"]}]
+    variants += [{"activation": "positive", "samples_per_language": 4}, {"reservoir": 4, "seed": 1}]
+    for settings in variants:
         config = config_of(**settings)
         found = MWandaPruner(config, progress=False).calibrate(make(), dataset)
         assert_equal(found, read_first(make(), dataset, config))
         assert [entry.language for entry in found.left_out] == (
             [] if "languages" in settings else ["zu"] if family == "t5" else ["bn", "zu"]
         )
+
+
+@pytest.mark.parametrize("reservoir", [None, 3])
+def test_a_stream_is_read_while_the_languages_before_it_run(reservoir: int | None, ran: threading.Event) -> None:
+    plain, threads = by_language(), []
+
+    def rows() -> Iterator[Row]:
+        wait_for(ran)
+        for row in plain["sw"]:
+            threads.append(threading.current_thread())
+            yield row
+
+    config = config_of(reservoir=reservoir)
+    dataset = {**streams([*plain["en"], *plain["fr"]]), "sw": IterableDataset.from_generator(rows)}
+    found = MWandaPruner(config, progress=False).calibrate(make_model(), dataset)
+    assert_equal(found, read_first(make_model(), streams([row for part in plain.values() for row in part]), config))
+    assert len({*threads}) == 1
+    assert threading.current_thread() not in threads
+
+
+def test_a_stream_that_does_not_answer_is_left_behind(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, plain, waits, answers = make_model(), by_language(), threading.Event(), threading.Event()
+    before, threads = state_of(model), []
+
+    def rows() -> Iterator[Row]:
+        threads.append(threading.current_thread())
+        waits.set()
+        wait_for(answers)
+        yield from plain["sw"] * MANY
+
+    def interrupted(*_: Any) -> None:
+        wait_for(waits)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ahead_module, "_PATIENCE", 0.1)
+    monkeypatch.setattr(calibrating, "run_blocks", interrupted)
+    config = config_of(samples_per_language={"sw": MANY})
+    with pytest.raises(KeyboardInterrupt):
+        MWandaPruner(config, progress=False).calibrate(
+            model, {**streams(plain["en"]), "sw": IterableDataset.from_generator(rows)}
+        )
+    assert "Calibration text is still being waited for after 0.1 seconds" in caplog.text
+    assert_untouched(model, before)
+    assert threads[0].daemon  # so that it does not keep the process from ending
+    answers.set()
+    threads[0].join(60)
+    assert not threads[0].is_alive()
 
 
 def test_matrices_share_their_sums_although_a_language_is_left_out() -> None:
@@ -220,9 +280,8 @@ def test_an_interrupt_while_the_model_waits_for_text_ends_reading(ran: threading
         ({"calibration_tolerance": 0.5}, list, "cuda"),
         ({"language_weights": "minimax"}, list, "cuda"),
         ({}, lambda rows: Dataset.from_list(rows).to_iterable_dataset(), "cuda"),
-        ({}, lambda rows: {"en": Dataset.from_list(rows).remove_columns("language").to_iterable_dataset()}, "cuda"),
     ],
-    ids=["on the processor", "settling", "weights", "stream", "dict of streams"],
+    ids=["on the processor", "settling", "weights", "stream"],
 )
 def test_what_needs_all_text_and_what_runs_on_the_processor_reads_it_first(
     settings: dict[str, Any], make: Callable[[list[Row]], Any], device: str, monkeypatch: pytest.MonkeyPatch
