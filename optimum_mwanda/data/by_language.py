@@ -12,7 +12,8 @@ from datasets.fingerprint import get_temporary_cache_files_directory
 
 from ..utils import abridged
 from .columns import Columns
-from .rows import absent_language, check_parts, group_rows, labels_of
+from .labels import absent_language, group_rows, labels_of
+from .rows import check_parts
 
 
 def split_by_language(

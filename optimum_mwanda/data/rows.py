@@ -1,9 +1,7 @@
 """Rows with a language, from any kind of dataset that a user may have."""
 
-import difflib
 import logging
 import re
-from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -13,6 +11,7 @@ from datasets.data_files import SPLIT_KEYWORDS
 
 from ..utils import abridged
 from .columns import Columns
+from .labels import UNLABELLED, absent_language, checked_language, group_rows, label_decoder, labels_of
 from .surrogates import check_whole
 
 logger = logging.getLogger(__name__)
@@ -21,13 +20,6 @@ Row = Mapping[str, Any]
 
 SPLITS = {word: str(split) for split, words in SPLIT_KEYWORDS.items() for word in words}
 """What splits are called to the split that is meant."""
-
-_LABELS_AT_A_TIME = 10_000
-
-_UNLABELLED = (
-    "%d of %d rows name no language and are left out. If the dataset comes from CSV files, 'nan' and 'NA' may have "
-    "been read as missing values: load it with keep_default_na=False."
-)
 
 
 class Sink(Protocol):
@@ -181,13 +173,6 @@ def _open_table(dataset: Dataset, columns: Columns) -> tuple[Callable[[int], Row
     return select_needed(dataset, columns).__getitem__, labels_of(dataset, columns.language)
 
 
-def labels_of(dataset: Dataset, language_column: str) -> Iterator[Any]:
-    """What the rows of a table hold in the language column, the integers of a `ClassLabel` as their codes."""
-    decode = label_decoder(dataset.features, language_column)
-    for part in dataset.with_format(None).select_columns([language_column]).iter(_LABELS_AT_A_TIME):
-        yield from map(decode, part[language_column])
-
-
 def _open_list(dataset: Any, columns: Columns) -> tuple[Callable[[int], Row], Iterable[Any]]:
     if not isinstance(dataset, Sequence) or isinstance(dataset, (str, bytes)):
         raise TypeError(
@@ -246,7 +231,7 @@ def _feed_stream(dataset: IterableDataset, sink: Sink, columns: Columns, languag
     unlabelled = 0
     for index, row in enumerate(select_needed(dataset, columns)):
         columns.check(row, f" in row {index}" if index else "")
-        language = _checked_language(decode(row[columns.language]), columns.language, index)
+        language = checked_language(decode(row[columns.language]), columns.language, index)
         if language is None:
             unlabelled += 1
             continue
@@ -263,7 +248,7 @@ def _feed_stream(dataset: IterableDataset, sink: Sink, columns: Columns, languag
             if language not in seen:
                 raise absent_language(language, seen)
     if unlabelled:
-        logger.warning(_UNLABELLED, unlabelled, index + 1)
+        logger.warning(UNLABELLED, unlabelled, index + 1)
 
 
 def _known_languages(dataset: IterableDataset, columns: Columns) -> set[str] | None:
@@ -298,56 +283,3 @@ def is_by_language(dataset: Mapping[str, Any], language_column: str) -> bool:
     named = any(re.split(r"[\W_\d]", name)[0].lower() in SPLITS for name in map(str, dataset))
     labelled = any(language_column in (part.column_names or ()) for part in dataset.values())
     return bool(dataset) and not named and not labelled
-
-
-def group_rows(labels: Iterable[Any], language_column: str) -> "dict[str, array[int]]":
-    """Numbers of the rows of each language, given what the rows hold in the language column; warns of those without.
-
-    Raises:
-        TypeError: If a language is not a string.
-        ValueError: If it holds half of a character.
-    """
-    groups: dict[str, array[int]] = {}
-    count = unlabelled = 0
-    for count, label in enumerate(labels, start=1):
-        language = _checked_language(label, language_column, count - 1)
-        if language is None:
-            unlabelled += 1
-        elif language in groups:
-            groups[language].append(count - 1)
-        else:
-            groups[language] = array("q", [count - 1])
-    if unlabelled:
-        logger.warning(_UNLABELLED, unlabelled, count)
-    return groups
-
-
-def label_decoder(features: Any, language_column: str) -> Callable[[Any], Any]:
-    """Turns the integers of a `ClassLabel` column back into their codes."""
-    feature = (features or {}).get(language_column)
-    if isinstance(feature, ClassLabel):
-        return lambda label: None if label is None or label < 0 else feature.int2str(label)
-    return lambda label: label
-
-
-def _checked_language(language: Any, language_column: str, index: int) -> str | None:
-    if language is None or isinstance(language, str):
-        check_whole(language or "", f"The language of row {index} (column {language_column!r})")
-        return language or None
-    raise TypeError(
-        f"Column {language_column!r} must hold language codes as strings, but row {index} holds "
-        f"{language!r} ({type(language).__name__}): convert the column to strings."
-    )
-
-
-def absent_language(language: str, present: Iterable[str]) -> ValueError:
-    """The error for a language that a dataset does not have."""
-    there = sorted(present)
-    parts = [part for part in re.split(r"[,;\s]+", language) if part]
-    near = difflib.get_close_matches(language.lower(), there, n=1, cutoff=0.75)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    if len(parts) > 1:
-        hint = f" Name several one by one: languages={parts}, on the command line --languages {' '.join(parts)}."
-    return ValueError(
-        f"Language {language!r} was asked for, but the dataset has: {abridged(map(repr, there), 20) or 'none'}.{hint}"
-    )

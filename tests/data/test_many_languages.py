@@ -18,8 +18,9 @@ from optimum_mwanda import MWandaConfig, MWandaPruner
 from optimum_mwanda.data.chunks import CalibrationChunks, build_chunks
 from optimum_mwanda.data.cutting import cut
 from optimum_mwanda.data.encoding import RowEncoder
+from optimum_mwanda.data.labels import group_rows, labels_of
 from optimum_mwanda.data.packing import TextPacker
-from optimum_mwanda.data.rows import feed, group_rows, labels_of
+from optimum_mwanda.data.rows import feed
 from tests.conftest import SIZES, state_of
 
 Row = dict[str, Any]
