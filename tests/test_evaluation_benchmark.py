@@ -1,17 +1,30 @@
 """The benchmark of the memory that an evaluation takes, on the sample in small."""
 
-import subprocess
+import importlib.util
 import sys
+from pathlib import Path
 
-from tests.conftest import EXAMPLES, SAMPLE_DATA, SAMPLE_MODEL
+import pytest
+
+from tests.conftest import SAMPLE_DATA, SAMPLE_MODEL
+from tests.forked import python
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
 
 
-def test_memory_is_counted_beside_that_of_the_loaded_models() -> None:
+def test_memory_is_counted_beside_that_of_the_loaded_models(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.setattr(sys, "executable", python())
+    spec = importlib.util.spec_from_file_location("evaluation_benchmark", FOLDER / "evaluation.py")
+    assert spec is not None
+    assert spec.loader is not None
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
     words = ["--test", str(SAMPLE_DATA / "evaluation.jsonl"), "--languages", "en", "--threads", "1"]
-    words += ["--windows", "4x32", "--tokens", "64"]
-    script = [sys.executable, str(EXAMPLES.parent / "benchmarks" / "evaluation.py"), str(SAMPLE_MODEL)]
-    done = subprocess.run([*script, *words], capture_output=True, text=True, check=True)
-    _, _, *lines = done.stdout.splitlines()
+    benchmark.main([str(SAMPLE_MODEL), *words, "--windows", "4x32", "--tokens", "64"])
+    _, _, *lines = capsys.readouterr().out.splitlines()
     dense, both = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines)
     assert dense[:2] == ["4 x 32", "dense"]
     assert both[:2] == ["4 x 32", "compare"]
