@@ -7,7 +7,9 @@ import pytest
 from tests.conftest import EXAMPLES, SAMPLE_DATA, SAMPLE_MODEL
 
 
-@pytest.mark.parametrize("words", [[], ["--tokens-per-second", "1e6", "--kernels", "1"]], ids=["model", "stand-in"])
+@pytest.mark.parametrize(
+    "words", [[], ["--tokens-per-second", "1e6", "--kernels", "1"], ["--streams"]], ids=["model", "stand-in", "streams"]
+)
 def test_both_ways_of_reading_are_timed(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     spec = importlib.util.spec_from_file_location("reading_benchmark", EXAMPLES.parent / "benchmarks" / "reading.py")
     assert spec is not None
