@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 _ENTRIES = 2**22
-_CACHED = 2**18
+_CACHED = 2**16
 """Entries whose comparisons stay in the cache of a CPU; a multiple of every run in `_WORDS`."""
 _MOST_COMPARED = 16
 """Entries of a run up to which it is quicker to compare each with each other than to select among them."""
