@@ -1,8 +1,14 @@
-"""Masks as packed bits."""
+"""Masks as packed bits, and entries that a mask marks, moved by their bits."""
 
 import numpy as np
 import torch
 from torch import Tensor
+
+INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Bytes of an entry to integers that take as many."""
+
+_CACHED = 1 << 18
+"""Entries that a CPU looks at in one go; the places of those that are marked take eight bytes each."""
 
 
 def pack_bits(mask: Tensor) -> Tensor:
@@ -18,6 +24,33 @@ def unpack_bits(packed: Tensor, shape: torch.Size) -> Tensor:
         bits = np.unpackbits(packed.numpy(), count=shape.numel(), bitorder="little")
         return torch.from_numpy(bits.view(np.bool_)).view(shape)
     return _unpacked_on_device(packed, shape)
+
+
+def marked(values: Tensor, mask: Tensor) -> Tensor:
+    """The entries of a tensor where a mask of its shape is True, row by row, one-dimensional."""
+    if values.device.type != "cpu":
+        return values[mask]
+    entries = as_integers(values).numpy().reshape(-1)
+    places = mask.numpy().reshape(-1)
+    found, end = np.empty(np.count_nonzero(places), dtype=entries.dtype), 0
+    for start in range(0, len(entries), _CACHED):
+        part = entries[start : start + _CACHED].compress(places[start : start + _CACHED])
+        found[end : end + len(part)] = part
+        end += len(part)
+    return torch.from_numpy(found).view(values.dtype)
+
+
+def zero_marked(values: Tensor, mask: Tensor) -> None:
+    """Sets the entries of a tensor to zero where a mask of its shape is True."""
+    if values.device.type != "cpu":
+        values.masked_fill_(mask, 0)
+    else:
+        as_integers(values).mul_(~mask)  # which a CPU does with vector instructions
+
+
+def as_integers(values: Tensor) -> Tensor:
+    """The same memory as integers."""
+    return values.view(INTEGERS[values.element_size()])
 
 
 def _packed_on_device(mask: Tensor) -> Tensor:

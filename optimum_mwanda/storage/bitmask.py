@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..modeling.bits import pack_bits, unpack_bits
+from ..modeling.bits import INTEGERS, as_integers, marked, pack_bits, unpack_bits
 
 RUNS = (2, 4, 8, 16)
 """The M of N:M groups; each divides `_CHUNK / 8`, so that a chunk's code ends on a byte."""
@@ -25,7 +25,6 @@ _CHUNK = 1 << 22
 _CACHED = 1 << 18
 """Weights decoded at a time, so that a CPU has in its cache where each takes its value."""
 
-_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _HEADER_BYTES = 300
 """Roughly what the two extra entries of a coded tensor add to the header of a file."""
 
@@ -143,7 +142,7 @@ def encode(tensor: Tensor, form: Form) -> tuple[Tensor, Tensor]:
             code.append(pack_bits(_spread(ranks, form.group_bits)))
         else:
             code.append(pack_bits(mask))
-        values.append(part[mask.view(-1)])
+        values.append(marked(part, mask.view(-1)))
     return torch.cat(values).view(tensor.dtype), torch.cat(code)
 
 
@@ -193,7 +192,7 @@ def decode(name: str, form: Form, values: Tensor, code: Tensor) -> Tensor:
         ones = int(torch.bincount(code, minlength=256) @ _popcounts())
         if ones != len(values):
             raise damaged(name, f"its code marks {ones} values, but {len(values)} are stored")
-    out = torch.empty(form.numel, dtype=_BITS[values.element_size()])
+    out = torch.empty(form.numel, dtype=INTEGERS[values.element_size()])
     bits, used = _as_bits(values), 0
     for chunk in _chunks(form.numel):
         if form.run:
@@ -201,8 +200,8 @@ def decode(name: str, form: Form, values: Tensor, code: Tensor) -> Tensor:
             mask = _spread(patterns, form.run).view(-1)
         else:
             mask = unpack_bits(code[chunk.start // 8 : -(-chunk.stop // 8)], torch.Size([chunk.stop - chunk.start]))
-        for part, marked in zip(torch.split(out[chunk], _CACHED), torch.split(mask, _CACHED), strict=True):
-            used += _fill(part, marked, bits[used : used + len(part)])
+        for part, places in zip(torch.split(out[chunk], _CACHED), torch.split(mask, _CACHED), strict=True):
+            used += _fill(part, places, bits[used : used + len(part)])
     return out.view(values.dtype).view(form.shape)
 
 
@@ -229,7 +228,7 @@ def _fill(out: Tensor, mask: Tensor, values: Tensor) -> int:
 
 def _as_bits(tensor: Tensor) -> Tensor:
     """The flattened tensor as integers of the same width."""
-    return tensor.contiguous().view(-1).view(_BITS[tensor.element_size()])
+    return as_integers(tensor.contiguous().view(-1))
 
 
 def _densest(bits: Tensor, run: int) -> int:

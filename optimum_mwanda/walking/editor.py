@@ -8,7 +8,7 @@ from types import TracebackType
 
 from torch import Tensor
 
-from ..modeling.bits import pack_bits, unpack_bits
+from ..modeling.bits import marked, pack_bits, unpack_bits, zero_marked
 from ..modeling.block_source import BlockSource
 from ..modeling.sharding import is_sharded
 from ..modeling.weights import PrunableWeight
@@ -48,9 +48,9 @@ class WeightEditor:
         matrix, pruned = weight.own, weight.own_of(pruned)
         if self._must_keep(weight):
             own = pack_bits(pruned).cpu() if is_sharded(weight.holder) else packed
-            self._undo.append((weight, partial(_put_back, own, matrix[pruned].cpu())))
+            self._undo.append((weight, partial(_put_back, own, marked(matrix, pruned).cpu())))
         self._edited.setdefault(weight, False)
-        matrix.masked_fill_(pruned, 0)
+        zero_marked(matrix, pruned)
 
     def replace(self, weight: PrunableWeight, values: Tensor) -> None:
         """Gives a weight new values; all old ones are kept, so that this can be undone.

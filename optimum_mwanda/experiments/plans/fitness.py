@@ -11,6 +11,7 @@ from torch import Tensor
 from ...calibration.statistics import CalibrationStatistics
 from ...configuration import MWandaConfig
 from ...evaluation.divergence import Divergence, mean_over_parts
+from ...modeling.bits import zero_marked
 from ...modeling.weights import PrunableWeight
 from ...pruning.experts_policy import settle
 from ...pruning.scoring import compute_mask, weigh_languages
@@ -76,7 +77,7 @@ class Masked:
                 continue
             for weight in unit.weights:
                 self._state.restore_weight(weight)
-                weight.matrix.masked_fill_(self._mask(weight, sparsity), 0)
+                zero_marked(weight.matrix, self._mask(weight, sparsity))
             self._now[number] = sparsity
 
     def margin(self, weight: PrunableWeight, sparsity: float) -> tuple[Tensor, Tensor]:
