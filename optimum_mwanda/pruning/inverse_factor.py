@@ -78,7 +78,7 @@ def _factor(square: Tensor, parts: list[slice]) -> bool:
         above.copy_(above @ corner.T)
         for part in parts[:number]:
             square[: part.stop, part].addmm_(above[: part.stop], above[part].T, alpha=-1)
-        right = corner @ square[own, own.stop :]
+        right = (corner @ square[own, own.stop :]).neg_()
         for part in parts[number + 1 :]:
-            square[own, part] = right[:, : part.stop - own.stop] @ square[own.stop : part.stop, part].neg()
+            square[own, part] = right[:, : part.stop - own.stop] @ square[own.stop : part.stop, part]
     return not failed
