@@ -54,7 +54,12 @@ MODELS: dict[str, tuple[str, dict[str, Any], str]] = {
         "float32",
     ),
 }
-SETTINGS: dict[str, dict[str, Any]] = {"default": {}, "swap": {"refinement": "swap"}, "obs": {"reconstruction": "obs"}}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "swap": {"refinement": "swap"},
+    "obs": {"reconstruction": "obs"},
+    "sparsegpt": {"criterion": "sparsegpt"},
+}
 
 
 def make_model(name: str, folder: Path, **changes: Any) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from optimum_mwanda import MWandaConfig, MWandaPruner, prune_checkpoint
 from optimum_mwanda.calibration.collector import reduce_channels
-from optimum_mwanda.calibration.gram import add_products, fill_below
+from optimum_mwanda.calibration.gram import add_products, new_strips, to_matrix
 from optimum_mwanda.modeling.blocks import find_blocks
 from optimum_mwanda.modeling.weights import find_weights
 from tests.conftest import make_rows
@@ -93,10 +93,10 @@ def test_a_checkpoint_is_pruned_as_in_memory(name: str, tmp_path: Path) -> None:
 )
 def test_sums_are_those_of_float64(dtype: torch.dtype, tokens: int, error: float) -> None:
     x = torch.randn(tokens, 520, generator=torch.Generator().manual_seed(0)).to(dtype)
-    gram = torch.zeros(520, 520, device=DEVICE)
+    strips = [strip.zero_() for strip in new_strips(520, torch.device(DEVICE))]
     for part in torch.split(x.to(DEVICE), tokens // 2):
-        add_products(gram, part)
-    fill_below(gram)
+        add_products(strips, part)
+    gram = to_matrix(strips)
     exact = x.double().T @ x.double()
     assert (gram.cpu().double() - exact).norm() < error * exact.norm()
     found, expected = (reduce_channels(each, ["positive", "above_rms>0.5"]) for each in (x.to(DEVICE), x))

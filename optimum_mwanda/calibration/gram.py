@@ -4,15 +4,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from types import TracebackType
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from packaging.version import Version
 from torch import Tensor
 
 from ..modeling.inputs import See, watch_inputs
+from ..modeling.pages import trim
 from ..modeling.weights import PrunableWeight
 from .reduction import Reduce
+
+Strips: TypeAlias = list[Tensor]
 
 _PARTS = 8
 _LEAST = 128  # columns, below which products cost more time than they save
@@ -41,8 +44,9 @@ class ProductCollector:
 
     Each matrix is scaled to unit trace, so a language counts by its weight, not by the length of its text or the
     scale of its activations. Languages come one after the other; at most two matrices are held for each of what is
-    watched, and one more for each language of which other processes have a part. The memory of a language's matrix
-    serves the next one, because allocating it again takes half as long as the products of 256 tokens.
+    watched, and one more for each language of which other processes have a part: 9/16 of each, in strips that begin at
+    the diagonal. The memory of a language's matrix serves the next one, because allocating it again takes half as long
+    as the products of 256 tokens.
 
     Args:
         watched: What there is to see.
@@ -63,10 +67,10 @@ class ProductCollector:
         self._language_weights = language_weights
         self._reduce = reduce
         self._row = 0
-        self._grams: dict[str, Tensor] = {}
-        self._done: dict[str, Tensor] = {}
-        self._parts: dict[str, dict[str, Tensor]] = {}
-        self._pooled: dict[str, Tensor] = {}
+        self._grams: dict[str, Strips] = {}
+        self._done: dict[str, Strips] = {}
+        self._parts: dict[str, dict[str, Strips]] = {}
+        self._pooled: dict[str, Strips] = {}
         self._watch = watch(self._add)
 
     def __enter__(self) -> "ProductCollector":
@@ -86,11 +90,10 @@ class ProductCollector:
         """Returns the pooled matrices, float32 of shape `(width, width)`, without what no token reached."""
         self._pool_up_to(len(self._languages))
         self._done.clear()
+        trim()
         if self._reduce is not None:
             self._add_up(self._reduce)
-        for gram in self._pooled.values():
-            fill_below(gram)
-        return self._pooled
+        return {name: to_matrix(self._pooled.pop(name)) for name in [*self._pooled]}
 
     def _add(self, name: str, x: Tensor) -> None:
         flat = x.detach().reshape(-1, x.shape[-1])
@@ -99,7 +102,7 @@ class ProductCollector:
         is_first = name not in self._grams
         if is_first:
             done, width = self._done.pop(name, None), flat.shape[1]
-            self._grams[name] = flat.new_zeros(width, width, dtype=torch.float32) if done is None else done
+            self._grams[name] = new_strips(width, flat.device) if done is None else done
         add_products(self._grams[name], flat, is_first=is_first)
 
     def _pool_up_to(self, row: int) -> None:
@@ -111,19 +114,19 @@ class ProductCollector:
                     if self._reduce is not None and language in self._reduce.divided:
                         self._parts.setdefault(language, {})[name] = gram
                     else:
-                        self._pool(name, gram, float(gram.trace()), self._language_weights[language])
+                        self._pool(name, gram, _trace(gram), self._language_weights[language])
                         if self._pooled[name] is not gram:
                             self._done[name] = gram
             self._row += 1
 
-    def _pool(self, name: str, gram: Tensor, trace: float, language_weight: float) -> None:
+    def _pool(self, name: str, gram: Strips, trace: float, language_weight: float) -> None:
         scale = language_weight / trace if trace > 0 else 0.0
-        pooled = self._pooled.get(name)
-        if pooled is None:
-            self._pooled[name] = gram.mul_(scale)
-            return
-        for part in _parts(len(gram)):
-            pooled[part, part.start :].add_(gram[part, part.start :], alpha=scale)
+        pooled = self._pooled.setdefault(name, gram)
+        for strip, total in zip(gram, pooled, strict=True):
+            if pooled is gram:
+                strip.mul_(scale)
+            else:
+                total.add_(strip, alpha=scale)
 
     def _add_up(self, reduce: Reduce) -> None:
         """Scales the parts of the divided languages by the traces of their sums; then adds up what all have pooled."""
@@ -133,7 +136,7 @@ class ProductCollector:
             traces[row, -1] = watched.name in self._pooled
             for column, language in enumerate(divided):
                 if (gram := self._parts.get(language, {}).get(watched.name)) is not None:
-                    traces[row, column], traces[row, -1] = float(gram.trace()), 1.0
+                    traces[row, column], traces[row, -1] = _trace(gram), 1.0
         (traces,) = reduce([traces])
         for column, language in enumerate(divided):
             grams = self._parts.pop(language, {})
@@ -144,9 +147,9 @@ class ProductCollector:
         reached = [watched for watched, row in zip(self._watched, traces.tolist(), strict=True) if row[-1]]
         for name, width, device in reached:
             if name not in self._pooled:
-                self._pooled[name] = torch.zeros(width, width, dtype=torch.float32, device=device)
-        totals = reduce([self._pooled[watched.name] for watched in reached])
-        self._pooled = {watched.name: total for watched, total in zip(reached, totals, strict=True)}
+                self._pooled[name] = [strip.zero_() for strip in new_strips(width, device)]
+        totals = iter(reduce([strip for watched in reached for strip in self._pooled[watched.name]]))
+        self._pooled = {name: [next(totals) for _ in self._pooled[name]] for name, _, _ in reached}
 
 
 class GramCollector(ProductCollector):
@@ -181,30 +184,50 @@ class GramCollector(ProductCollector):
         return {name: gram for first, gram in super().finish().items() for name in self._readers[first]}
 
 
-def add_products(gram: Tensor, x: Tensor, *, is_first: bool = False) -> None:
-    """Adds `Xᵀ X` on and above the diagonal, in blocks: 9/16 of the work of a whole product.
+def new_strips(width: int, device: torch.device) -> Strips:
+    """A symmetric float32 matrix `(width, width)` without values: its rows, each from the diagonal or before it on.
+
+    A strip has several rows, and begins where its first row reaches the diagonal.
+    """
+    return [
+        torch.empty(part.stop - part.start, width - part.start, dtype=torch.float32, device=device)
+        for part in _parts(width)
+    ]
+
+
+def add_products(gram: Strips, x: Tensor, *, is_first: bool = False) -> None:
+    """Adds `Xᵀ X` on and above the diagonal: 9/16 of the work of a whole product.
 
     Args:
-        gram: `G`, shape `(in, in)`.
+        gram: `G`, shape `(in, in)`, in strips.
         x: `X`, shape `(tokens, in)`, of the same type; or of 16 bits, on a GPU that adds up their products in the type
             of `G`.
         is_first: Whether they take the place of what is there, whatever that is.
     """
-    for part in _parts(len(gram)):
-        target = gram[part, part.start :]
-        if x.dtype == gram.dtype:
-            target.addmm_(x[:, part].T, x[:, part.start :], beta=0 if is_first else 1)
+    for strip, part in zip(gram, _parts(x.shape[1]), strict=True):
+        if x.dtype == strip.dtype:
+            strip.addmm_(x[:, part].T, x[:, part.start :], beta=0 if is_first else 1)
         else:
             if is_first:
-                target.zero_()
+                strip.zero_()
             for some in torch.split(x, _TOKENS):
-                target.add_(torch.mm(some[:, part].T, some[:, part.start :], out_dtype=gram.dtype))
+                strip.add_(torch.mm(some[:, part].T, some[:, part.start :], out_dtype=strip.dtype))
 
 
-def fill_below(gram: Tensor) -> None:
-    """Copies what is above the diagonal below it."""
-    for part in _parts(len(gram)):
-        gram[part.stop :, part] = gram[part, part.stop :].T
+def to_matrix(gram: Strips) -> Tensor:
+    """The whole matrix; the strips are taken out of their list, so that their memory is let go one by one."""
+    whole = gram[0].new_empty(gram[0].shape[1], gram[0].shape[1])
+    parts = [*_parts(len(whole))]
+    for part in parts:
+        whole[part, part.start :] = gram.pop(0)
+    for part in parts:
+        whole[part.stop :, part] = whole[part, part.stop :].T
+    return whole
+
+
+def _trace(gram: Strips) -> float:
+    diagonal = torch.cat([strip.diagonal() for strip in gram])
+    return float(diagonal.expand(len(diagonal), -1).trace())  # which adds up with more digits than a sum
 
 
 def _parts(width: int) -> Iterator[slice]:

@@ -27,8 +27,12 @@ AROUND = 2**19
 """Bytes that come into memory when a row of a mapped file is read."""
 SWAPS = {"cpu": 2**18 * 4 * 4, "elsewhere": 2**24 * 4 * 4}
 """The candidates for swaps of some rows, with what they are compared by; on a CPU they stay in its cache."""
-FACTORS = {"swap": 7, "obs": 12, "solver": 14}
+FACTORS = {"swap": 7, "obs": 12, "alps": 14, "sparsegpt": 4}
 """Copies of a matrix in float32 that refinement, reconstruction and solvers take at a time."""
+SQUARES = {"obs": 2, "alps": 2, "sparsegpt": 0}
+"""Copies of a Gram matrix, beside itself; SparseGPT works in its memory."""
+STRIPS = 9 / 16
+"""What is held of a Gram matrix while it is summed up."""
 TRAINED = 21
 """Bytes for each weight that is trained: itself, its gradient twice, and two moments in float32, and its mask."""
 
@@ -123,7 +127,9 @@ class Footprint:
     def working(self, is_on_cpu: bool) -> int:
         """The most that running a block or deciding on its weights takes beside its weights."""
         grams, deciding = self._grams(), self._deciding(is_on_cpu)
-        deciding = max(self._running() + grams, deciding + grams, self._allocating(), self._training())
+        summing = self._running() + int(2 * STRIPS * grams)  # those of one language, and what is pooled
+        pooling = int((1 + STRIPS) * grams)
+        deciding = max(summing, pooling, deciding + grams, self._allocating(), self._training())
         # While sensitivities are taken, those of one language are beside what is pooled.
         return max(deciding, self._differentiating() + self._factors())
 
@@ -228,9 +234,9 @@ class Footprint:
 
     def _deciding(self, is_on_cpu: bool) -> int:
         if self._config.updates_matrices:
-            solver = self._config.criterion in ("alps", "sparsegpt")
-            matrices = 3 if self._config.reconstruction_shrinkage else 2
-            return FACTORS["solver" if solver else "obs"] * self._largest * 4 + matrices * self._widest**2 * 4
+            solver = self._config.criterion if self._config.criterion in ("alps", "sparsegpt") else "obs"
+            squares = SQUARES[solver] + (1 if self._config.reconstruction_shrinkage else 0)
+            return FACTORS[solver] * self._largest * 4 + squares * self._widest**2 * 4
         if self._config.swaps:
             tallest = max(weight.out_features for weight in flat(self._weights)) if self._config.couples_rows else 0
             compared = SWAPS["cpu" if is_on_cpu else "elsewhere"]
@@ -240,7 +246,7 @@ class Footprint:
         return max(scores * self._largest, 5 * self._largest + part * min(self._largest, PARTS))
 
     def _grams(self) -> int:
-        """Gram matrices that are held together, pooled and of one language; matrices of one module share an input."""
+        """Gram matrices that are held together; matrices of one module share an input."""
         if not self._config.needs_grams:
             return 0
         held: list[int] = []
@@ -248,7 +254,7 @@ class Footprint:
             inputs = {(weight.name.rpartition(".")[0], weight.in_features) for weight in found}
             sizes = [4 * width**2 for _, width in inputs]
             held.append(sum(sizes) if self._config.calibration == "dense" else max(sizes))
-        return 2 * max(held)
+        return max(held)
 
 
 def _tables(model: Any) -> list[Any]:

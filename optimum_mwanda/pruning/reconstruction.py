@@ -11,11 +11,14 @@ import torch
 from torch import Tensor
 
 from ..utils import sum_dtype
+from .inverse_factor import inverse_factor
 from .refinement import median_energy
-from .same_input import once_per_input
 
 Select = Callable[[Tensor], Tensor]
 SelectPart = Callable[[Tensor, int], Tensor]
+
+_NEAR = 16
+"""Columns that are updated one by one; those behind them follow in one product."""
 
 
 def layer_error(change: Tensor, gram: Tensor) -> float:
@@ -198,7 +201,8 @@ def sparsegpt(
     """SparseGPT (arXiv 2301.00774, algorithm 1): masks and updates from left to right in one sweep over the columns.
 
     With the upper Cholesky factor `U` of `(G + δI)⁻¹`, weight `j` of a row scores `w_j² / U_jj²`, and pruning it moves
-    the columns right of it by `−w_j / U_jj · U_j`. Columns right of the block are updated at the end of the block.
+    the columns right of it by `−w_j / U_jj · U_j`. Columns right of the block are updated at the end of the block, and
+    those inside of it 16 columns, or some runs of an N:M pattern, at a time.
 
     Args:
         weight: `W`, shape `(out, in)`.
@@ -216,29 +220,34 @@ def sparsegpt(
         FloatingPointError: If the Gram matrix is not finite, or not positive definite with any of the dampings.
     """
     _check_finite(gram, weight)
-    upper = _inverse_factor(gram, damping)
-    free = weight.to(gram.dtype).masked_fill(gram.diagonal() == 0, 0)  # dead channels go first
-    pruned = torch.zeros_like(weight, dtype=torch.bool)
+    upper, dead = inverse_factor(gram, damping)
+    # A column of the matrix is a row here, and lies together in memory.
+    free = weight.to(gram.dtype).T.clone(memory_format=torch.contiguous_format)
+    free.masked_fill_(dead[:, None], 0)  # dead channels go first
+    pruned = torch.empty_like(weight, dtype=torch.bool)
+    near = _NEAR if every is None else max(_NEAR // every, 1) * every
     every = every or block_size
     block_size = max(block_size // every, 1) * every
     for start in range(0, len(gram), block_size):
-        block = slice(start, min(start + block_size, len(gram)))
-        factor = upper[block, block]
-        scale = factor.diagonal()
-        part = free[:, block].T.contiguous()  # a column of the matrix is a row here, and lies together in memory
-        gone = torch.zeros_like(part, dtype=torch.bool)
-        errors = torch.zeros_like(part)
-        for column in range(len(part)):
-            if column % every == 0:
-                ahead = slice(column, column + every)
-                scores = (part[ahead].T / scale[ahead]).square().contiguous()
-                gone[ahead] = select(scores, start + column).T
-            error = torch.where(gone[column], part[column], 0.0) / scale[column]
-            part[column:] -= torch.outer(factor[column, column:], error)
-            errors[column] = error
-        free[:, block], pruned[:, block] = part.T, gone.T
-        free[:, block.stop :] -= errors.T @ upper[block, block.stop :]
-    return free.masked_fill_(pruned, 0).to(weight.dtype), pruned
+        part, marked = free[start : start + block_size], pruned[:, start : start + block_size]
+        stop = start + len(part)
+        scale = upper.diagonal()[start:stop, None]
+        moves = upper[start:stop, start:] / scale
+        gone, errors = torch.empty_like(part), torch.empty_like(part)
+        for begin in range(0, len(part), near):
+            end = min(begin + near, len(part))
+            for column in range(begin, end):
+                if column % every == 0:
+                    ahead = slice(column, column + every)
+                    scores = (part[ahead] / scale[ahead]).square_().T.contiguous()
+                    mask = select(scores, start + column)
+                    marked[:, ahead], gone[ahead] = mask, mask.T
+                torch.mul(part[column], gone[column], out=errors[column])
+                part[column + 1 : end].addr_(moves[column, column + 1 : end], errors[column], alpha=-1)
+            part[end:].addmm_(moves[begin:end, end : len(part)].T, errors[begin:end], alpha=-1)
+        part -= errors  # what is pruned is its own error, so exactly zero is left of it
+        free[stop:].addmm_(moves[:, len(part) :].T, errors, alpha=-1)
+    return free.T.to(weight.dtype), pruned
 
 
 def _ridge(gram: Tensor, damping: float) -> Tensor:
@@ -258,27 +267,11 @@ def _inverse(gram: Tensor, penalty: float) -> Tensor:
     return inverse
 
 
-@once_per_input
-def _inverse_factor(gram: Tensor, damping: float) -> Tensor:
-    """Upper triangular `U` with `Uᵀ U = (G + δI)⁻¹`."""
-    dead = gram.diagonal() == 0
-    identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    alive = gram + torch.diag(dead.to(gram.dtype))
-    ridge = gram.diagonal().mean()
-    tried = [damping, *(max(damping, 1e-3) * 10**power for power in (1, 2, 3))]
-    for share in tried:
-        factor, failed = torch.linalg.cholesky_ex(alive + share * ridge * identity)
-        if not failed:
-            upper: Tensor
-            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(factor), upper=True)
-            if not failed:
-                return upper
-    raise FloatingPointError(
-        f"The Gram matrix is not positive definite, even with a damping of {tried[-1]:g}: accumulate it in "
-        "float64, calibrate on more tokens, or raise the damping."
-    )
-
-
 def _check_finite(gram: Tensor, other: Tensor) -> None:
-    if not gram.isfinite().all().logical_and_(other.isfinite().all()):
+    if not _is_finite(gram).logical_and_(_is_finite(other)):
         raise FloatingPointError("The Gram matrix or the weights hold NaN or infinite values.")
+
+
+def _is_finite(values: Tensor) -> Tensor:
+    least, most = torch.aminmax(values)  # which needs no copy
+    return least.isfinite() & most.isfinite()

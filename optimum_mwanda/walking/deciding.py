@@ -78,7 +78,9 @@ def decide(steps: Iterable[Step], decisions: Decisions, config: MWandaConfig) ->
     """
     block = ""
     for step in steps:
+        trim()
         entries, grams = settle(step.weights, *step.look(), config)
+        trim()
         for weight, change in decisions.of(step.weights, entries, grams):
             step.write(weight, *change)
             if weight.block != block:
@@ -86,4 +88,6 @@ def decide(steps: Iterable[Step], decisions: Decisions, config: MWandaConfig) ->
                 trim()
             check_interrupts()
             yield weight
+            del change  # none of it is kept while the next inputs are seen
+        del entries, grams
         decisions.check()  # before anything of the step is changed

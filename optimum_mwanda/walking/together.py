@@ -78,10 +78,10 @@ class Decisions:
         Args:
             weights: Weights of a step; the same on every process.
             entries: Name of a weight to its statistics, if there are any.
-            grams: Name of a weight to the Gram matrix of its input. With one, processes share the work; without, each
-                does it all, which is quicker than to send masks around.
+            grams: Name of a weight to the Gram matrix of its input, which may hold anything afterwards. With one,
+                processes share the work; without, each does it all, which is quicker than to send masks around.
         """
-        with sharing_inputs():
+        with sharing_inputs(gives_away=True):
             yield from self._of(weights, entries, grams)
 
     def _of(

@@ -253,6 +253,21 @@ class TestSparseGpt:
             np.testing.assert_array_equal(pruned.numpy(), gone)
             np.testing.assert_allclose(update.numpy(), expected, rtol=1e-8, atol=1e-10)
 
+    @pytest.mark.parametrize(("run", "width"), [(None, 150), (4, 140), (6, 150), (20, 140), (40, 160)])
+    def test_a_wide_matrix_is_swept_as_the_surgeon_would_in_blocks_of_any_size(
+        self, run: int | None, width: int
+    ) -> None:
+        weight, x = dense_weight(16, rows=4, width=width), correlated(16, width=width, rank=8)
+        damped_gram = (x.T @ x).numpy() + 0.01 * np.mean((x**2).sum(0).numpy()) * np.eye(width)
+        spans = [min(run or 128, width - start) for start in range(0, width, run or 128)]
+        counts = {start * (run or 128): (span, span // 2) for start, span in enumerate(spans)}
+        expected, gone = obs.sparsegpt(weight.numpy(), damped_gram, counts, per_row=True)
+        half = row_half if run is None else partial(n_of_m_mask, kept=run // 2, run=run)
+        update, pruned = sparsegpt(weight, x.T @ x, in_parts(half), every=run)
+        np.testing.assert_array_equal(pruned.numpy(), gone)
+        np.testing.assert_allclose(update.numpy(), expected, rtol=1e-6, atol=1e-8)
+        assert torch.equal(update == 0, pruned)
+
     def test_dead_channels_go_first_and_nothing_else_changes_with_them(self) -> None:
         weight, x = dense_weight(13), correlated(13)
         x[:, [2, 7, 8]] = 0
