@@ -39,8 +39,8 @@ def to_overwrite(gram: Tensor) -> Tensor:
 def once_per_input(compute: Callable[..., T]) -> Callable[..., T]:
     """Decorates a function of a Gram matrix: within `sharing_inputs`, it is not computed twice in a row for the same.
 
-    Only what was found last is kept, and it goes before something else is computed. Nobody may change the result. The
-    Gram matrix is recognised as an object; only the function itself may change it, if it is given away.
+    Only what was found last is kept, and it goes before something else is computed. The Gram matrix is recognised as an
+    object. Nobody may change it or the result, but for such functions, which overwrite what `to_overwrite` gives them.
     """
 
     @wraps(compute)
