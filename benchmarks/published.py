@@ -199,7 +199,7 @@ def run_ours(name: str, model: Any, blocks: list[Played], known: Any) -> tuple[f
     else:
         grams = grams_of(weights, blocks, count)
         sums = time.perf_counter()
-        with sharing_inputs(gives_away=True):
+        with sharing_inputs(given_away=grams.values()):
             for weight in weights:
                 _, values = mask_and_values(weight, None, grams[weight.name], torch.ones(1), SPARSITY, config)
                 weight.matrix.copy_(values)

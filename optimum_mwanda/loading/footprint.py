@@ -31,6 +31,8 @@ FACTORS = {"swap": 7, "obs": 12, "alps": 14, "sparsegpt": 4}
 """Copies of a matrix in float32 that refinement, reconstruction and solvers take at a time."""
 SQUARES = {"obs": 2, "alps": 2, "sparsegpt": 0}
 """Copies of a Gram matrix, beside itself; SparseGPT works in its memory."""
+SHRUNK = {"obs": 1, "alps": 1, "sparsegpt": 2}
+"""As many more if it is shrunk."""
 STRIPS = 9 / 16
 """What is held of a Gram matrix while it is summed up."""
 TRAINED = 21
@@ -235,7 +237,7 @@ class Footprint:
     def _deciding(self, is_on_cpu: bool) -> int:
         if self._config.updates_matrices:
             solver = self._config.criterion if self._config.criterion in ("alps", "sparsegpt") else "obs"
-            squares = SQUARES[solver] + (1 if self._config.reconstruction_shrinkage else 0)
+            squares = SQUARES[solver] + (SHRUNK[solver] if self._config.reconstruction_shrinkage else 0)
             return FACTORS[solver] * self._largest * 4 + squares * self._widest**2 * 4
         if self._config.swaps:
             tallest = max(weight.out_features for weight in flat(self._weights)) if self._config.couples_rows else 0

@@ -162,6 +162,13 @@ def test_low_precision_is_summed_up_in_float32() -> None:
         assert reduced["positive"].tolist() == [5000.0, 5000.0]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_many_tokens_of_low_precision_are_summed_up_to_seven_digits(dtype: torch.dtype) -> None:
+    x = torch.rand(50_000, 3, generator=torch.Generator().manual_seed(0)).to(dtype)
+    found = reduce_channels(x, [])["square_sum"]
+    torch.testing.assert_close(found, x.double().square().sum(0), rtol=2e-7, atol=0)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 def test_what_gpus_do_gives_the_same_sums_without_a_copy(dtype: torch.dtype) -> None:
     x = torch.randn(50, 16, generator=torch.Generator().manual_seed(0)).to(dtype)

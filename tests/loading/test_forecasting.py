@@ -277,7 +277,7 @@ def test_swaps_are_compared_in_the_cache_of_a_cpu_and_many_at_a_time_elsewhere(d
 
 
 @pytest.mark.parametrize("shrinkage", [0.0, 0.2])
-def test_sparsegpt_needs_one_gram_matrix_and_another_if_that_is_shrunk(shrinkage: float, tmp_path: Path) -> None:
+def test_sparsegpt_needs_one_gram_matrix_and_two_more_if_that_is_shrunk(shrinkage: float, tmp_path: Path) -> None:
     peaks = []
     for width in (512, 1024):
         config = make_model().config
@@ -291,7 +291,7 @@ def test_sparsegpt_needs_one_gram_matrix_and_another_if_that_is_shrunk(shrinkage
         sizes = Footprint(checkpoint.model, checkpoint.blocks, checkpoint.weights, checkpoint.settings, text)
         peaks.append(sizes.working(is_on_cpu=True))
     squares = 4 * (1024**2 - 512**2)
-    assert peaks[1] - peaks[0] == pytest.approx((2 if shrinkage else 25 / 16) * squares, rel=0.15)
+    assert peaks[1] - peaks[0] == pytest.approx((3 if shrinkage else 25 / 16) * squares, rel=0.15)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

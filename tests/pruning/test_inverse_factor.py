@@ -21,7 +21,7 @@ def damped(square: Tensor, share: float) -> Tensor:
 def test_its_square_is_the_inverse_wherever_it_is_written(width: int, is_given_away: bool) -> None:
     square = gram(width)
     before = square.clone()
-    with sharing_inputs(gives_away=is_given_away):
+    with sharing_inputs(given_away=[square] if is_given_away else []):
         upper, dead = inverse_factor(square, 0.1)
         assert inverse_factor(square, 0.1).upper is upper
     assert (upper is square) is is_given_away
@@ -39,7 +39,7 @@ def test_an_indefinite_matrix_is_damped_more_in_its_own_memory_too(is_given_away
     square = vectors @ torch.diag(values) @ vectors.T
     square = (square + square.T) / 2
     expected = inverse_factor(square.clone(), 0.1).upper.triu()
-    with sharing_inputs(gives_away=is_given_away):
+    with sharing_inputs(given_away=[square] if is_given_away else []):
         torch.testing.assert_close(inverse_factor(square, 0.01).upper.triu(), expected)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from optimum_mwanda import MWandaConfig, MWandaPruner, prune_checkpoint
-from optimum_mwanda.pruning.same_input import once_per_input, sharing_inputs
+from optimum_mwanda.pruning.same_input import once_per_input, sharing_inputs, to_overwrite
 from tests.conftest import make_model, make_rows
 
 SETTINGS: dict[str, Any] = {
@@ -78,3 +78,11 @@ def test_what_was_found_last_is_kept_until_something_else_is_asked_for() -> None
     double(one, 3.0)
     double(one, 3.0)
     assert calls == [2, 3, 3, 3, 3, 3]  # nothing is kept outside
+
+
+def test_only_what_is_given_away_is_overwritten() -> None:
+    own, other = torch.eye(2), torch.eye(2)
+    with sharing_inputs(given_away={"a": own}.values()):
+        assert to_overwrite(own) is own
+        assert to_overwrite(other) is not other
+    assert to_overwrite(own) is not own
