@@ -44,6 +44,7 @@ class Criterion:
         damping: The default of `damping` for it.
         weighs_rows: Whether a solver takes one more argument, factors by which the scores of rows are weighed against
             each other, shape `(out, 1)`; scores are weighed in any case.
+        overwrites: Whether a solver may leave anything in the Gram matrix, of which it saves a copy.
     """
 
     score: Function | None = None
@@ -53,6 +54,7 @@ class Criterion:
     fallback: str = "magnitude"
     damping: float = 0.1
     weighs_rows: bool = False
+    overwrites: bool = False
 
     @property
     def updates(self) -> bool:
@@ -85,7 +87,9 @@ CRITERIA: dict[str, Criterion] = {
     "wanda": Criterion(_from("pruning.scoring:wanda")),
     "ria": Criterion(_from("pruning.scoring:ria")),
     "mwanda": Criterion(_from("pruning.scoring:mwanda"), uses_activity=True),
-    "sparsegpt": Criterion(solve=_from("pruning.solvers:sparsegpt"), fallback="wanda", damping=0.01, weighs_rows=True),
+    "sparsegpt": Criterion(
+        solve=_from("pruning.solvers:sparsegpt"), fallback="wanda", damping=0.01, weighs_rows=True, overwrites=True
+    ),
     "alps": Criterion(solve=_from("pruning.solvers:alps"), fallback="wanda", weighs_rows=True),
 }
 ALLOCATIONS: dict[str, Allocation] = {

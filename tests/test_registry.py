@@ -14,6 +14,7 @@ from torch import Tensor
 from optimum_mwanda import MWandaConfig, MWandaPruner, register_allocation, register_criterion
 from optimum_mwanda.modeling.blocks import find_blocks
 from optimum_mwanda.modeling.weights import find_weights
+from optimum_mwanda.pruning.reconstruction import sparsegpt
 from optimum_mwanda.pruning.selection import select
 from optimum_mwanda.registry import ALLOCATIONS, CRITERIA
 from optimum_mwanda.sharing.model_card import create_card
@@ -156,6 +157,20 @@ def test_a_solver_of_ones_own_chooses_masks_and_values() -> None:
     weight = model.state_dict()[name]
     assert torch.equal(weight, (dense[name] / 2).where(weight != 0, 0.0))
     assert 0.45 < (weight == 0).float().mean() < 0.55
+
+
+def test_a_solver_of_ones_own_may_read_the_gram_matrix_behind_sparsegpt() -> None:
+    def sweep(weight: Tensor, gram: Tensor, sparsity: float, config: MWandaConfig) -> tuple[Tensor, Tensor]:
+        before = gram.clone()
+        values, pruned = sparsegpt(weight, gram, lambda scores, _: select(scores, sparsity, config))
+        assert torch.equal(gram, before)
+        return pruned, values
+
+    register_criterion("sweep", solve=sweep, damping=0.01)
+    own, usual = make_model(), make_model()
+    pruner(criterion="sweep", allocation="uniform", group="row").prune(own, ROWS)
+    pruner(criterion="sparsegpt", allocation="uniform", group="row").prune(usual, ROWS)
+    assert all(torch.equal(value, usual.state_dict()[name]) for name, value in own.state_dict().items())
 
 
 def test_an_allocation_of_ones_own_decides_how_sparse_blocks_become() -> None:

@@ -81,7 +81,7 @@ class Decisions:
             grams: Name of a weight to the Gram matrix of its input, which may hold anything afterwards. With one,
                 processes share the work; without, each does it all, which is quicker than to send masks around.
         """
-        with sharing_inputs(given_away=grams.values()):
+        with sharing_inputs(given_away=grams.values() if CRITERIA[self._config.criterion].overwrites else ()):
             yield from self._of(weights, entries, grams)
 
     def _of(
