@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from optimum_mwanda import CalibrationStatistics, MWandaConfig, MWandaPruner, execution
 from optimum_mwanda import pruner as pruner_module
 from optimum_mwanda.pruning import update as update_module
+from optimum_mwanda.walking import editor
 from optimum_mwanda.walking.editor import PartiallyPrunedError, WeightEditor
 from tests.conftest import FAMILIES, assert_untouched, make_model, make_rows, state_of
 
@@ -738,19 +739,7 @@ def break_filling(call: int, after: bool) -> Callable[..., None]:
     """Fails between what the editor notes and what it writes, or right after it has written."""
 
     def install(monkeypatch: pytest.MonkeyPatch, _: PreTrainedModel, error: BaseException) -> None:
-        zero, fill, zeroing = WeightEditor.zero, Tensor.masked_fill_, False
-        flaky = failing_at(call, fill, error, after)
-
-        def observed_zero(*args: object) -> None:
-            nonlocal zeroing
-            zeroing = True
-            try:
-                zero(*args)
-            finally:
-                zeroing = False
-
-        monkeypatch.setattr(WeightEditor, "zero", observed_zero)
-        monkeypatch.setattr(Tensor, "masked_fill_", lambda *args: (flaky if zeroing else fill)(*args))
+        monkeypatch.setattr(editor, "zero_marked", failing_at(call, editor.zero_marked, error, after))
 
     return install
 
