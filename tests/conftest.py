@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import importlib.util
 import json
 import logging
 import os
@@ -9,6 +10,7 @@ import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # On tiny tensors a second thread costs more than it gives, and on a busy machine it costs very much.
@@ -38,6 +40,7 @@ from optimum_mwanda.registry import CRITERIA
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SAMPLE_MODEL = EXAMPLES / "sample_model"
 SAMPLE_DATA = EXAMPLES / "sample_data"
+BENCHMARKS = EXAMPLES.parent / "benchmarks"
 CHOICES: dict[str, tuple[str, ...]] = {
     field.name: tuple(field.metadata["legal"].names)
     for field in dataclasses.fields(MWandaConfig)
@@ -63,6 +66,16 @@ class DeprecationsAreErrors(logging.Handler):
 
 for library in ("transformers", "datasets", "huggingface_hub"):
     logging.getLogger(library).addHandler(DeprecationsAreErrors())
+
+
+def load_benchmark(name: str) -> ModuleType:
+    """A script of `benchmarks`, as a module; those that import others need the folder in `sys.path`."""
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", BENCHMARKS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def pytest_collection_finish() -> None:

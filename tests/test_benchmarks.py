@@ -1,6 +1,5 @@
 """The benchmark of recoveries, on the sample in small: what it writes, and how it goes on after an interruption."""
 
-import importlib.util
 import json
 import re
 from pathlib import Path
@@ -9,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import EXAMPLES, SAMPLE_DATA, SAMPLE_MODEL
+from tests.conftest import SAMPLE_DATA, SAMPLE_MODEL, load_benchmark
 
-SCRIPT = EXAMPLES.parent / "benchmarks" / "recovery.py"
 WORDS = [
     *("--model", str(SAMPLE_MODEL), "--train", str(SAMPLE_DATA / "calibration.jsonl")),
     *("--calibration", str(SAMPLE_DATA / "calibration.jsonl")),
@@ -22,12 +20,7 @@ WORDS = [
 
 @pytest.fixture(scope="module")
 def benchmark() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("recovery_benchmark", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_benchmark("recovery")
 
 
 @pytest.fixture(scope="module")

@@ -1,27 +1,19 @@
 """The benchmark of the memory that an evaluation takes, on the sample in small."""
 
-import importlib.util
 import sys
-from pathlib import Path
 
 import pytest
 
-from tests.conftest import SAMPLE_DATA, SAMPLE_MODEL
+from tests.conftest import BENCHMARKS, SAMPLE_DATA, SAMPLE_MODEL, load_benchmark
 from tests.forked import python
-
-FOLDER = Path(__file__).parents[1] / "benchmarks"
 
 
 def test_memory_is_counted_beside_that_of_the_loaded_models(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
     monkeypatch.setattr(sys, "executable", python())
-    spec = importlib.util.spec_from_file_location("evaluation_benchmark", FOLDER / "evaluation.py")
-    assert spec is not None
-    assert spec.loader is not None
-    benchmark = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(benchmark)
+    benchmark = load_benchmark("evaluation")
     words = ["--test", str(SAMPLE_DATA / "evaluation.jsonl"), "--languages", "en", "--threads", "1"]
     benchmark.main([str(SAMPLE_MODEL), *words, "--windows", "4x32", "--tokens", "64"])
     _, _, *lines = capsys.readouterr().out.splitlines()

@@ -1,6 +1,5 @@
 """The benchmark for a GPU runs on the CPU with a tiny model, and a part that fails does not lose the others."""
 
-import importlib.util
 import json
 import os
 import signal
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import load_benchmark
 from tests.forked import python
 
 ROOT = Path(__file__).parents[1]
@@ -37,12 +37,7 @@ PARTS = ("make the model", "bare forward", *PRUNE, "prune from host memory", "ma
 
 @pytest.fixture
 def benchmark() -> ModuleType:
-    found = importlib.util.spec_from_file_location("gpu", ROOT / "benchmarks" / "gpu.py")
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    return module
+    return load_benchmark("gpu")
 
 
 def run(benchmark: ModuleType, output: Path, *words: str) -> dict[str, Any]:

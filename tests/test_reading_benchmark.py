@@ -1,21 +1,15 @@
 """The benchmark of reading while the model runs, on the sample in small."""
 
-import importlib.util
-
 import pytest
 
-from tests.conftest import EXAMPLES, SAMPLE_DATA, SAMPLE_MODEL
+from tests.conftest import SAMPLE_DATA, SAMPLE_MODEL, load_benchmark
 
 
 @pytest.mark.parametrize(
     "words", [[], ["--tokens-per-second", "1e6", "--kernels", "1"], ["--streams"]], ids=["model", "stand-in", "streams"]
 )
 def test_both_ways_of_reading_are_timed(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    spec = importlib.util.spec_from_file_location("reading_benchmark", EXAMPLES.parent / "benchmarks" / "reading.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_benchmark("reading")
     given = ["--model", str(SAMPLE_MODEL), "--dataset", str(SAMPLE_DATA / "calibration.jsonl"), "--rounds", "1"]
     module.main([*given, "--samples", "1", "--sequence-length", "32", *words])
     counted, _, _, *rows = capsys.readouterr().out.splitlines()

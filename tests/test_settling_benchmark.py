@@ -1,19 +1,14 @@
 """The benchmark of reading only as much as is needed, on the sample in small."""
 
-import importlib.util
 import re
 
 import pytest
 
-from tests.conftest import EXAMPLES, SAMPLE_DATA, SAMPLE_MODEL
+from tests.conftest import SAMPLE_DATA, SAMPLE_MODEL, load_benchmark
 
 
 def test_less_text_gives_nearly_the_same_masks(capsys: pytest.CaptureFixture[str]) -> None:
-    spec = importlib.util.spec_from_file_location("settling_benchmark", EXAMPLES.parent / "benchmarks" / "settling.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_benchmark("settling")
     words = ("--languages", "en", "ta", "--samples", "8", "--sequence-length", "32", "--tolerances", "0.3")
     module.main(["--model", str(SAMPLE_MODEL), "--calibration", str(SAMPLE_DATA / "calibration.jsonl"), *words])
     lines = capsys.readouterr().out.splitlines()

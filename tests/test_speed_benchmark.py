@@ -1,6 +1,5 @@
 """The benchmark of speed, in small: what it writes, and what it says of an earlier run."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -8,7 +7,8 @@ from types import ModuleType
 
 import pytest
 
-FOLDER = Path(__file__).parents[1] / "benchmarks"
+from tests.conftest import BENCHMARKS, load_benchmark
+
 WORDS = [
     *("--shapes", "64", "mixture-64", "--layers", "1", "--languages", "2", "--sequence-length", "16"),
     *("--vocabulary", "64", "--rounds", "1", "--quick", "--threads", "1", "--widths", "32", "48"),
@@ -17,13 +17,8 @@ WORDS = [
 
 @pytest.fixture
 def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(FOLDER))
-    spec = importlib.util.spec_from_file_location("speed_benchmark", FOLDER / "speed.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return load_benchmark("speed")
 
 
 def test_every_step_is_measured_and_compared_with_an_earlier_run(
@@ -80,7 +75,7 @@ def test_a_power_is_fitted(benchmark: ModuleType) -> None:
 
 
 def test_the_baseline_is_of_what_the_check_measures(benchmark: ModuleType) -> None:
-    known = json.loads((FOLDER / "speed_baseline.json").read_text())
-    words = next(line for line in (FOLDER.parent / "Makefile").read_text().splitlines() if line.startswith("BENCH"))
+    known = json.loads((BENCHMARKS / "speed_baseline.json").read_text())
+    words = next(line for line in (BENCHMARKS.parent / "Makefile").read_text().splitlines() if line.startswith("BENCH"))
     assert all(shape in words.split() for shape in known.keys() - {"matrices", "starts"})
     assert all(value > 0 for values in known.values() for value in values.values())

@@ -29,7 +29,7 @@ def unpack_bits(packed: Tensor, shape: torch.Size) -> Tensor:
 def marked(values: Tensor, mask: Tensor) -> Tensor:
     """The entries of a tensor where a mask of its shape is True, row by row, one-dimensional."""
     if values.device.type != "cpu":
-        return values[mask]
+        return _marked_on_device(values, mask)
     entries = as_integers(values).numpy().reshape(-1)
     places = mask.numpy().reshape(-1)
     found, end = np.empty(np.count_nonzero(places), dtype=entries.dtype), 0
@@ -38,6 +38,10 @@ def marked(values: Tensor, mask: Tensor) -> Tensor:
         found[end : end + len(part)] = part
         end += len(part)
     return torch.from_numpy(found).view(values.dtype)
+
+
+def _marked_on_device(values: Tensor, mask: Tensor) -> Tensor:
+    return values[mask]
 
 
 def zero_marked(values: Tensor, mask: Tensor) -> None:

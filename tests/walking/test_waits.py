@@ -16,6 +16,8 @@ from torch.overrides import TorchFunctionMode
 
 import optimum_mwanda
 from optimum_mwanda import MWandaConfig, MWandaPruner
+from optimum_mwanda.modeling import bits
+from optimum_mwanda.walking import editor
 from tests.conftest import make_model, make_rows
 
 PACKAGE = Path(optimum_mwanda.__file__).parent
@@ -86,7 +88,8 @@ def test_calibration_does_not_wait_for_a_batch(rows: list[dict[str, Any]]) -> No
     assert few["calibration.collector"] == LANGUAGES + 2 * weights(model)
 
 
-def test_pruning_waits_a_few_times_per_weight(rows: list[dict[str, Any]]) -> None:
+def test_pruning_waits_a_few_times_per_weight(rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(editor, "marked", bits._marked_on_device)  # as on a GPU
     model = make_model()
     statistics = pruner().calibrate(model, rows)
     plan = pruner().allocate(model, statistics)
@@ -97,11 +100,12 @@ def test_pruning_waits_a_few_times_per_weight(rows: list[dict[str, Any]]) -> Non
         "pruning.criteria": 1,  # the norms of its inputs to the device
         "pruning.masks": 1,  # are there ties?
         "walking.walk": 2,  # its mask to the CPU until all are known, and back
-        "walking.editor": 1,  # what is removed to the CPU; to find it waits too, but a CPU finds it with numpy
+        "modeling.bits": 1,  # what is removed
+        "walking.editor": 1,  # that to the CPU
         "modeling.counting": 1,  # its zeros
     }
     assert {name: found[name] // weights(model) for name in per_weight} == per_weight
-    in_loops = ("calibration", "walking", "pruning", "modeling.weights", "modeling.counting")
+    in_loops = ("calibration", "walking", "pruning", "modeling.bits", "modeling.weights", "modeling.counting")
     assert {name for name in found if name.startswith(in_loops)} == set(per_weight)
 
 
