@@ -25,8 +25,8 @@ PARTS = 2**22
 """Weights of a matrix that are summed, or whose lowest scores are found, at a time, with some copies of them."""
 AROUND = 2**19
 """Bytes that come into memory when a row of a mapped file is read."""
-SWAPS = {"cpu": 2**18 * 4 * 4, "elsewhere": 2**24 * 4 * 4}
-"""The candidates for swaps of some rows, with what they are compared by; on a CPU they stay in its cache."""
+SWAPS = {"cpu": 2**20 * 4 * 4, "elsewhere": 2**24 * 4 * 4}
+"""The candidates for swaps of some rows, with what they are compared by."""
 FACTORS = {"swap": 7, "obs": 12, "alps": 14, "sparsegpt": 4}
 """Copies of a matrix in float32 that refinement, reconstruction and solvers take at a time."""
 SQUARES = {"obs": 2, "alps": 2, "sparsegpt": 0}

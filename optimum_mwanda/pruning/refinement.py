@@ -2,10 +2,11 @@
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from .swaps import best_swap, best_swap_in_runs, joint_in_runs
+from .swaps import best_swaps, joint_in_runs
 
-_CACHED, _ENTRIES = 2**18, 2**24
+_CACHED, _ENTRIES = 2**20, 2**24
 """Entries of what is compared at a time on a CPU, so that they stay in its cache, and elsewhere."""
 
 
@@ -27,25 +28,26 @@ def refine_mask(
 
         w_j² G_jj − 2 w_j h_j + w_k² G_kk + 2 w_k h_k − 2 w_j w_k G_jk.
 
-    In every round, every row makes its best swap. It is searched among the `candidates` weights to restore and the
-    `candidates` weights to prune that are best without the last term; with as many candidates as columns, no single
-    swap can improve the result (as in SparseSwaps, arXiv 2512.10922). The result is deterministic, and the number of
-    pruned weights per row does not change.
+    In every round, every row looks at the `candidates` weights to restore and the `candidates` weights to prune that
+    are best without the last term. Among them it makes its best swap, then the best one after that, and so on, as long
+    as one gains, and at most a quarter of as many. With as many candidates as columns, no single swap can improve the
+    result (as in SparseSwaps, arXiv 2512.10922). The result is deterministic, and the number of pruned weights per row
+    does not change.
 
     Args:
         weight: `W`, shape `(out, in)`.
         pruned: Boolean, shape `(out, in)`, True where pruned.
         gram: `G`, symmetric and positive semidefinite, shape `(in, in)`; computed in its dtype and on its device.
         run: M of an N:M pattern: swaps stay within runs of M consecutive inputs. None: anywhere in the row.
-        candidates: Weights to try on either side of a swap, without `run`.
-        rounds: Most swaps per row.
+        candidates: Weights to try on either side of a swap; with `run`, runs of each row to try the best swap of.
+        rounds: Most rounds.
         tolerance: Least gain of a swap, as a share of `Σ_j w_j² G_jj` of its row, so that rounding cannot undo gains.
 
     Returns:
         Boolean, shape `(out, in)`: a mask with no higher error in any row.
     """
     matrix, result = weight.to(gram), pruned.to(gram.device)
-    tried = min(candidates, matrix.shape[1])
+    tried = min(candidates, matrix.shape[1] // (run or 1))
     size = max(tried**2, matrix.shape[1] * (run or 1))
     chunks = zip(*(torch.split(each, max(1, _ENTRIES // size)) for each in (matrix, result)), strict=True)
     rows = rows_at_a_time(matrix.shape[1], tried, run, gram.device)
@@ -108,34 +110,29 @@ def _refine_rows(
 ) -> Tensor:
     result, pruned = pruned.clone(), pruned.clone()
     alone = weight.square() * gram.diagonal()
-    least = -tolerance * alone.sum(1)
+    least = -tolerance * alone.sum(1, keepdim=True)
     # The change of the error by each weight alone is this plus `signed * slope`.
     restore, remove = alone.masked_fill(~pruned, torch.inf), alone.masked_fill(pruned, torch.inf)
     signed = torch.where(pruned, -2 * weight, 2 * weight)
-    joint = weight.new_empty(len(weight), 0) if run is None else joint_in_runs(weight, gram, run)
+    joint = None if run is None else joint_in_runs(weight, gram, run)
     live = torch.arange(len(weight), device=weight.device)
     for _ in range(rounds):
         linear = signed * slope
-        if run is None:
-            change, back, out = best_swap(weight, restore + linear, remove + linear, gram, tried)
-        else:
-            change, back, out = best_swap_in_runs(joint, restore + linear, remove + linear)
-        (better,) = torch.where(change < least)  # the only wait for a GPU in a round
+        back, out, made = best_swaps(weight, restore + linear, remove + linear, gram, tried, least, joint)
+        (better,) = torch.where(made[:, 0])  # the only wait for a GPU in a round
         if len(better) < len(live):  # rows that are done leave, and the others close up
             result[live] = pruned
-            state = (live, weight, pruned, slope, alone, least, restore, remove, signed, joint, back, out)
-            live, weight, pruned, slope, alone, least, restore, remove, signed, joint, back, out = (
+            state = (live, weight, pruned, slope, alone, least, restore, remove, signed, back, out, made)
+            live, weight, pruned, slope, alone, least, restore, remove, signed, back, out, made = (
                 each.index_select(0, better) for each in state
             )
+            joint = None if joint is None else joint.index_select(0, better)
         if not len(live):
             break
-        back, out = back[:, None], out[:, None]
+        back, out = torch.where(made, back, back[:, :1]), torch.where(made, out, out[:, :1])
         restored, removed = weight.gather(1, back), weight.gather(1, out)
-        slope += (
-            gram.index_select(0, out.squeeze(1))
-            .mul_(removed)
-            .sub_(gram.index_select(0, back.squeeze(1)).mul_(restored))
-        )
+        change = torch.cat([removed, -restored], 1).mul_(made.repeat(1, 2))
+        slope += functional.embedding_bag(torch.cat([out, back], 1), gram, per_sample_weights=change, mode="sum")
         pruned.scatter_(1, back, False).scatter_(1, out, True)
         signed.scatter_(1, back, 2 * restored).scatter_(1, out, -2 * removed)
         restore.scatter_(1, back, torch.inf).scatter_(1, out, alone.gather(1, out))

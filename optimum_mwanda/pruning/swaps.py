@@ -1,4 +1,4 @@
-"""The best swap of a pruned and a kept weight, row by row."""
+"""The best swaps of a pruned and a kept weight, row by row."""
 
 import numpy as np
 import torch
@@ -19,14 +19,71 @@ def best_swap(weight: Tensor, restore: Tensor, remove: Tensor, gram: Tensor, tri
         The change, the column to restore and the column to prune, shape `(rows,)` each.
     """
     (give, back), (take, out) = (lowest(change, tried) for change in (restore, remove))
-    joint = 2 * (weight.gather(1, back)[:, :, None] * weight.gather(1, out)[:, None])
-    joint *= _entries(gram, back, out)
+    joint = _joint(weight.gather(1, back), weight.gather(1, out), gram, back, out)
     changes = (give[:, :, None] + take[:, None]).sub_(joint).flatten(1)
     position = _argmin(changes)
     return tuple(
         found.gather(1, at).squeeze(1)
         for found, at in ((changes, position), (back, position // tried), (out, position % tried))
     )
+
+
+def best_swaps(
+    weight: Tensor,
+    restore: Tensor,
+    remove: Tensor,
+    gram: Tensor,
+    tried: int,
+    least: Tensor,
+    in_runs: Tensor | None = None,
+) -> tuple[Tensor, ...]:
+    """Several swaps of every row among the weights that promise most, each the best after those before it.
+
+    No weight takes part in two of them, and a row makes no more once none that is left gains enough.
+
+    Args:
+        weight: Shape `(rows, in)`.
+        restore: What restoring each weight alone would change, infinite for kept ones, shape `(rows, in)`.
+        remove: What pruning each weight alone would change, infinite for pruned ones, shape `(rows, in)`.
+        gram: Shape `(in, in)`.
+        tried: How many of the lowest of either side are looked at, or of how many runs the best swap. At most a
+            quarter of as many swaps are made.
+        least: What the change by each swap has to stay below, shape `(rows, 1)`.
+        in_runs: What `joint_in_runs` gives, if swaps are to stay within runs.
+
+    Returns:
+        The columns to restore, the columns to prune, and whether these swaps are made, shape `(rows, swaps)` each.
+    """
+    if in_runs is None:
+        (give, back), (take, out) = (lowest(change, tried) for change in (restore, remove))
+    else:
+        back, out = _best_of_runs(in_runs, restore, remove, tried)
+        give, take = restore.gather(1, back), remove.gather(1, out)
+    of_back, of_out = weight.gather(1, back), weight.gather(1, out)
+    joint = _joint(of_back, of_out, gram, back, out)
+    made = torch.ones_like(least, dtype=torch.bool)
+    found = []
+    for _ in range(max(1, tried // 4)):
+        if in_runs is None:
+            changes = (give[:, :, None] + take[:, None]).sub_(joint).flatten(1)
+            position = _argmin(changes)
+            i, j = position // tried, position % tried
+        else:
+            changes = (give + take).sub_(joint.diagonal(dim1=1, dim2=2))
+            position = i = j = _argmin(changes)
+        made = made & (changes.gather(1, position) < least)
+        restored, removed = back.gather(1, i), out.gather(1, j)
+        found.append((restored, removed, made))
+        if made.device.type == "cpu" and not made.any():
+            break
+        # The error has moved, and with it what each of the others would change.
+        also_back = _joint(of_back.gather(1, i), of_back, gram, restored, back).squeeze(1)
+        also_out = _joint(of_out.gather(1, j), of_out, gram, removed, out).squeeze(1)
+        give = give + (also_back - joint.take_along_dim(j[:, None], 2).squeeze(2))
+        take = take + (also_out - joint.take_along_dim(i[:, None], 1).squeeze(1))
+        give.scatter_(1, i, torch.inf)
+        take.scatter_(1, j, torch.inf)
+    return tuple(torch.cat(each, 1) for each in zip(*found, strict=True))
 
 
 def joint_in_runs(weight: Tensor, gram: Tensor, run: int) -> Tensor:
@@ -39,8 +96,7 @@ def joint_in_runs(weight: Tensor, gram: Tensor, run: int) -> Tensor:
 def best_swap_in_runs(joint: Tensor, restore: Tensor, remove: Tensor) -> tuple[Tensor, ...]:
     """As `best_swap`, but among all swaps within the runs of `joint_in_runs`."""
     run = joint.shape[-1]
-    give, take = (x.view(len(x), -1, run) for x in (restore, remove))
-    changes = (give[..., :, None] + take[..., None, :]).sub_(joint).flatten(1)
+    changes = _changes_in_runs(joint, restore, remove).flatten(1)
     position = _argmin(changes)
     change, position = changes.gather(1, position).squeeze(1), position.squeeze(1)
     start = position // run**2 * run
@@ -71,6 +127,27 @@ def lowest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     found[to], at[to] = all_values.ravel()[places], places - row * columns
     order = found.reshape(rows, width).argsort(1)[:, :count] + width * np.arange(rows)[:, None]
     return torch.from_numpy(found[order]), torch.from_numpy(at[order])
+
+
+def _best_of_runs(joint: Tensor, restore: Tensor, remove: Tensor, tried: int) -> tuple[Tensor, Tensor]:
+    """Columns to restore and to prune, shape `(rows, tried)`, by the best swap of the runs in which it is best."""
+    run = joint.shape[-1]
+    changes = _changes_in_runs(joint, restore, remove).flatten(2)
+    _, runs = lowest(changes.amin(2), tried)
+    position = _argmin(changes.take_along_dim(runs[..., None], 1).flatten(0, 1)).view(runs.shape)
+    return runs * run + position // run, runs * run + position % run
+
+
+def _changes_in_runs(joint: Tensor, restore: Tensor, remove: Tensor) -> Tensor:
+    """What every swap within a run changes, shape `(rows, runs, run, run)`."""
+    give, take = (x.view(len(x), -1, joint.shape[-1]) for x in (restore, remove))
+    return (give[..., :, None] + take[..., None, :]).sub_(joint)
+
+
+def _joint(one: Tensor, other: Tensor, gram: Tensor, back: Tensor, out: Tensor) -> Tensor:
+    """`2 w_j w_k G_jk` for all weights of one kind with those of the other, of each row, shape `(rows, one, other)`."""
+    pairs = 2 * (one[:, :, None] * other[:, None])
+    return pairs.mul_(_entries(gram, back, out))
 
 
 def _entries(gram: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

@@ -261,7 +261,7 @@ def test_streaming_needs_less_memory_the_more_blocks_there_are(tmp_path: Path, m
     assert many - few == more_sums - sums  # only statistics grow
 
 
-def test_swaps_are_compared_in_the_cache_of_a_cpu_and_many_at_a_time_elsewhere(dense: Path) -> None:
+def test_swaps_of_few_rows_are_compared_at_a_time_on_a_cpu_and_of_many_elsewhere(dense: Path) -> None:
     def more(device: str) -> int:
         plans = [
             plan_pruning(dense, MWandaConfig(**SMALL, refinement=each), device=device, timed=False)
@@ -272,7 +272,7 @@ def test_swaps_are_compared_in_the_cache_of_a_cpu_and_many_at_a_time_elsewhere(d
         ]
         return peaks[1] - peaks[0]
 
-    assert more("cpu") < 2**23
+    assert more("cpu") < 2**25
     assert more("cuda") > 2**27
 
 

@@ -86,7 +86,9 @@ def test_n_of_m_masks_stay_so_and_no_swap_within_a_run_improves_them(layer: Laye
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(("width", "run", "candidates"), [(96, None, 5), (150, None, 32), (61, None, 9), (64, 4, 32)])
+@pytest.mark.parametrize(
+    ("width", "run", "candidates"), [(96, None, 5), (150, None, 32), (61, None, 9), (64, 4, 32), (96, 4, 9)]
+)
 def test_every_swap_is_that_of_the_slow_reference(
     dtype: torch.dtype, width: int, run: int | None, candidates: int
 ) -> None:
@@ -96,7 +98,7 @@ def test_every_swap_is_that_of_the_slow_reference(
     gram = (tokens.T @ tokens).to(dtype)
     pruned = prune_lowest(torch.rand(4, width, generator=generator).view(-1, run or width), (run or width) // 2)
     pruned = pruned.view(4, width)
-    limits = (run or width, candidates if run is None else width, 1e-6)
+    limits = (run, candidates, 1e-6)
     rows = zip(weight.numpy(), pruned.numpy(), strict=True)
     expected = [torch.from_numpy(reference.refine(row, mask, gram.numpy(), *limits)) for row, mask in rows]
     refined = refine_mask(weight, pruned, gram, run=run, candidates=candidates)
@@ -160,10 +162,10 @@ def test_a_swap_by_hand(dtype: torch.dtype) -> None:
 
 @given(layers(), st.integers(0, 3))
 @settings(max_examples=30)
-def test_a_round_swaps_at_most_one_pair_per_row(layer: Layer, rounds: int) -> None:
+def test_a_round_swaps_at_most_a_quarter_of_the_candidates_of_each_row(layer: Layer, rounds: int) -> None:
     weight, pruned, gram = layer
     refined = refine_mask(weight, pruned, gram, rounds=rounds)
-    assert ((refined & ~pruned).sum(1) <= rounds).all()
+    assert ((refined & ~pruned).sum(1) <= rounds * max(1, weight.shape[1] // 4)).all()
     assert (errors(weight, refined, gram) <= errors(weight, pruned, gram)).all()
     if rounds == 0:
         assert torch.equal(refined, pruned)
