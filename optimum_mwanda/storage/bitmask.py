@@ -6,7 +6,6 @@ Values are compared and moved by their bits, so that negative zeros and NaN payl
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Iterator, Sequence
 
@@ -14,16 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..modeling.bits import INTEGERS, as_integers, marked, pack_bits, unpack_bits
-
-RUNS = (2, 4, 8, 16)
-"""The M of N:M groups; each divides `_CHUNK / 8`, so that a chunk's code ends on a byte."""
+from ..modeling.bits import as_integers, marked, pack_bits, unpack_bits
+from .patterns import RUNS, bits_of_run, mask_of_numbers, most_in_a_run, number_runs
 
 _CHUNK = 1 << 22
-"""Weights coded at a time: masks and index tables for a whole matrix would need more memory than the matrix."""
+"""Weights coded at a time: masks of a whole matrix would need much memory. It ends on a byte of every code."""
 
-_CACHED = 1 << 18
-"""Weights decoded at a time, so that a CPU has in its cache where each takes its value."""
+_CACHED = 1 << 16
+"""Weights decoded at a time, so that a CPU has in its cache where values go."""
+
+_POPCOUNTS = torch.tensor([byte.bit_count() for byte in range(256)])
+"""The ones in each byte."""
 
 _HEADER_BYTES = 300
 """Roughly what the two extra entries of a coded tensor add to the header of a file."""
@@ -51,7 +51,7 @@ class Form:
     @property
     def group_bits(self) -> int:
         """Bits per group of an N:M code."""
-        return (math.comb(self.run, self.kept) - 1).bit_length()
+        return bits_of_run(self.kept, self.run)
 
     @property
     def code_bits(self) -> int:
@@ -109,11 +109,10 @@ def choose_form(tensor: Tensor) -> Form | None:
         return None
     shape, size = tuple(tensor.shape), tensor.element_size()
     bits = _as_bits(tensor)
-    nonzeros = int(bits.count_nonzero())
+    nonzeros = int(np.count_nonzero(bits.numpy()))
     forms = [Form(shape)]
-    for run in RUNS:
-        if shape[-1] % run == 0 and 0 < (kept := _densest(bits, run)) < run:
-            forms.append(Form(shape, kept, run))
+    densest = _densest(bits, [run for run in RUNS if shape[-1] % run == 0])
+    forms += [Form(shape, kept, run) for run, kept in densest.items() if 0 < kept < run]
 
     def stored(form: Form) -> int:
         return form.count(nonzeros) * size + form.code_length
@@ -137,12 +136,13 @@ def encode(tensor: Tensor, form: Form) -> tuple[Tensor, Tensor]:
     for chunk in _chunks(bits.numel()):
         part = bits[chunk]
         mask = part != 0
+        positions = pack_bits(mask)
         if form.run:
-            mask, ranks = _complete(mask.view(-1, form.run), form.kept)
-            code.append(pack_bits(_spread(ranks, form.group_bits)))
-        else:
-            code.append(pack_bits(mask))
-        values.append(marked(part, mask.view(-1)))
+            numbers, full = number_runs(positions.numpy(), form.kept, form.run)
+            positions = torch.from_numpy(numbers[: -(-len(part) // form.run * form.group_bits // 8)])
+            mask = unpack_bits(torch.from_numpy(full), mask.shape)
+        code.append(positions)
+        values.append(marked(part, mask))
     return torch.cat(values).view(tensor.dtype), torch.cat(code)
 
 
@@ -185,45 +185,51 @@ def decode(name: str, form: Form, values: Tensor, code: Tensor) -> Tensor:
     spare = -form.code_bits % 8
     if spare and int(code[-1]) >> (8 - spare):
         raise damaged(name, "its code has bits after its end")
+    mask = code
     if form.run:
-        _check_ranks(name, form, code)
-    else:
-        # The count of each byte value times the ones in it: this needs no unpacking of the code.
-        ones = int(torch.bincount(code, minlength=256) @ _popcounts())
-        if ones != len(values):
-            raise damaged(name, f"its code marks {ones} values, but {len(values)} are stored")
-    out = torch.empty(form.numel, dtype=INTEGERS[values.element_size()])
+        mask = _mask_of_runs(name, form, code)
+    # The count of each byte value times the ones in it: this needs no unpacking of the code.
+    elif (ones := int(torch.bincount(code, minlength=256) @ _POPCOUNTS)) != len(values):
+        raise damaged(name, f"its code marks {ones} values, but {len(values)} are stored")
+    # numpy gets zeroed memory in huge pages where there are any, so that the system need not come for each small one.
+    out = torch.from_numpy(np.zeros(form.numel, f"i{values.element_size()}"))
     bits, used = _as_bits(values), 0
-    for chunk in _chunks(form.numel):
-        if form.run:
-            patterns = _patterns(form.kept, form.run)[0][_ranks(form, code, chunk)]
-            mask = _spread(patterns, form.run).view(-1)
-        else:
-            mask = unpack_bits(code[chunk.start // 8 : -(-chunk.stop // 8)], torch.Size([chunk.stop - chunk.start]))
-        for part, places in zip(torch.split(out[chunk], _CACHED), torch.split(mask, _CACHED), strict=True):
-            used += _fill(part, places, bits[used : used + len(part)])
+    for part, places in zip(torch.split(out, _CACHED), torch.split(mask, _CACHED // 8), strict=True):
+        used += _fill(part, unpack_bits(places, part.shape), bits[used : used + len(part)])
     return out.view(values.dtype).view(form.shape)
 
 
-def _fill(out: Tensor, mask: Tensor, values: Tensor) -> int:
-    """Puts the first of some values where a mask is True, and zeros elsewhere.
+def _mask_of_runs(name: str, form: Form, code: Tensor) -> Tensor:
+    """The bitmask that an N:M code stands for, uint8, shape `(⌈numel / 8⌉,)`."""
+    mask = torch.empty(-(-form.numel // 8), dtype=torch.uint8)
+    for chunk in _chunks(form.numel):
+        first, last = (-(-place // form.run * form.group_bits // 8) for place in (chunk.start, chunk.stop))
+        found = mask_of_numbers(code[first:last].numpy(), form.kept, form.run)
+        if found is None:
+            choices = math.comb(form.run, form.kept)
+            raise damaged(name, f"its code holds a number above the {choices} choices of {form.kept}:{form.run}")
+        part = mask[chunk.start // 8 : -(-chunk.stop // 8)]
+        part.copy_(torch.from_numpy(found[: len(part)]))
+    return mask
 
-    Every entry takes a value, and those that are not marked are multiplied by zero: to ask each bit whether it is set,
-    as `masked_scatter_` does, takes longer, because a processor cannot foresee the answers.
+
+def _fill(out: Tensor, mask: Tensor, values: Tensor) -> int:
+    """Puts the first of some values where a mask is True.
+
+    numpy lists the places that are marked without a branch; `masked_scatter_` asks of each bit whether it is set, and a
+    processor cannot foresee the answers.
 
     Args:
-        out: Integers, one-dimensional, to be filled.
+        out: Integers, one-dimensional.
         mask: Boolean, of the same shape.
         values: At least as many as are marked.
 
     Returns:
         How many are marked.
     """
-    places = torch.from_numpy(np.cumsum(mask.numpy().view(np.uint8), dtype=np.int32))
-    count = int(places[-1])
-    own = torch.cat([values.new_zeros(1), values[:count]])
-    torch.index_select(own, 0, places, out=out).mul_(mask)
-    return count
+    places = np.flatnonzero(mask.numpy())
+    out.numpy()[places] = values[: len(places)].numpy()
+    return len(places)
 
 
 def _as_bits(tensor: Tensor) -> Tensor:
@@ -231,66 +237,17 @@ def _as_bits(tensor: Tensor) -> Tensor:
     return as_integers(tensor.contiguous().view(-1))
 
 
-def _densest(bits: Tensor, run: int) -> int:
-    """The most non-zeros in any group of `run` weights; stops at a full group, which usually comes early."""
-    most = 0
+def _densest(bits: Tensor, runs: list[int]) -> dict[int, int]:
+    """By the weights in a group, the most non-zeros in any; a full group ends the search, which is soon as a rule."""
+    most = dict.fromkeys(runs, 0)
     for chunk in (slice(0, 1 << 12), *_chunks(bits.numel())):
-        most = max(most, int((bits[chunk].view(-1, run) != 0).sum(1, dtype=torch.uint8).max()))
-        if most == run:
+        open_runs = [run for run, found in most.items() if found < run]
+        if not open_runs:
             break
+        mask = pack_bits(bits[chunk] != 0).numpy()
+        most |= {run: max(most[run], most_in_a_run(mask, run)) for run in open_runs}
     return most
 
 
 def _chunks(numel: int) -> Iterator[slice]:
     return (slice(start, min(start + _CHUNK, numel)) for start in range(0, numel, _CHUNK))
-
-
-@functools.lru_cache(maxsize=1)
-def _popcounts() -> Tensor:
-    return torch.tensor([byte.bit_count() for byte in range(256)])
-
-
-@functools.lru_cache(maxsize=64)
-def _patterns(kept: int, run: int) -> tuple[Tensor, Tensor]:
-    """Every choice of `kept` among `run` places as a bit pattern, in ascending order, and the inverse of that list."""
-    patterns = torch.tensor([number for number in range(1 << run) if number.bit_count() == kept], dtype=torch.int32)
-    ranks = torch.zeros(1 << run, dtype=torch.int32)
-    ranks[patterns] = torch.arange(len(patterns), dtype=torch.int32)
-    return patterns, ranks
-
-
-def _complete(mask: Tensor, kept: int) -> tuple[Tensor, Tensor]:
-    """Adds the leftmost zeros to groups with fewer than `kept` non-zeros, and numbers the choices.
-
-    Args:
-        mask: Boolean, shape `(groups, run)`, at most `kept` True per group.
-        kept: Places that each group must choose.
-
-    Returns:
-        The mask with exactly `kept` True per group, and the number of each choice, int32, shape `(groups,)`.
-    """
-    missing = kept - mask.sum(1, keepdim=True)
-    free = ~mask
-    mask = mask | (free & (free.cumsum(1) <= missing))
-    run = mask.shape[1]
-    pattern = (mask.int() << torch.arange(run, dtype=torch.int32)).sum(1)
-    return mask, _patterns(kept, run)[1][pattern]
-
-
-def _spread(numbers: Tensor, width: int) -> Tensor:
-    """The lowest bits of each number as booleans, shape `(numbers, width)`."""
-    return ((numbers[:, None] >> torch.arange(width, dtype=torch.int32)) & 1).bool()
-
-
-def _ranks(form: Form, code: Tensor, chunk: slice) -> Tensor:
-    """Reads the numbers of the choices of one chunk of weights, int32."""
-    first, last = (place // form.run * form.group_bits for place in (chunk.start, chunk.stop))
-    bits = unpack_bits(code[first // 8 : -(-last // 8)], torch.Size([last - first])).view(-1, form.group_bits)
-    return (bits.int() << torch.arange(form.group_bits, dtype=torch.int32)).sum(1, dtype=torch.int32)
-
-
-def _check_ranks(name: str, form: Form, code: Tensor) -> None:
-    choices = math.comb(form.run, form.kept)
-    for chunk in _chunks(form.numel):
-        if int(_ranks(form, code, chunk).max()) >= choices:
-            raise damaged(name, f"its code holds a number above the {choices} choices of {form.kept}:{form.run}")
