@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..modeling.bits import as_integers, marked, pack_bits, unpack_bits
+from ..modeling.bits import INTEGERS, as_integers, marked, pack_bits, unpack_bits
 from .patterns import RUNS, bits_of_run, mask_of_numbers, most_in_a_run, number_runs
 
 _CHUNK = 1 << 22
@@ -191,8 +191,7 @@ def decode(name: str, form: Form, values: Tensor, code: Tensor) -> Tensor:
     # The count of each byte value times the ones in it: this needs no unpacking of the code.
     elif (ones := int(torch.bincount(code, minlength=256) @ _POPCOUNTS)) != len(values):
         raise damaged(name, f"its code marks {ones} values, but {len(values)} are stored")
-    # numpy gets zeroed memory in huge pages where there are any, so that the system need not come for each small one.
-    out = torch.from_numpy(np.zeros(form.numel, f"i{values.element_size()}"))
+    out = torch.zeros(form.numel, dtype=INTEGERS[values.element_size()])
     bits, used = _as_bits(values), 0
     for part, places in zip(torch.split(out, _CACHED), torch.split(mask, _CACHED // 8), strict=True):
         used += _fill(part, unpack_bits(places, part.shape), bits[used : used + len(part)])
