@@ -39,7 +39,7 @@ def main(folder: Path) -> None:
     left: list[int] = []
     while len(left) < KILLS:
         # After a part, or anywhere: while the model is loaded, a block is worked on, or a file is written.
-        is_due = some_steps_after(randomly.choice([0, 1, 1, 1]), randomly.randrange(steps // KILLS))
+        is_due = some_steps_after(randomly.choice([0, 0, 1]), randomly.randrange(steps // KILLS))
         if steps_until_the_end(lambda: prune(folder / "dense", folder / "again"), folder, is_due):
             break
         left.append(finished())
