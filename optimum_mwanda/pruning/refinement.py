@@ -6,8 +6,8 @@ from torch.nn import functional
 
 from .swaps import best_swaps, joint_in_runs
 
-_CACHED, _ENTRIES = 2**20, 2**24
-"""Entries of what is compared at a time on a CPU, so that they stay in its cache, and elsewhere."""
+_ON_CPU, _ELSEWHERE = 2**20, 2**24
+"""Entries that are compared at a time; smaller parts would stay in a cache, but there are few rounds and many calls."""
 
 
 @torch.no_grad()
@@ -30,7 +30,7 @@ def refine_mask(
 
     In every round, every row looks at the `candidates` weights to restore and the `candidates` weights to prune that
     are best without the last term. Among them it makes its best swap, then the best one after that, and so on, as long
-    as one gains, and at most a quarter of as many. With as many candidates as columns, no single swap can improve the
+    as one gains, up to a quarter of as many. With as many candidates as columns, no single swap can improve the
     result (as in SparseSwaps, arXiv 2512.10922). The result is deterministic, and the number of pruned weights per row
     does not change.
 
@@ -49,7 +49,7 @@ def refine_mask(
     matrix, result = weight.to(gram), pruned.to(gram.device)
     tried = min(candidates, matrix.shape[1] // (run or 1))
     size = max(tried**2, matrix.shape[1] * (run or 1))
-    chunks = zip(*(torch.split(each, max(1, _ENTRIES // size)) for each in (matrix, result)), strict=True)
+    chunks = zip(*(torch.split(each, max(1, _ELSEWHERE // size)) for each in (matrix, result)), strict=True)
     rows = rows_at_a_time(matrix.shape[1], tried, run, gram.device)
     found = []
     for chunk in chunks:
@@ -94,7 +94,7 @@ def median_energy(gram: Tensor) -> Tensor:
 
 def rows_at_a_time(columns: int, tried: int, run: int | None, device: torch.device) -> int:
     """Of how many rows the swaps are compared at a time."""
-    entries = _CACHED if device.type == "cpu" else _ENTRIES
+    entries = _ON_CPU if device.type == "cpu" else _ELSEWHERE
     return max(1, entries // max(tried**2, columns * (run or 1)))
 
 

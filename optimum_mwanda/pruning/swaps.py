@@ -4,6 +4,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+_LOOKED_AT = 4
+"""Weights of either side that are looked at for each swap that a round may make."""
+
 
 def best_swap(weight: Tensor, restore: Tensor, remove: Tensor, gram: Tensor, tried: int) -> tuple[Tensor, ...]:
     """Change of the error and the two columns of the best swap of every row.
@@ -47,7 +50,7 @@ def best_swaps(
         remove: What pruning each weight alone would change, infinite for pruned ones, shape `(rows, in)`.
         gram: Shape `(in, in)`.
         tried: How many of the lowest of either side are looked at, or of how many runs the best swap. At most a
-            quarter of as many swaps are made.
+            quarter of as many swaps are made, and one if that is less.
         least: What the change by each swap has to stay below, shape `(rows, 1)`.
         in_runs: What `joint_in_runs` gives, if swaps are to stay within runs.
 
@@ -55,41 +58,36 @@ def best_swaps(
         The columns to restore, the columns to prune, and whether these swaps are made, shape `(rows, swaps)` each.
     """
     if in_runs is None:
-        (give, back), (take, out) = (lowest(change, tried) for change in (restore, remove))
+        (to_restore, back), (to_prune, out) = (lowest(change, tried) for change in (restore, remove))
     else:
         back, out = _best_of_runs(in_runs, restore, remove, tried)
-        give, take = restore.gather(1, back), remove.gather(1, out)
+        to_restore, to_prune = restore.gather(1, back), remove.gather(1, out)
     of_back, of_out = weight.gather(1, back), weight.gather(1, out)
     joint = _joint(of_back, of_out, gram, back, out)
     made = torch.ones_like(least, dtype=torch.bool)
     found = []
-    for _ in range(max(1, tried // 4)):
-        if in_runs is None:
-            changes = (give[:, :, None] + take[:, None]).sub_(joint).flatten(1)
-            position = _argmin(changes)
-            i, j = position // tried, position % tried
-        else:
-            changes = (give + take).sub_(joint.diagonal(dim1=1, dim2=2))
-            position = i = j = _argmin(changes)
-        made = made & (changes.gather(1, position) < least)
+    for _ in range(max(1, tried // _LOOKED_AT)):
+        change, i, j = _best_pair(to_restore, to_prune, joint, pairs_only=in_runs is not None)
+        made = made & (change < least)
         restored, removed = back.gather(1, i), out.gather(1, j)
         found.append((restored, removed, made))
-        if made.device.type == "cpu" and not made.any():
+        if _is_over(made):
             break
-        # The error has moved, and with it what each of the others would change.
-        also_back = _joint(of_back.gather(1, i), of_back, gram, restored, back).squeeze(1)
-        also_out = _joint(of_out.gather(1, j), of_out, gram, removed, out).squeeze(1)
-        give = give + (also_back - joint.take_along_dim(j[:, None], 2).squeeze(2))
-        take = take + (also_out - joint.take_along_dim(i[:, None], 1).squeeze(1))
-        give.scatter_(1, i, torch.inf)
-        take.scatter_(1, j, torch.inf)
+        # With weight b restored and weight o pruned, restoring weight j changes the error by 2 w_j w_b G_jb −
+        # 2 w_j w_o G_jo more than before, and pruning it by as much less.
+        with_restored = _joint(of_back.gather(1, i), of_back, gram, restored, back).squeeze(1)
+        with_removed = _joint(of_out.gather(1, j), of_out, gram, removed, out).squeeze(1)
+        to_restore = to_restore + (with_restored - joint.take_along_dim(j[:, None], 2).squeeze(2))
+        to_prune = to_prune + (with_removed - joint.take_along_dim(i[..., None], 1).squeeze(1))
+        to_restore.scatter_(1, i, torch.inf)
+        to_prune.scatter_(1, j, torch.inf)
     return tuple(torch.cat(each, 1) for each in zip(*found, strict=True))
 
 
 def joint_in_runs(weight: Tensor, gram: Tensor, run: int) -> Tensor:
     """`2 w_j w_k G_jk` for all `j` and `k` of each run of consecutive columns, shape `(rows, runs, run, run)`."""
     columns = torch.arange(weight.shape[1], device=weight.device).view(-1, run)
-    parts = weight.view(len(weight), -1, run)
+    parts = weight.view(len(weight), len(columns), run)
     return 2 * (parts[..., :, None] * parts[..., None, :] * gram[columns[:, :, None], columns[:, None]])
 
 
@@ -129,6 +127,32 @@ def lowest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(found[order]), torch.from_numpy(at[order])
 
 
+def _best_pair(to_restore: Tensor, to_prune: Tensor, joint: Tensor, *, pairs_only: bool) -> tuple[Tensor, ...]:
+    """The least change by a swap of every row, and the places of its weights among those to restore and to prune.
+
+    Args:
+        to_restore: Changes by weights to restore, shape `(rows, tried)`.
+        to_prune: Changes by weights to prune, shape `(rows, tried)`.
+        joint: What both together change less, shape `(rows, tried, tried)`.
+        pairs_only: Whether each is only swapped for the one in its place.
+
+    Returns:
+        Three tensors of shape `(rows, 1)`.
+    """
+    if pairs_only:
+        changes = (to_restore + to_prune).sub_(joint.diagonal(dim1=1, dim2=2))
+        position = _argmin(changes)
+        return changes.gather(1, position), position, position
+    changes = (to_restore[:, :, None] + to_prune[:, None]).sub_(joint).flatten(1)
+    position, tried = _argmin(changes), to_prune.shape[1]
+    return changes.gather(1, position), position // tried, position % tried
+
+
+def _is_over(made: Tensor) -> bool:
+    """Whether no row goes on; not asked of a GPU, which would have to be waited for."""
+    return made.device.type == "cpu" and not made.any()
+
+
 def _best_of_runs(joint: Tensor, restore: Tensor, remove: Tensor, tried: int) -> tuple[Tensor, Tensor]:
     """Columns to restore and to prune, shape `(rows, tried)`, by the best swap of the runs in which it is best."""
     run = joint.shape[-1]
@@ -140,7 +164,7 @@ def _best_of_runs(joint: Tensor, restore: Tensor, remove: Tensor, tried: int) ->
 
 def _changes_in_runs(joint: Tensor, restore: Tensor, remove: Tensor) -> Tensor:
     """What every swap within a run changes, shape `(rows, runs, run, run)`."""
-    give, take = (x.view(len(x), -1, joint.shape[-1]) for x in (restore, remove))
+    give, take = (x.view(joint.shape[:3]) for x in (restore, remove))
     return (give[..., :, None] + take[..., None, :]).sub_(joint)
 
 

@@ -22,7 +22,7 @@ _CHUNK = 1 << 22
 _CACHED = 1 << 16
 """Weights decoded at a time, so that a CPU has in its cache where values go."""
 
-_POPCOUNTS = torch.tensor([byte.bit_count() for byte in range(256)])
+_POPCOUNTS = np.array([byte.bit_count() for byte in range(256)])
 """The ones in each byte."""
 
 _HEADER_BYTES = 300
@@ -189,9 +189,9 @@ def decode(name: str, form: Form, values: Tensor, code: Tensor) -> Tensor:
     if form.run:
         mask = _mask_of_runs(name, form, code)
     # The count of each byte value times the ones in it: this needs no unpacking of the code.
-    elif (ones := int(torch.bincount(code, minlength=256) @ _POPCOUNTS)) != len(values):
+    elif (ones := int(torch.bincount(code, minlength=256).numpy() @ _POPCOUNTS)) != len(values):
         raise damaged(name, f"its code marks {ones} values, but {len(values)} are stored")
-    out = torch.zeros(form.numel, dtype=INTEGERS[values.element_size()])
+    out = torch.zeros(form.numel, dtype=INTEGERS[values.element_size()], device="cpu")
     bits, used = _as_bits(values), 0
     for part, places in zip(torch.split(out, _CACHED), torch.split(mask, _CACHED // 8), strict=True):
         used += _fill(part, unpack_bits(places, part.shape), bits[used : used + len(part)])
@@ -200,7 +200,7 @@ def decode(name: str, form: Form, values: Tensor, code: Tensor) -> Tensor:
 
 def _mask_of_runs(name: str, form: Form, code: Tensor) -> Tensor:
     """The bitmask that an N:M code stands for, uint8, shape `(⌈numel / 8⌉,)`."""
-    mask = torch.empty(-(-form.numel // 8), dtype=torch.uint8)
+    mask = torch.empty(-(-form.numel // 8), dtype=torch.uint8, device="cpu")
     for chunk in _chunks(form.numel):
         first, last = (-(-place // form.run * form.group_bits // 8) for place in (chunk.start, chunk.stop))
         found = mask_of_numbers(code[first:last].numpy(), form.kept, form.run)
@@ -237,7 +237,7 @@ def _as_bits(tensor: Tensor) -> Tensor:
 
 
 def _densest(bits: Tensor, runs: list[int]) -> dict[int, int]:
-    """By the weights in a group, the most non-zeros in any; a full group ends the search, which is soon as a rule."""
+    """For each number of weights in a group, the most non-zeros in any; soon, as a rule, each has a full group."""
     most = dict.fromkeys(runs, 0)
     for chunk in (slice(0, 1 << 12), *_chunks(bits.numel())):
         open_runs = [run for run, found in most.items() if found < run]

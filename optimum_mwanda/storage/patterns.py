@@ -41,19 +41,16 @@ def number_runs(mask: Bytes, kept: int, run: int) -> tuple[Bytes, Bytes]:
     numbers, masks = _tables(kept, run)
     found = numbers[_as_words(mask)]
     bits = np.unpackbits(found.view(np.uint8), bitorder="little").reshape(-1, WIDTH)
-    return np.packbits(bits[:, : _bits(kept, run)], bitorder="little"), masks[found].view(np.uint8)
+    return np.packbits(bits[:, : _bits_of_word(kept, run)], bitorder="little"), masks[found].view(np.uint8)
 
 
 def mask_of_numbers(code: Bytes, kept: int, run: int) -> Bytes | None:
-    """Inverse of `number_runs`, up to the next sixteenth weight; None if a number is none of a choice."""
-    width = _bits(kept, run)
-    bits = np.unpackbits(code, bitorder="little")
-    words = np.zeros((-(-len(code) * 8 // width), WIDTH), np.uint8)
-    whole = len(code) * 8 // width
-    words[:whole, :width] = bits[: whole * width].reshape(whole, width)
-    if whole < len(words):
-        words[whole, : len(bits) - whole * width] = bits[whole * width :]
-    found = _tables(kept, run)[1][np.packbits(words, bitorder="little").view(_WORD)]
+    """Inverse of `number_runs`, up to the next sixteenth weight; None if a number stands for no choice."""
+    width = _bits_of_word(kept, run)
+    whole = -(-len(code) * 8 // width) * width  # what is missing of the last word are zeros
+    bits = np.unpackbits(code, count=whole, bitorder="little").reshape(-1, width)
+    words = np.packbits(np.pad(bits, ((0, 0), (0, WIDTH - width))), bitorder="little").view(_WORD)
+    found = _tables(kept, run)[1][words]
     return found.view(np.uint8) if found.all() else None
 
 
@@ -67,7 +64,7 @@ def _as_words(mask: Bytes) -> Words:
     return np.pad(mask, (0, len(mask) % 2)).view(_WORD)
 
 
-def _bits(kept: int, run: int) -> int:
+def _bits_of_word(kept: int, run: int) -> int:
     return WIDTH // run * bits_of_run(kept, run)
 
 
@@ -81,13 +78,13 @@ def _tables(kept: int, run: int) -> tuple[Words, Words]:
         full |= np.where(_ones(full) < kept, ~full & (full + 1), 0)
     number = np.searchsorted(choices, full).clip(max=len(choices) - 1)
     bits = bits_of_run(kept, run)
-    of_mask, of_numbers = np.arange(1 << WIDTH), np.arange(1 << _bits(kept, run))
+    of_mask, of_numbers = np.arange(1 << WIDTH), np.arange(1 << _bits_of_word(kept, run))
     numbers, masks, is_choice = np.zeros_like(of_mask), np.zeros_like(of_numbers), np.ones_like(of_numbers, dtype=bool)
     for place in range(WIDTH // run):
-        numbers |= number[of_mask >> run * place & (1 << run) - 1] << bits * place
-        chosen = of_numbers >> bits * place & (1 << bits) - 1
+        numbers |= number[(of_mask >> (run * place)) & ((1 << run) - 1)] << (bits * place)
+        chosen = (of_numbers >> (bits * place)) & ((1 << bits) - 1)
         is_choice &= chosen < len(choices)
-        masks |= choices[chosen.clip(max=len(choices) - 1)] << run * place
+        masks |= choices[chosen.clip(max=len(choices) - 1)] << (run * place)
     return numbers.astype(_WORD), (masks * is_choice).astype(_WORD)
 
 
@@ -95,11 +92,11 @@ def _tables(kept: int, run: int) -> tuple[Words, Words]:
 def _fullest(run: int) -> Bytes:
     """By the mask of sixteen weights, the most that are set in a run."""
     words = np.arange(1 << WIDTH)
-    parts = np.stack([_ones(words >> start & (1 << run) - 1) for start in range(0, WIDTH, run)])
+    parts = np.stack([_ones((words >> start) & ((1 << run) - 1)) for start in range(0, WIDTH, run)])
     fullest: Bytes = parts.max(0).astype(np.uint8)
     return fullest
 
 
 def _ones(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
     """How many bits of each number below 2¹⁶ are set."""
-    return sum((numbers >> place & 1 for place in range(WIDTH)), start=np.zeros_like(numbers))
+    return sum(((numbers >> place) & 1 for place in range(WIDTH)), start=np.zeros_like(numbers))

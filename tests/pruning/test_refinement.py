@@ -171,6 +171,14 @@ def test_a_round_swaps_at_most_a_quarter_of_the_candidates_of_each_row(layer: La
         assert torch.equal(refined, pruned)
 
 
+def test_a_round_makes_eight_swaps_of_a_row_that_has_as_many_to_make() -> None:
+    generator = torch.Generator().manual_seed(3)
+    weight = torch.randn(5, 100, generator=generator)
+    pruned = ~prune_lowest(weight.abs(), 50)  # the largest
+    refined = refine_mask(weight, pruned, torch.eye(100), rounds=1)
+    assert ((refined & ~pruned).sum(1) == 8).all()
+
+
 def test_channels_that_are_silent_do_not_matter() -> None:
     weight = torch.tensor([[3.0, 0.1, 0.2]])
     gram = torch.diag(torch.tensor([0.0, 1, 1]))

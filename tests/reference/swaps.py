@@ -1,4 +1,4 @@
-"""Slow reference for swaps within a row: every pair is looked at in turn, with the operations in the written order."""
+"""Slow reference for swaps within a row: every pair is looked at in turn, and every weight for itself."""
 
 from collections.abc import Callable
 from typing import Any

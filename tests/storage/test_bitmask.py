@@ -9,6 +9,7 @@ from torch import Tensor
 
 from optimum_mwanda.storage import bitmask
 from optimum_mwanda.storage.bitmask import Form, check_lengths, choose_form, decode, encode
+from tests.reference import stored as reference
 
 DTYPES = {
     torch.float32: torch.int32,
@@ -80,6 +81,34 @@ def test_any_bits_come_back_from_groups_even_where_more_is_zero_than_the_pattern
     values, code = encode(tensor, form)
     assert len(values) == tensor.numel() // run * kept
     assert same_bits(decode("w", form, values, code), tensor)
+
+
+@pytest.mark.parametrize(("kept", "run"), [(1, 2), (2, 4), (3, 4), (1, 8), (3, 8), (4, 8), (1, 16), (8, 16), (13, 16)])
+@pytest.mark.parametrize("groups", [(1, 1), (3, 5), (7, 16)])
+def test_codes_are_those_that_the_page_of_the_format_describes(kept: int, run: int, groups: tuple[int, int]) -> None:
+    shape = (groups[0], groups[1] * run)
+    tensor = prune_randomly(prune_to(torch.randn(shape), kept, run), 0.1, run)
+    code, stored = reference.code_of_runs((tensor.view(-1) != 0).tolist(), kept, run)
+    found = encode(tensor, Form(shape, kept, run))
+    assert found[1].numpy().tobytes() == code
+    assert same_bits(found[0], tensor.view(-1)[stored])
+
+
+def test_codes_by_hand() -> None:
+    # Of the six choices of two among four, 0b0011 is the first and 0b1100 the last; three bits each.
+    tensor = torch.tensor([[5.0, 6, 0, 0, 0, 0, 7, 8, 0, 0, 0, 9]])
+    values, code = encode(tensor, Form((1, 12), 2, 4))
+    assert values.tolist() == [5, 6, 7, 8, 0, 9]
+    assert code.tolist() == [0b11_101_000, 0b0]  # 0, 5 and 3, of 0b1001, the highest bit in the second byte
+
+
+@pytest.mark.parametrize("form", [Form((4, 32)), Form((4, 32), 2, 4)])
+def test_where_new_tensors_are_made_does_not_matter(form: Form) -> None:
+    tensor = prune_to(torch.randn(4, 32), 2, 4)
+    values, code = encode(tensor, form)
+    with torch.device("meta"):
+        decoded = decode("w", form, values, code)
+    assert same_bits(decoded, tensor)
 
 
 @pytest.mark.parametrize("form", [Form((3, 304)), Form((3, 304), 4, 16), Form((3, 304), 2, 4)])
