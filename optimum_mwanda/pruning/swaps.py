@@ -23,12 +23,8 @@ def best_swap(weight: Tensor, restore: Tensor, remove: Tensor, gram: Tensor, tri
     """
     (give, back), (take, out) = (lowest(change, tried) for change in (restore, remove))
     joint = _joint(weight.gather(1, back), weight.gather(1, out), gram, back, out)
-    changes = (give[:, :, None] + take[:, None]).sub_(joint).flatten(1)
-    position = _argmin(changes)
-    return tuple(
-        found.gather(1, at).squeeze(1)
-        for found, at in ((changes, position), (back, position // tried), (out, position % tried))
-    )
+    change, i, j = _best_pair(give, take, joint, pairs_only=False)
+    return change.squeeze(1), back.gather(1, i).squeeze(1), out.gather(1, j).squeeze(1)
 
 
 def best_swaps(

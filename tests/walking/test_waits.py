@@ -129,7 +129,8 @@ def test_a_round_of_swaps_waits_once(monkeypatch: pytest.MonkeyPatch) -> None:
     x, weight = torch.randn(64, 32, generator=generator), torch.randn(16, 32, generator=generator)
     pruned = weight.abs() < weight.abs().median(1, keepdim=True).values
     on_a_cpu = refine_mask(weight, pruned, x.T @ x)
-    monkeypatch.setattr(swaps, "_is_over", lambda made: False)  # only a CPU is asked
+    assert not swaps._is_over(torch.zeros(2, 1, dtype=torch.bool, device="meta"))  # only a CPU is asked
+    monkeypatch.setattr(swaps, "_is_over", lambda made: False)
     assert torch.equal(refine_mask(weight, pruned, x.T @ x), on_a_cpu)
     one, two = (count(lambda n=n: refine_mask(weight, pruned, x.T @ x, rounds=n)) for n in (1, 2))
     assert sum((two - one).values()) == 1
