@@ -6,9 +6,9 @@
 
 The model is a random Llama with the shape of Llama 3.1 8B in bfloat16, and the text 15 languages of 16 chunks of 2048
 random tokens. First come the parts of a default prune, beside a bare forward pass of the same batches; then the same
-prune with the blocks in the memory of the host; then swap, OBS, SparseGPT and ALPS on one block; then linear layers
-with 2:4 weights in the sparse kernels of torch, beside dense ones, called from Python and replayed from a CUDA graph,
-which spends no time between kernels. Every size is a flag.
+prune with the blocks in the memory of the host; then swap, OBS, SparseGPT and ALPS on one block; then single steps of
+these; then linear layers with 2:4 weights in the sparse kernels of torch, beside dense ones, called from Python and
+replayed from a CUDA graph, which spends no time between kernels. Every size is a flag.
 
 The file is written after each part. A part that fails is recorded with its error, and the others run; what does not fit
 into `--budget` seconds is recorded as skipped. Peak memory is that of the GPU, as torch allocates it.
@@ -34,12 +34,17 @@ from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
 from optimum_mwanda import MWandaConfig, MWandaPruner  # noqa: E402
 from optimum_mwanda.modeling.blocks import find_blocks, inference_mode, run_blocks  # noqa: E402
-from optimum_mwanda.pruning.masks import n_of_m_mask  # noqa: E402
+from optimum_mwanda.modeling.host_memory import to_host  # noqa: E402
+from optimum_mwanda.pruning.inverse_factor import inverse_factor  # noqa: E402
+from optimum_mwanda.pruning.masks import n_of_m_mask, prune_lowest  # noqa: E402
 
+_RUNS: dict[str, Any] = {"pattern": "2:4", "allocation": "uniform"}
 METHODS: dict[str, dict[str, Any]] = {
     "swap on one block": {"refinement": "swap"},
+    "swap, 2:4, on one block": {"refinement": "swap", **_RUNS},
     "obs on one block": {"reconstruction": "obs"},
     "sparsegpt on one block": {"criterion": "sparsegpt"},
+    "sparsegpt, 2:4, on one block": {"criterion": "sparsegpt", **_RUNS},
     "alps on one block": {"criterion": "alps"},
 }
 REPEATS = 20
@@ -75,6 +80,7 @@ class Bench:
             "prune from host memory": self.stream,
             "make one block": lambda: self.make(1),
             **{name: partial(self.one_block, changes) for name, changes in METHODS.items()},
+            "steps": self.steps,
             "2:4": self.semi_structured,
         }
 
@@ -145,6 +151,27 @@ class Bench:
                 torch.nn.init.normal_(parameter, std=0.02)
         self.pruner(**changes).prune(self.model, self.rows)
 
+    def steps(self) -> dict[str, Any]:
+        """What single steps take on a matrix of an MLP and on Gram matrices, in seconds."""
+        args = self.args
+        weight = torch.randn(args.intermediate, args.hidden, device=self.device, dtype=getattr(torch, args.dtype))
+        scores = weight.float().abs() * torch.rand(args.hidden, device=self.device)
+        whole = scores.view(1, -1)
+        work: dict[str, Callable[[], object]] = {
+            "lowest half of every row": lambda: prune_lowest(scores, scores.shape[1] // 2),
+            "lowest half of the matrix": lambda: prune_lowest(whole, whole.shape[1] // 2),
+            "2:4": lambda: n_of_m_mask(scores, 2, 4),
+            "into new memory of the host": lambda: to_host(weight, copy=True),
+            "into new memory of the host, by the driver": lambda: weight.to("cpu", copy=True),
+        }
+        for width in (args.hidden, args.intermediate):
+            x = torch.randn(width, 2 * width, device=self.device)
+            gram = x @ x.T
+            work[f"inverse by Cholesky, {width} channels"] = partial(_inverse, gram)
+            work[f"eigenvectors, {width} channels"] = partial(torch.linalg.eigh, gram)
+            work[f"factor of SparseGPT, {width} channels"] = partial(inverse_factor, gram, 0.01)
+        return {"steps": {name: self.clock(each, 3) for name, each in work.items()}}
+
     def semi_structured(self) -> dict[str, Any]:
         args = self.args
         kind = getattr(torch, args.dtype)
@@ -173,10 +200,10 @@ class Bench:
                 found.append({**shape, **called, **replayed})
         return {"layers": found}
 
-    def clock(self, work: Callable[[], object]) -> float:
+    def clock(self, work: Callable[[], object], repeats: int = REPEATS) -> float:
         """Median seconds of a short piece of work."""
         times = []
-        for _ in range(REPEATS + 3):
+        for _ in range(repeats + 3):
             self.wait()
             start = time.perf_counter()
             work()
@@ -241,6 +268,10 @@ class Bench:
         partial = self.args.output.with_name(f"{self.args.output.name}.part")
         partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         partial.replace(self.args.output)
+
+
+def _inverse(gram: torch.Tensor) -> torch.Tensor:
+    return torch.cholesky_inverse(torch.linalg.cholesky(gram))
 
 
 def _captured(work: Callable[[], object]) -> Callable[[], object]:

@@ -1,6 +1,7 @@
 """Measures what it saves that calibration text is read and tokenised while the model runs.
 
     python benchmarks/reading.py --model DIR --dataset texts.jsonl
+    python benchmarks/reading.py --model DIR --dataset texts.jsonl --device cuda --dtype bfloat16
     python benchmarks/reading.py --model DIR --dataset texts.jsonl --tokens-per-second 35000
     python benchmarks/reading.py --model DIR --dataset texts.jsonl --tokens-per-second 35000 --streams
 
@@ -67,6 +68,8 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--streams", action="store_true")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--tokens-per-second", type=float, help="of a device in place of the model")
     parser.add_argument("--kernels", type=int, default=1000, help="that it starts per batch (default: 1000)")
     args = parser.parse_args(words)
@@ -77,7 +80,7 @@ def main(words: Sequence[str] | None = None) -> None:
 def measure(args: argparse.Namespace, folder: Path) -> None:
     torch.set_num_threads(args.threads)
     tokenizer = AutoTokenizer.from_pretrained(args.model)
-    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=args.dtype).to(args.device)
     table = load_dataset("json", data_files=args.dataset, split="train")
     dataset = streams(table, folder) if args.streams else table
     config = MWandaConfig(

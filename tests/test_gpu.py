@@ -15,6 +15,7 @@ from optimum_mwanda import MWandaConfig, MWandaPruner, prune_checkpoint
 from optimum_mwanda.calibration.collector import reduce_channels
 from optimum_mwanda.calibration.gram import add_products, new_strips, to_matrix
 from optimum_mwanda.modeling.blocks import find_blocks
+from optimum_mwanda.modeling.host_memory import to_host
 from optimum_mwanda.modeling.weights import find_weights
 from tests.conftest import make_rows
 from tests.families.matrix import FAMILIES
@@ -26,6 +27,7 @@ CASES: dict[str, dict[str, Any]] = {
     "defaults": {},
     "terms": {"variance": "std", "activation": "above_rms"},
     "2:4": {"allocation": "uniform", "pattern": "2:4"},
+    "whole matrices": {"group": "matrix"},
     "swap": {"refinement": "swap"},
     "fisher swap": {"refinement": "swap", "sensitivity": "fisher"},
     "obs": {"reconstruction": "obs"},
@@ -103,6 +105,14 @@ def test_sums_are_those_of_float64(dtype: torch.dtype, tokens: int, error: float
     torch.testing.assert_close(found["square_sum"].cpu(), expected["square_sum"], rtol=1e-6, atol=0)
     assert torch.equal(found["positive"].cpu(), expected["positive"])
     assert (found["above_rms>0.5"].cpu() - expected["above_rms>0.5"]).abs().max() <= 1
+
+
+def test_copies_in_host_memory_are_exact() -> None:
+    for shape in ((3, 1), (700, 3000), (5, 900, 1100), (20_000_000,)):
+        values = torch.randn(shape, device=DEVICE)
+        assert torch.equal(to_host(values), values.cpu())
+        assert torch.equal(to_host(values.movedim(0, -1)), values.cpu().movedim(0, -1))
+        assert to_host(values, copy=True).device.type == "cpu"
 
 
 def test_no_batch_waits_for_the_gpu() -> None:

@@ -31,8 +31,9 @@ SIZES: dict[str, Any] = {
 }
 TINY = [f"--{name}={value}" for name, value in SIZES.items()]
 PRUNE = ("calibrate", "allocate", "apply")
-ONE_BLOCK = ("swap on one block", "obs on one block", "sparsegpt on one block", "alps on one block")
-PARTS = ("make the model", "bare forward", *PRUNE, "prune from host memory", "make one block", *ONE_BLOCK, "2:4")
+METHODS = ("swap", "swap, 2:4,", "obs", "sparsegpt", "sparsegpt, 2:4,", "alps")
+ONE_BLOCK = ("make one block", *(f"{method} on one block" for method in METHODS))
+PARTS = ("make the model", "bare forward", *PRUNE, "prune from host memory", *ONE_BLOCK, "steps", "2:4")
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from ..modeling.host_memory import to_host
 from ..modeling.weights import PrunableWeight
 from ..record.attachment import put_records, take_records
 
@@ -24,7 +25,7 @@ class DenseState:
     def __init__(self, model: "PreTrainedModel", weights: Iterable[PrunableWeight]) -> None:
         self._records = take_records(model)
         self._weights = list(weights)
-        self._dense = {weight.name: weight.own.to("cpu", copy=True) for weight in self._weights}
+        self._dense = {weight.name: to_host(weight.own, copy=True) for weight in self._weights}
 
     def restore_weight(self, weight: PrunableWeight) -> None:
         """Gives one of the weights its dense values."""

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .host_memory import to_host
+
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -45,7 +47,7 @@ def write_out(
 
 
 def _write_tensor(tensor: Tensor, write: Callable[[memoryview | bytes], object]) -> None:
-    data = as_bytes(tensor.detach().cpu())
+    data = as_bytes(to_host(tensor.detach()))
     for start in range(0, len(data), _PIECE):
         write(data[start : start + _PIECE])
 

@@ -127,6 +127,14 @@ def _prune_by_rank(scores: Tensor, count: int) -> Tensor:
 def _kth_lowest(scores: Tensor, count: int) -> Tensor:
     """The `count`-th lowest score of each row, shape `(rows, 1)`."""
     if scores.device.type != "cpu" or scores.dtype not in (torch.float32, torch.float64):
-        return scores.kthvalue(count, dim=1, keepdim=True).values
+        return _kth_on_device(scores, count)
     # The same value: numpy partitions with vector instructions.
     return torch.from_numpy(np.partition(scores.numpy(), count - 1, axis=1)[:, count - 1, None].copy())
+
+
+def _kth_on_device(scores: Tensor, count: int) -> Tensor:
+    """As `_kth_lowest`. `kthvalue` would give a row to one multiprocessor of a GPU, however long it is."""
+    columns = scores.shape[1]
+    if 2 * count <= columns:
+        return scores.topk(count, dim=1, largest=False, sorted=False).values.amax(1, keepdim=True)
+    return scores.topk(columns - count + 1, dim=1, sorted=False).values.amin(1, keepdim=True)

@@ -143,8 +143,7 @@ def admm(
     `reconstruct`.
 
     The published code decomposes `G` into eigenvectors once and multiplies with them twice per iteration. Here each
-    penalty has an inverse of its own, by Cholesky, and an iteration one product: less work at every width, nearer to
-    float64, and on a GPU, where eigenvectors of wide matrices take longest, a small part of it.
+    penalty has an inverse of its own, by Cholesky, and an iteration one product: less work, and nearer to float64.
 
     Args:
         weight: `W`, shape `(out, in)`.

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..modeling.bits import marked, pack_bits, unpack_bits, zero_marked
 from ..modeling.block_source import BlockSource
+from ..modeling.host_memory import to_host
 from ..modeling.sharding import is_sharded
 from ..modeling.weights import PrunableWeight
 
@@ -47,8 +48,8 @@ class WeightEditor:
         """
         matrix, pruned = weight.own, weight.own_of(pruned)
         if self._must_keep(weight):
-            own = pack_bits(pruned).cpu() if is_sharded(weight.holder) else packed
-            self._undo.append((weight, partial(_put_back, own, marked(matrix, pruned).cpu())))
+            own = to_host(pack_bits(pruned)) if is_sharded(weight.holder) else packed
+            self._undo.append((weight, partial(_put_back, own, to_host(marked(matrix, pruned)))))
         self._edited.setdefault(weight, False)
         zero_marked(matrix, pruned)
 
@@ -61,7 +62,7 @@ class WeightEditor:
         """
         matrix, values = weight.own, weight.own_of(values)
         if self._must_keep(weight) and not self._edited.get(weight, False):
-            self._undo.append((weight, partial(_restore, matrix.to("cpu", copy=True))))
+            self._undo.append((weight, partial(_restore, to_host(matrix, copy=True))))
         self._edited[weight] = True
         matrix.copy_(values)
 

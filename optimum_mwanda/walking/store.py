@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..modeling.host_memory import to_host
+
 _ALIGNMENT = 64
 
 
@@ -53,14 +55,19 @@ class InMemory(HiddenStates):
         self._states: list[tuple[Tensor, torch.device]] = []
 
     def append(self, states: Tensor) -> None:
-        self._states.append((states.cpu(), states.device))
+        self._states.append((to_host(states), states.device))
 
     def __getitem__(self, batch: int) -> Tensor:
         states, device = self._states[batch]
         return states.to(device)
 
     def __setitem__(self, batch: int, states: Tensor) -> None:
-        self._states[batch] = (states.cpu(), states.device)
+        kept, _ = self._states[batch]
+        if states.device.type != "cpu" and kept.shape == states.shape and kept.dtype == states.dtype:
+            kept.copy_(states)  # memory that is there already
+        else:
+            kept = to_host(states)
+        self._states[batch] = (kept, states.device)
 
 
 class OnDisk(HiddenStates):

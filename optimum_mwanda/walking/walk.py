@@ -12,6 +12,7 @@ from ..calibration.statistics import CalibrationStatistics, WeightStatistics
 from ..modeling.bits import pack_bits, unpack_bits
 from ..modeling.block_source import BlockSource
 from ..modeling.counting import count_zeros
+from ..modeling.host_memory import to_host
 from ..modeling.interrupts import check_interrupts
 from ..modeling.pages import freed_at_once
 from ..modeling.weights import PrunableWeight, Weights, flat
@@ -68,7 +69,7 @@ class Step:
             pruned: Boolean mask, shape `(out, in)`, True where pruned.
             values: New values of the same shape, zero where pruned; None if the remaining entries keep their values.
         """
-        packed = pack_bits(pruned).cpu() if values is None else None
+        packed = to_host(pack_bits(pruned)) if values is None else None
         self._edits.append(_Edit(weight, packed, values))
 
     def commit(self, editor: WeightEditor) -> dict[str, int]:

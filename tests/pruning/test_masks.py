@@ -9,6 +9,7 @@ from torch import Tensor
 
 from optimum_mwanda.modeling import bits
 from optimum_mwanda.modeling.bits import pack_bits, unpack_bits
+from optimum_mwanda.pruning import masks
 from optimum_mwanda.pruning.masks import n_of_m_mask, prune_lowest, unstructured_mask
 
 few_values = st.sampled_from([0.0, 1.0, 2.0, float("inf")])
@@ -36,6 +37,9 @@ def test_the_lowest_are_those_of_a_stable_sort(scores: Tensor, data: st.DataObje
     before = scores.clone()
     assert torch.equal(prune_lowest(scores, count), lowest_by_stable_sort(scores, count))
     assert torch.equal(scores, before)
+    if count:
+        threshold = scores.sort(dim=1).values[:, count - 1, None]
+        assert torch.equal(masks._kth_on_device(scores, count), threshold)  # as on a GPU
 
 
 @given(score_matrices(), st.floats(0, 1))
