@@ -175,8 +175,7 @@ class Footprint:
     def _read_back(self) -> int:
         """What is read at a time of an output whose blocks are on disk, and what it is compared with."""
         read = min(RELEASED_AFTER + self._tensor, self.model)
-        ahead = self._most_converted * 3 // 2  # a block's experts, put together in two tensors before they are needed
-        return max(read + self._tensor + ahead, self._table)
+        return max(read + self._tensor + self._most_converted, self._table)  # experts are put together to be compared
 
     def journal(self) -> int:
         """What is kept on disk of pruned blocks until the output is complete."""

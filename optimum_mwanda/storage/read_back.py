@@ -19,7 +19,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from ..modeling.architecture import load_arguments
 from ..modeling.compiled import uncompiled
 from ..modeling.offloading import offloaded_tensor
-from ..modeling.pages import release_pages
+from ..modeling.pages import freed_at_once, release_pages
 from ..modeling.quantized import forget_dequantization
 from ..modeling.tensor_file import DTYPES
 from ..utils import abridged
@@ -94,13 +94,14 @@ def check_saved(model: "PreTrainedModel", folder: str | os.PathLike[str]) -> Non
 
     kind: Any = type(model)
     try:
-        _, info = kind.from_pretrained(
-            folder,
-            dtype="auto",
-            quantization_config=_Comparison(compare, Path(folder)),
-            output_loading_info=True,
-            **load_arguments(model),
-        )
+        with freed_at_once():  # experts, once they are compared
+            _, info = kind.from_pretrained(
+                folder,
+                dtype="auto",
+                quantization_config=_Comparison(compare, Path(folder)),
+                output_loading_info=True,
+                **load_arguments(model),
+            )
     except Exception as error:
         raise ValueError(f"{_BROKEN}it cannot be loaded again: {error}") from error
     types = {tensor.dtype for tensor in state.values()}
