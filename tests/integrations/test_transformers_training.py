@@ -225,9 +225,8 @@ class TestRunClm:
         first = sparsity_record(out / "_pruned")
         assert first is not None
         assert not first.training
-        kept = all(
-            torch.equal(mask, read_masks(load(out))[name]) for name, mask in read_masks(load(out / "_pruned")).items()
-        )
+        before, after = read_masks(load(out / "_pruned")), read_masks(load(out))
+        kept = all(torch.equal(mask, after[name]) for name, mask in before.items())
         assert kept is (recipe != "rigl")
 
     def test_dense_model_is_pruned_gradually(
