@@ -292,11 +292,17 @@ def test_infinite_outputs_are_refused_and_the_model_is_as_before() -> None:
     assert_untouched(model, before)
 
 
-@pytest.mark.parametrize("error", [RuntimeError("out of memory"), KeyboardInterrupt()], ids=["error", "interrupt"])
-@pytest.mark.parametrize("name", COMBINED)
-@pytest.mark.parametrize("number", [1, 4])
-def test_what_fails_in_training_leaves_the_model_as_it_was(number: int, name: str, error: BaseException) -> None:
-    model, values = make_model(), COMBINED[name]
+ERRORS = {"error": RuntimeError("out of memory"), "interrupt": KeyboardInterrupt()}
+FAILURES = [  # each setting fails early and late, and in both ways
+    (number, name, way)
+    for i, name in enumerate(COMBINED)
+    for number, way in zip((1, 4), [*ERRORS][:: 1 if i % 2 else -1], strict=True)
+]
+
+
+@pytest.mark.parametrize(("number", "name", "way"), FAILURES)
+def test_what_fails_in_training_leaves_the_model_as_it_was(number: int, name: str, way: str) -> None:
+    model, values, error = make_model(), COMBINED[name], ERRORS[way]
     before = state_of(model)
     forward, calls = type(model.model.layers[1]).forward, []
 
