@@ -1,11 +1,9 @@
-"""What pruning models takes, from disk and in memory: peaks of a process above what it took before, in bytes.
+"""What pruning a model takes, from disk and in memory: peaks of this process above what it took before, in bytes.
 
-As arguments: the folders of the models. Each has a process of its own, which has imported the same.
+As argument: the folder of the model.
 """
 
 import gc
-import json
-import multiprocessing
 import re
 import sys
 from pathlib import Path
@@ -49,22 +47,12 @@ def resident(what: str) -> int:
     return int(size) * 1024
 
 
-def measure(dense: Path) -> None:
-    found = {}
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    dense = Path(sys.argv[1])
     for mode, prune in MODES.items():
         gc.collect()
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak begins anew
         start = resident("VmRSS")
         prune(dense, dense.with_name(f"{dense.name}-{mode}"))
-        found[mode] = resident("VmHWM") - start
-    dense.with_suffix(".json").write_text(json.dumps(found), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    for folder in map(Path, sys.argv[1:]):
-        process = multiprocessing.get_context("fork").Process(target=measure, args=[folder])
-        process.start()
-        process.join()
-        if process.exitcode:
-            sys.exit(process.exitcode)
+        print(mode, resident("VmHWM") - start)
