@@ -243,8 +243,10 @@ class Footprint:
             compared = SWAPS["cpu" if is_on_cpu else "elsewhere"]
             return FACTORS["swap"] * self._largest * 4 + self._widest**2 * 4 + compared + 3 * tallest**2 * 4
         scores = 8 if self._width == 4 else 12  # a product of two, and a copy of the matrix in float32
-        part = 12 if self._config.criterion == "magnitude" else 4  # many weights of a row have the same magnitude
-        return max(scores * self._largest, 5 * self._largest + part * min(self._largest, PARTS))
+        # Many weights of a row have the same magnitude; a GPU lists the lowest weights with their places.
+        part = 12 if self._config.criterion == "magnitude" else 4 if is_on_cpu else 6
+        at_once = self._largest if self._config.group == "matrix" and not is_on_cpu else PARTS
+        return max(scores * self._largest, 5 * self._largest + part * min(self._largest, at_once))
 
     def _grams(self) -> int:
         """Gram matrices that are held together; matrices of one module share an input."""

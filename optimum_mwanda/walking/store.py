@@ -62,12 +62,12 @@ class InMemory(HiddenStates):
         return states.to(device)
 
     def __setitem__(self, batch: int, states: Tensor) -> None:
-        kept, _ = self._states[batch]
-        if states.device.type != "cpu" and kept.shape == states.shape and kept.dtype == states.dtype:
-            kept.copy_(states)  # memory that is there already
+        kept, device = self._states[batch]
+        is_a_copy = device == states.device and device.type != "cpu"
+        if is_a_copy and kept.shape == states.shape and kept.dtype == states.dtype:
+            kept.copy_(states)  # into memory that is there already
         else:
-            kept = to_host(states)
-        self._states[batch] = (kept, states.device)
+            self._states[batch] = (to_host(states), states.device)
 
 
 class OnDisk(HiddenStates):
