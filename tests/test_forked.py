@@ -30,6 +30,8 @@ def run(*words: str, **options: object) -> tuple[int, str, str]:
         "import sys; sys.exit(7)",
         "import sys; sys.exit('an end')",
         "raise SystemExit",
+        "print('no line', end='')",
+        "import atexit, threading as t; atexit.register(print, 'last'); t.Timer(0.2, print, ['late']).start(); exit(0)",
         "import os; os.kill(os.getpid(), 9)",
     ],
 )

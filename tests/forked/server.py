@@ -1,5 +1,6 @@
 """Forks processes that run what they are given as an interpreter of their own would; `client.py` asks for them."""
 
+import atexit
 import contextlib
 import gc
 import importlib
@@ -97,6 +98,18 @@ def run(words: list[str], streams: list[int], environment: dict[str, str], folde
         runpy.run_path(what, run_name="__main__")
 
 
+def end_well() -> None:
+    """Ends a process that has come to its end, but takes nothing apart that was imported: that takes half a second."""
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        return  # of which an interpreter tells in its own way
+    os._exit(0)
+
+
 if __name__ == "__main__":
     for name in IMPORTED:
         with contextlib.suppress(ImportError):
@@ -105,4 +118,9 @@ if __name__ == "__main__":
     with socket.socket(fileno=int(sys.argv[1])) as listening:
         request = serve(listening)
     if request is not None:
-        run(**request)
+        try:
+            run(**request)
+        except SystemExit as end:
+            if end.code:
+                raise
+        end_well()
