@@ -107,6 +107,17 @@ def test_sums_are_those_of_float64(dtype: torch.dtype, tokens: int, error: float
     assert (found["above_rms>0.5"].cpu() - expected["above_rms>0.5"]).abs().max() <= 1
 
 
+@pytest.mark.parametrize("name", ["sparsegpt", "trained blocks"])
+def test_hidden_states_may_lie_in_host_memory(name: str) -> None:
+    for_all = {"samples_per_language": 4, "sequence_length": 24, "batch_size": 2, **CASES[name]}
+    found = []
+    for place in ("device", "cpu"):
+        model = on(DEVICE, FAMILIES["llama"].make())
+        MWandaPruner(MWandaConfig(**for_all), progress=False, activations=place).prune(model, rows())
+        found.append(model.state_dict())
+    assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
+
+
 def test_copies_in_host_memory_are_exact() -> None:
     for shape in ((3, 1), (700, 3000), (5, 900, 1100), (20_000_000,)):
         values = torch.randn(shape, device=DEVICE)

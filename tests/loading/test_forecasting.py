@@ -18,6 +18,8 @@ from optimum_mwanda.loading.footprint import Footprint, Text
 from optimum_mwanda.loading.forecasting import open_empty
 from optimum_mwanda.loading.headers import read_headers
 from optimum_mwanda.loading.probe import BlockTime
+from optimum_mwanda.modeling.blocks import find_blocks
+from optimum_mwanda.modeling.weights import find_weights
 from optimum_mwanda.walking import together
 from tests.conftest import make_model, make_rows
 from tests.families.matrix import FAMILIES
@@ -274,6 +276,22 @@ def test_swaps_of_few_rows_are_compared_at_a_time_on_a_cpu_and_of_many_elsewhere
 
     assert more("cpu") < 2**25
     assert more("cuda") > 2**27
+
+
+def test_a_gpu_lists_half_of_a_whole_matrix_with_their_places() -> None:
+    sizes = make_model().config
+    sizes.intermediate_size = 2**18
+    with torch.device("meta"):
+        model = type(make_model())(sizes)
+    blocks = find_blocks(model)
+
+    def working(group: str, is_on_cpu: bool) -> int:
+        config = MWandaConfig(criterion="magnitude", allocation="uniform", group=group)
+        return Footprint(model, blocks, find_weights(blocks), config, Text(8, 8, 1)).working(is_on_cpu)
+
+    entries = 2**18 * sizes.hidden_size
+    assert working("matrix", True) == working("row", True) == working("row", False)
+    assert working("matrix", False) == 17 * entries
 
 
 @pytest.mark.parametrize("shrinkage", [0.0, 0.2])

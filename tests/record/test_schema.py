@@ -330,7 +330,7 @@ def mutated_records(draw: st.DrawFn) -> Any:
     return record
 
 
-@settings(max_examples=1000, **FUZZ)
+@settings(max_examples=3000, **FUZZ)
 @given(mutated_records())
 def test_a_mutated_record_is_valid_or_refused_with_a_value_error(record: Any) -> None:
     assert_valid_or_refused(record)

@@ -80,7 +80,7 @@ def parsed(words: list[str], tmp_path: Any, config: MWandaConfig) -> MWandaConfi
     return result
 
 
-@settings(max_examples=150, deadline=None, derandomize=True, database=None)
+@settings(max_examples=300, deadline=None, derandomize=True, database=None)
 @given(st.fixed_dictionaries({}, optional=VALUES))
 def test_command_gives_the_settings_of_the_record(tmp_path_factory: Any, values: dict[str, Any]) -> None:
     if values.get("criterion") in UPDATING:  # which leaves nothing to refine, and no choice of reconstruction

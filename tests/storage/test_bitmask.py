@@ -211,7 +211,7 @@ def test_huge_shape_is_refused_before_anything_of_its_size_is_made() -> None:
         decode("w", Form((2**62, 2**62)), torch.ones(4), torch.zeros(1, dtype=torch.uint8))
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=2000, deadline=None)
 @given(
     numbers=st.tuples(st.integers(-1, 9), st.sampled_from([-1, 0, 0, 2, 4, 8, 16, 5]), st.integers(-1, 9))
     .flatmap(lambda head: st.lists(st.integers(0, 40) | st.integers(), max_size=2).map(lambda tail: [*head, *tail])),
@@ -227,7 +227,7 @@ def test_arbitrary_parts_are_decoded_faithfully_or_refused_by_name(
     _decode_or_refuse(numbers, stored, packed)
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=2000, deadline=None)
 @given(
     form=st.sampled_from([Form((5, 7)), Form((3, 16), 2, 4), Form((2, 8), 3, 8), Form((2, 16), 8, 16)]),
     position=st.integers(0, 2**16),
