@@ -11,7 +11,15 @@ from typing import Any, NoReturn, TypeVar
 T = TypeVar("T")
 
 SELF_WRITTEN = "self"
-"""What stands in place of a language for calibration text that the model itself has written."""
+"""What stands in place of a language for calibration text that the model itself has written.
+
+`self-sw` stands for such text that was begun in `sw`.
+"""
+
+
+def is_self_written(language: str) -> bool:
+    """Whether this stands for text that the model itself has written."""
+    return language == SELF_WRITTEN or language.startswith(f"{SELF_WRITTEN}-")
 
 
 class FrozenDict(dict[str, Any]):

@@ -1,8 +1,9 @@
-"""Calibration text that the model itself writes, in whatever languages it knows."""
+"""Calibration text that the model itself writes: in whatever languages it knows, or in those that you begin."""
 
-from collections.abc import Collection, Iterator, Sequence
+import dataclasses
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import takewhile
+from itertools import cycle, takewhile
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +13,8 @@ from tqdm.auto import tqdm
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from ..configuration import MWandaConfig
+from ..data.by_language import split_by_language
+from ..data.columns import Columns
 from ..data.encoding import RowEncoder
 from ..data.special_tokens import prefix_of
 from ..data.surrogates import mended
@@ -43,7 +46,8 @@ def write_calibration_text(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase | str | None" = None,
     *,
-    chunks: int = 180,
+    beginnings: Any = None,
+    chunks: int | None = None,
     sequence_length: int | None = MWandaConfig.sequence_length,
     temperature: float = 1.0,
     seed: int = MWandaConfig.seed,
@@ -59,20 +63,28 @@ def write_calibration_text(
     language turns up as often as the model expects it. Of its generation config only the tokens that end a text are
     used. The same seed and batch size give the same text on one machine.
 
+    A sentence or two of a language, given in `beginnings`, make it go on in that language. What it writes then is in
+    the rows of a language of its own, `"self-sw"` for beginnings in `"sw"`.
+
     A text ends where the model ends it or where it is as long as a chunk. It is not made to go on, because what follows
     an end that was forbidden is not what the model expects; instead it writes more texts, until they fill all chunks.
 
     Args:
         model: A causal language model, before it is pruned; it is not changed, nor are the random numbers of torch.
         tokenizer: Its tokenizer, or the name or path of one. None: the one saved beside the model.
-        chunks: How many chunks of `sequence_length` tokens the texts fill.
+        beginnings: Texts that the model goes on with, for each language: a dataset, as for `MWandaPruner.prune`. Those
+            of a language take turns, a batch each. At most half of a chunk is taken of each. None: the model writes
+            from nothing, in whatever languages it knows.
+        chunks: How many chunks of `sequence_length` tokens the texts fill; with `beginnings`, in each language. None:
+            180, or 32 in each language, which is what calibration reads.
         sequence_length: Tokens of a chunk, as in `MWandaConfig`; give what you calibrate with.
         temperature: Above 1, what the model finds unlikely becomes more frequent, and below 1 less.
         seed: Seed of the draw.
         batch_size: How many texts are written at a time.
-        language: What stands for their language. Cards explain the name `"self"` and no other.
-        language_column: Name of its column.
-        text_column: Name of the column with the texts.
+        language: What stands for their language, or with `beginnings` goes before it. Cards explain the name `"self"`
+            and no other.
+        language_column: Name of its column, here and in `beginnings`.
+        text_column: Name of the column with the texts, here and in `beginnings`.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -80,8 +92,9 @@ def write_calibration_text(
 
     Raises:
         FloatingPointError: If the model gives NaN or infinity.
+        TypeError: If `beginnings` is not a dataset.
         ValueError: If the model cannot write text or writes none, there is no tokenizer or none that tells how a text
-            begins, or an argument is not allowed.
+            begins, a language has no beginning, or an argument is not allowed.
     """
     check_request(
         chunks=chunks,
@@ -96,36 +109,31 @@ def write_calibration_text(
     model = uncompiled(model)
     check_writing(model)
     encoder = RowEncoder(tokenizer, model, text_column)
-    start = _beginning(encoder.tokenizer)
+    start = _start(encoder.tokenizer)
     length = resolve_sequence_length(sequence_length, model)
-    if length <= len(start):
-        raise ValueError(f"sequence_length={length} leaves no room for text: give at least {len(start) + 1}.")
+    room = length - len(start)
+    if room < (least := 1 if beginnings is None else 2):
+        raise ValueError(f"sequence_length={length} leaves no room for text: give at least {len(start) + least}.")
+    openings: dict[str, list[list[int]]] = {language: [[]]}
+    if beginnings is not None:
+        parts = split_beginnings(beginnings, language_column, text_column)
+        openings = {f"{language}-{name}": _openings(part, name, encoder, room // 2) for name, part in parts.items()}
+    tokens = resolve_chunks(chunks, beginnings) * length
+    rows: dict[str, list[str]] = {language_column: [], text_column: []}
     ends = _ends(model, encoder.tokenizer)
-    draw = LogitsProcessorList([_Draw(temperature, seed)])
-    texts: list[str] = []
-    missing, silent = chunks * length, 0
     with (
         inference_mode(model),
-        _generation_config(model, start, ends, length),
-        tqdm(total=missing, desc="Writing", unit=" tokens", disable=not progress) as bar,
+        _generation_config(model, start, ends),
+        tqdm(total=tokens * len(openings), desc="Writing", unit=" tokens", disable=not progress) as bar,
     ):
-        while missing > 0:
-            before = len(texts)
-            for ids in _write(model, start, ends, batch_size, draw):
-                text = _text(encoder.tokenizer, ids)
-                # What counts is how calibration will read it, which is not always as it was written.
-                count = min(len(encoder.encode({text_column: text}, language, length)), missing)
-                if count:
-                    texts.append(text)
-                    missing -= count
-                    bar.update(count)
-            silent = 0 if len(texts) > before else silent + 1
-            if silent == _MOST_SILENT:
-                raise ValueError(
-                    f"{type(model).__name__} writes no text: {silent * batch_size} times in a row it wrote nothing, or "
-                    f"nothing but blanks, after what it was begun with (token ids {', '.join(map(str, start))})."
-                )
-    return Dataset.from_dict({language_column: [language] * len(texts), text_column: texts})
+        for label, begun in openings.items():
+            # Draws begin anew, so a language is written as it is without the others.
+            writer = _Writer(model, encoder, text_column, start, ends, length, batch_size, _Draw(temperature, seed))
+            for text, count in writer.fill(tokens, begun):
+                rows[language_column].append(label)
+                rows[text_column].append(text)
+                bar.update(count)
+    return Dataset.from_dict(rows)
 
 
 def check_request(*, language: str, language_column: str, text_column: str, **numbers: Any) -> None:
@@ -135,13 +143,32 @@ def check_request(*, language: str, language_column: str, text_column: str, **nu
         ValueError: If one is not allowed.
     """
     for name, value in numbers.items():
-        if value is not None or name != "sequence_length":
+        if value is not None or name not in ("chunks", "sequence_length"):
             _LEGAL[name].check(name, value)
     if not all((language, language_column, text_column)) or language_column == text_column:
         raise ValueError(
             f"language={language!r}, language_column={language_column!r} and text_column={text_column!r} do not go "
             "together: give a name for the language, and one for each column."
         )
+
+
+def resolve_chunks(chunks: int | None, beginnings: Any) -> int:
+    """How many chunks to write, with beginnings in each language; unless told, as many as calibration reads of it."""
+    return chunks or (180 if beginnings is None else 32)
+
+
+def split_beginnings(beginnings: Any, language_column: str, text_column: str) -> dict[str, Any]:
+    """Takes beginnings apart into languages.
+
+    Raises:
+        TypeError: If they are not a dataset.
+        ValueError: If there are none, or a column is missing.
+    """
+    columns = Columns(language_column, text_column)
+    parts = split_by_language(beginnings, columns)
+    for language, part in parts.items():
+        columns.check(dict.fromkeys(part.column_names or (text_column,)), f" of language {language!r}", language=False)
+    return dict(parts)
 
 
 def check_writing(model: "PreTrainedModel") -> None:
@@ -164,7 +191,7 @@ def check_writing(model: "PreTrainedModel") -> None:
     raise ValueError(f"{name} {problem}. Only a causal language model writes its own calibration text.")
 
 
-def _beginning(tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
+def _start(tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
     """What a model reads before it writes a text: what the tokenizer writes there, or else the token between texts."""
     if prefix := prefix_of(tokenizer):
         return prefix
@@ -177,11 +204,6 @@ def _beginning(tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
     )
 
 
-def _text(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> str:
-    """What the model has written, with every space where it wrote one."""
-    return mended(str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)))
-
-
 def _ends(model: Any, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     """The tokens that end a text."""
     found = model.generation_config.eos_token_id
@@ -189,30 +211,103 @@ def _ends(model: Any, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     return sorted({int(token) for token in (*listed, tokenizer.eos_token_id) if token is not None})
 
 
+def _openings(rows: Iterable[Any], language: str, encoder: RowEncoder, most: int) -> list[list[int]]:
+    """The first tokens of the texts of a language, without special ones.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    special = {*encoder.tokenizer.all_special_ids}
+    openings = [[token for token in encoder.encode(row, language) if token not in special][:most] for row in rows]
+    if openings := [opening for opening in openings if opening]:
+        return openings
+    raise ValueError(
+        f"Among the beginnings there is no text for language {language!r}, or none that the tokenizer knows: give at "
+        "least one, or leave the language out."
+    )
+
+
 @contextmanager
-def _generation_config(model: Any, start: Sequence[int], ends: list[int], length: int) -> Iterator[None]:
+def _generation_config(model: Any, start: Sequence[int], ends: list[int]) -> Iterator[None]:
     """Inside the block, nothing that the model's own config says about generation applies."""
     before = model.generation_config
     try:
         # A config that is given to `generate` takes over from this one whatever it leaves out.
         config: Any = GenerationConfig  # not typed
-        model.generation_config = config(
-            max_new_tokens=length - len(start), do_sample=False, eos_token_id=ends or None, pad_token_id=start[0]
-        )
+        model.generation_config = config(do_sample=False, eos_token_id=ends or None, pad_token_id=start[0])
         yield
     finally:
         model.generation_config = before
 
 
-def _write(
-    model: Any, start: Sequence[int], ends: Collection[int], count: int, draw: LogitsProcessorList
-) -> list[list[int]]:
-    """The token ids of some texts, without what begins and ends them."""
-    ids = torch.tensor([start] * count, device=input_device(model))
-    with interruptible():
-        written = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), logits_processor=draw)
-    rows: list[list[int]] = written[:, len(start) :].tolist()
-    return [list(takewhile(lambda token: token not in ends, row)) for row in rows]
+@dataclasses.dataclass(frozen=True)
+class _Writer:
+    """Writes texts of one language.
+
+    Attributes:
+        model: Writes them.
+        encoder: Reads them as calibration will, which is not always as they were written.
+        text_column: Where it reads them.
+        start: What the model reads before any text.
+        ends: The tokens that end a text.
+        length: Most tokens of a text, `start` included.
+        batch_size: How many are written at a time.
+        draw: Chooses each token.
+    """
+
+    model: Any
+    encoder: RowEncoder
+    text_column: str
+    start: tuple[int, ...]
+    ends: Collection[int]
+    length: int
+    batch_size: int
+    draw: LogitsProcessor
+
+    def fill(self, missing: int, openings: Sequence[list[int]]) -> Iterator[tuple[str, int]]:
+        """Yields texts, and how many tokens calibration reads of each, until none are missing.
+
+        Raises:
+            ValueError: If the model writes nothing.
+        """
+        silent = 0
+        for opening in cycle(openings):
+            silent += 1
+            for text in self._texts(opening):
+                read = self.encoder.encode({self.text_column: text}, SELF_WRITTEN, self.length)
+                if count := min(len(read), missing):
+                    yield text, count
+                    missing -= count
+                    silent = 0
+            if not missing:
+                return
+            if silent == _MOST_SILENT:
+                raise ValueError(
+                    f"{type(self.model).__name__} writes no text: {silent * self.batch_size} times in a row it wrote "
+                    "nothing, or nothing but blanks, after what it was begun with (token ids "
+                    f"{', '.join(map(str, (*self.start, *opening)))})."
+                )
+
+    def _texts(self, opening: list[int]) -> Iterator[str]:
+        """Yields some texts that begin alike, but not those of which the model writes nothing."""
+        begun = [*self.start, *opening]
+        ids = torch.tensor([begun] * self.batch_size, device=input_device(self.model))
+        with interruptible():
+            written = self.model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=self.length - len(begun),
+                logits_processor=LogitsProcessorList([self.draw]),
+            )
+        for row in written[:, len(begun) :].tolist():
+            own = list(takewhile(lambda token: token not in self.ends, row))
+            if self._spelled(own).strip():
+                yield self._spelled([*opening, *own])
+
+    def _spelled(self, ids: list[int]) -> str:
+        """What tokens spell, with every space where the model wrote one."""
+        text = self.encoder.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return mended(str(text))
 
 
 class _Draw(LogitsProcessor):

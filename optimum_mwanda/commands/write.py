@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING
 
 from ..configuration import MWandaConfig
 from ..storage.outputs import whole_file
+from ..utils import abridged
 from ..values import SELF_WRITTEN
 from .base import Result, Subcommand, add_common_options
 from .errors import DataError, ModelError, UsageError, errors_as
 from .models import add_model_options, load_model, load_tokenizer
 from .output import add_overwrite, check_file, check_paths
+from .places import open_dataset
 from .text_files import FORMATS
 
 if TYPE_CHECKING:
@@ -22,8 +24,9 @@ _FORMATS = {ending: kind for ending, kind in FORMATS.items() if kind in ("json",
 class WriteCommand(Subcommand):
     """Let the dense model write calibration text, for languages that it knows and that you have no text of.
 
-    Add the file to other calibration text, and say how many of its chunks to use and what they weigh: --dataset
-    texts.jsonl self.jsonl --samples-per-language self=180 --language-weights self=8.
+    With a sentence in each such language (--beginnings), it goes on in that language. Without, all languages are mixed.
+    Add the file to other calibration text: --dataset texts.jsonl self.jsonl. Of mixed text, say how many chunks to use
+    and what they weigh: --samples-per-language self=180 --language-weights self=8.
     """
 
     @staticmethod
@@ -36,7 +39,17 @@ class WriteCommand(Subcommand):
         add_overwrite(parser)
         group = parser.add_argument_group("text")
         group.add_argument(
-            "--chunks", type=int, metavar="N", default=180, help="How many chunks the text fills (default: 180)"
+            "--beginnings",
+            nargs="+",
+            metavar="DATASET",
+            help="Texts to go on with, in each language: files, a folder or a repository, as --dataset of prune "
+            "(default: write from nothing, in all languages mixed)",
+        )
+        group.add_argument(
+            "--chunks",
+            type=int,
+            metavar="N",
+            help="How many chunks the text fills, with --beginnings in each language (default: 180, or 32 in each)",
         )
         group.add_argument(
             "--sequence-length",
@@ -60,9 +73,13 @@ class WriteCommand(Subcommand):
             help=f"Texts that are written at a time (default: {MWandaConfig.batch_size})",
         )
         for name, default, help in (
-            ("--language", SELF_WRITTEN, "What stands for the language of the text; cards explain this name alone"),
-            ("--language-column", MWandaConfig.language_column, "Name of its column"),
-            ("--text-column", MWandaConfig.text_column, "Name of the column with the text"),
+            (
+                "--language",
+                SELF_WRITTEN,
+                "What stands for the language, or goes before it; cards explain this name alone",
+            ),
+            ("--language-column", MWandaConfig.language_column, "Name of its column, in the beginnings too"),
+            ("--text-column", MWandaConfig.text_column, "Name of the column with the text, in the beginnings too"),
         ):
             group.add_argument(name, metavar="NAME", default=default, help=f"{help} (default: {default})")
         add_model_options(parser, only_measured=True)
@@ -73,20 +90,36 @@ class WriteCommand(Subcommand):
         args = self.args
         target = self._target()
         with errors_as(UsageError, ValueError):
-            from ..calibration.self_written import check_request, write_calibration_text
+            from ..calibration.self_written import (
+                check_request,
+                resolve_chunks,
+                split_beginnings,
+                write_calibration_text,
+            )
 
             names = ("chunks", "sequence_length", "temperature", "seed", "batch_size")
             request = {name: getattr(args, name) for name in names}
             labels = {name: getattr(args, name) for name in ("language", "language_column", "text_column")}
             check_request(**request, **labels)
-        model = load_model(args.model, args, args.revision)
-        tokenizer = load_tokenizer(args.model, args)
-        with errors_as(ModelError, ValueError, FloatingPointError):
-            dataset = write_calibration_text(model, tokenizer, **request, **labels, progress=not args.quiet)
+            request["chunks"] = resolve_chunks(args.chunks, args.beginnings)
+        with open_dataset(args.beginnings, language_column=args.language_column) as beginnings:
+            if beginnings is not None:
+                with errors_as(DataError, TypeError, ValueError):
+                    beginnings = split_beginnings(beginnings, args.language_column, args.text_column)
+            model = load_model(args.model, args, args.revision)
+            tokenizer = load_tokenizer(args.model, args)
+            with errors_as(ModelError, ValueError, FloatingPointError):
+                dataset = write_calibration_text(
+                    model, tokenizer, beginnings=beginnings, **request, **labels, progress=not args.quiet
+                )
         with errors_as(DataError, OSError), whole_file(target) as partial:
             _save(dataset, partial)
-        values = {"output": args.output, "texts": len(dataset), **request, **labels}
-        return Result(f"Wrote {args.output}: {len(dataset)} texts, which fill {args.chunks} chunks.", values)
+        languages = dataset.unique(args.language_column)
+        values = {"output": args.output, "texts": len(dataset), "languages": languages, **request, **labels}
+        text = f"Wrote {args.output}: {len(dataset)} texts, which fill {request['chunks']} chunks."
+        if args.beginnings is not None:
+            text = f"{text[:-1]} in each language: {abridged(languages)}."
+        return Result(text, values | {"beginnings": args.beginnings})
 
     def _target(self) -> Path:
         """The path to write to.

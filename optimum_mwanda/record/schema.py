@@ -8,7 +8,7 @@ from typing import Any
 
 from ..storage.files import bounded_copy
 from ..utils import abridged, as_percent
-from ..values import SELF_WRITTEN
+from ..values import is_self_written
 from .counts import read_counts
 from .fields import FIELDS, is_name, read_chosen, read_experts, read_pruning, require
 from .parts import RecordedBlock, RecordedExperts, RecordedMatrix, RecordedPruning
@@ -103,7 +103,7 @@ class SparsityRecord(RecordedPruning):
         versions = ", ".join(f"{_shown(name)} {_shown(version)}" for name, version in self.versions.items())
         languages = abridged(
             (
-                f"{_shown(name)} ({'written by the model itself, ' if name == SELF_WRITTEN else ''}"
+                f"{_shown(name)} ({'written by the model itself, ' if is_self_written(name) else ''}"
                 f"{language.tokens:,} tokens, weight {language.weight:.3f})"
                 for name, language in self.languages.items()
             ),

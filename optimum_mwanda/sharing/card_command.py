@@ -5,7 +5,7 @@ from typing import Any
 
 from ..config_file import CONFIG_NAME
 from ..configuration import MWandaConfig
-from ..values import SELF_WRITTEN
+from ..values import is_self_written
 from .card_text import Markdown, clean, shell_word
 
 
@@ -30,7 +30,7 @@ def describe_command(
     words = [
         f"optimum-cli mwanda prune {shell_word(location)} pruned",
         *(["--dataset calibration.jsonl"] if languages else []),
-        *(["self.jsonl"] if SELF_WRITTEN in languages else []),
+        *(["self.jsonl"] if any(map(is_self_written, languages)) else []),
         *(["--plan plan.json"] if is_planned else []),
         *([f"--config {CONFIG_NAME}"] if needs_file else []),
         *(flag for flag in flags if flag is not None),

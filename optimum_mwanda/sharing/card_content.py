@@ -12,7 +12,7 @@ from ..evaluation.harness.comparison import HarnessComparison
 from ..evaluation.report import PerplexityComparison, PerplexityReport
 from ..modeling.architecture import CAUSAL
 from ..record.schema import SparsityRecord
-from ..values import SELF_WRITTEN
+from ..values import SELF_WRITTEN, is_self_written
 from .card_command import describe_command
 from .card_experts import describe_experts
 from .card_harness import harness_results, harness_table
@@ -124,6 +124,7 @@ class PrunedModelCard:
                 "compressed": self.compressed,
                 "auto_class": Markdown(self.auto_class),
                 "self_written": SELF_WRITTEN if SELF_WRITTEN in record.languages else None,
+                "self_begun": any(is_self_written(name) for name in record.languages if name != SELF_WRITTEN),
                 "experts": describe_experts(record.experts, self.settings),
                 "harness": harness_table(self.harness) if self.harness else None,
                 **self._evaluation(),

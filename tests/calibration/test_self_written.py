@@ -170,6 +170,67 @@ def test_model_begins_as_the_tokenizer_begins_a_text(tokenizer: PreTrainedTokeni
     assert read[0].tolist() == [[first], [first]]
 
 
+def test_model_goes_on_with_what_it_is_given_in_each_language() -> None:
+    model, read = make_writer(w5=0.5, w6=0.5), []
+    model.get_input_embeddings().register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+    dataset = write(model, beginnings={"sw": ["w7 w8"], "id": ["w9"]}, batch_size=2)
+    assert {*dataset["language"]} == {"self-id", "self-sw"}
+    assert [ids.tolist() for ids in read if ids.shape[1] > 1] == [
+        *[[[BOS, 9]] * 2] * 2,
+        *[[[BOS, 7, 8]] * 2] * 2,
+    ]
+    for language, beginning in {"self-id": ["w9"], "self-sw": ["w7", "w8"]}.items():
+        texts = [row["text"].split() for row in dataset if row["language"] == language]
+        assert len(texts) == 4  # chunks of 16 tokens with that before each text
+        assert all(text[: len(beginning)] == beginning and len(text) == 15 for text in texts)
+        assert {word for text in texts for word in text[len(beginning) :]} == {"w5", "w6"}
+
+
+def test_beginnings_are_rows_or_texts_and_those_of_a_language_take_turns() -> None:
+    rows = [{"language": "sw", "text": text} for text in ("w7", " ", "w8")]
+    dataset = write(make_model(), beginnings=rows, batch_size=1)
+    assert [text.split()[0] for text in dataset["text"]][:4] == ["w7", "w8", "w7", "w8"]
+    assert write(make_model(), beginnings={"sw": ["w7", "w8"]}, batch_size=1)["text"] == dataset["text"]
+
+
+def test_language_is_written_as_it_is_without_the_others() -> None:
+    alone = write(make_model(), beginnings={"sw": ["w7"]})
+    both = write(make_model(), beginnings={"id": ["w9"], "sw": ["w7"]})
+    assert [row["text"] for row in both if row["language"] == "self-sw"] == list(alone["text"])
+
+
+def test_half_of_a_chunk_is_left_to_the_model() -> None:
+    dataset = write(make_writer(w5=1.0), beginnings={"sw": [" ".join(["w7"] * 40)]})
+    assert {*dataset["text"]} == {" ".join(["w7"] * 7 + ["w5"] * 8)}  # one token goes before each text
+
+
+def test_languages_with_beginnings_fill_as_many_chunks_as_calibration_reads() -> None:
+    dataset = write(make_writer(w5=1.0), beginnings={"sw": ["w7"]}, chunks=None)
+    assert len(dataset) == MWandaConfig.samples_per_language
+
+
+@pytest.mark.parametrize(
+    ("beginnings", "options", "error", "message"),
+    [
+        ({"sw": ["w7"], "id": ["", " "]}, {}, ValueError, "there is no text for language 'id'"),
+        ({"sw": ["</s>"]}, {}, ValueError, "there is no text for language 'sw'"),
+        ({}, {}, ValueError, "The dataset has no language"),
+        ("sw", {}, TypeError, "A dataset of type str"),
+        ({"sw": "w7"}, {}, TypeError, "give a list of texts"),
+        ({"sw": [7]}, {}, TypeError, "texts are strings"),
+        ({"sw": ["w7"]}, {"sequence_length": 2}, ValueError, "leaves no room for text: give at least 3"),
+    ],
+)
+def test_beginnings_that_cannot_be_read_are_refused(
+    beginnings: Any, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    model = make_model()
+    before = state_of(model)
+    with pytest.raises(error, match=message):
+        write(model, beginnings=beginnings, **options)
+    assert_untouched(model, before)
+
+
 def test_tokenizer_that_begins_and_ends_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="neither a beginning-of-sequence nor an end-of-sequence token"):
         write(make_model(), make_tokenizer(writes_bos=False, bos_token=None, eos_token=None))  # type: ignore[arg-type]

@@ -57,6 +57,54 @@ def test_calibration_reads_it_beside_other_text(
     assert "`self` is not a language: the dense model wrote this text itself" in card.text
 
 
+def test_model_goes_on_with_beginnings_and_calibration_reads_each_language(
+    cli: Cli, model: Path, data: Path, tmp_path: Path
+) -> None:
+    beginnings = tmp_path / "beginnings"
+    beginnings.mkdir()
+    (beginnings / "id.txt").write_text("w70 w71\n")
+    (beginnings / "tr.txt").write_text("w80 w81\n")
+    places = (beginnings / "id.txt", beginnings / "tr.txt")
+    run = cli("write", model, tmp_path / "own.jsonl", "--beginnings", *places, *FEW, "--json")
+    assert run.code == 0, run.err
+    assert run.json["languages"] == ["self-id", "self-tr"]
+    assert (run.json["chunks"], run.json["beginnings"]) == (3, [str(place) for place in places])
+    rows = [json.loads(line) for line in (tmp_path / "own.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert {(row["language"], row["text"].split()[0]) for row in rows} == {("self-id", "w70"), ("self-tr", "w80")}
+    run = cli("write", model, tmp_path / "own.jsonl", "--beginnings", *places, *FEW, "--overwrite")
+    assert run.out.endswith(" texts, which fill 3 chunks in each language: self-id, self-tr.\n")
+    words = ("--dataset", data, tmp_path / "own.jsonl", "--eval-dataset", data, "--sequence-length", "16", "--quiet")
+    run = cli("prune", model, tmp_path / "out", *words, "--samples-per-language", "3")
+    assert run.code == 0, run.err
+    record = sparsity_record(tmp_path / "out")
+    assert "self-id (written by the model itself, 48 tokens, weight 0.200)" in str(record)
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.language == ["en", "fr", "sw"]
+    assert "`self-` before a language means that the dense model wrote this text itself" in card.text
+    assert "--dataset calibration.jsonl self.jsonl" in card.text
+
+
+@pytest.mark.parametrize(
+    ("rows", "code", "message"),
+    [
+        ('{"text": "w"}', 3, "Column 'language' is missing"),
+        ('{"language": "id", "body": "w"}', 3, "Column 'text' is missing"),
+        ('{"language": "id", "text": " "}', 4, "there is no text for language 'id'"),
+        (None, 3, "beginnings.jsonl"),
+    ],
+)
+def test_beginnings_that_cannot_be_read_are_one_line_and_write_nothing(
+    cli: Cli, model: Path, tmp_path: Path, rows: str | None, code: int, message: str
+) -> None:
+    place = tmp_path / "beginnings.jsonl"
+    if rows is not None:
+        place.write_text(rows)
+    run = cli("write", model, tmp_path / "out" / "own.jsonl", "--beginnings", place, *FEW)
+    assert run.code == code, run.err
+    assert message in run.error
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
 def test_every_format_holds_every_text(ending: str, tmp_path: Path) -> None:
     texts = ["two\nlines", 'a "quote", a comma', "నమస్కారం", " nan ", "NA", "a\ttab\u2028and \ufffd", "back\\slash/"]
@@ -145,7 +193,7 @@ def test_file_appears_whole_or_not_at_all(
     def stop(*_: Any, **__: Any) -> None:
         raise error
 
-    place = optimum_mwanda.calibration.self_written if code == 130 else optimum_mwanda.commands.write
-    monkeypatch.setattr(place, "_write" if code == 130 else "_save", stop)
+    place = optimum_mwanda.calibration.self_written._Writer if code == 130 else optimum_mwanda.commands.write
+    monkeypatch.setattr(place, "fill" if code == 130 else "_save", stop)
     assert cli("write", model, tmp_path / "made" / "self.jsonl", *FEW).code == code
     assert list(tmp_path.iterdir()) == []

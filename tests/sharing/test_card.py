@@ -113,10 +113,18 @@ def test_text_that_the_model_wrote_is_named_as_such_and_is_not_a_language() -> N
     assert "`self` is not a language: the dense model wrote this text itself" in pruned
     assert "--dataset calibration.jsonl self.jsonl" in card.text
     assert "unless the dense model wrote in them by itself." in section(card, "Perplexity per language")
+    assert "`self-`" not in pruned
+    begun = {"en": {"tokens": 64, "weight": 0.2}, "self-sw": {"tokens": 64, "weight": 0.8}}
+    card = create_card(make_record() | {"languages": begun}, report=REPORT)
+    assert card.data.language == ["en", "swh", "zh"]
+    assert "`self-` before a language means that the dense model wrote this text itself" in card.text
+    assert "is not a language" not in card.text
+    assert "unless the dense model wrote in them by itself." in section(card, "Perplexity per language")
     other = create_card(make_record(), report=REPORT).text
     assert "wrote" not in other
     assert 'Languages marked "no" were not used for calibration.\n' in other
     assert hub_language("self") is None
+    assert hub_language("self-sw") is None
 
 
 def headings(text: str) -> list[str]:

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 
 from ...configuration import MWandaConfig
-from ...values import SELF_WRITTEN
+from ...values import is_self_written
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ def make_conditions(
     if rotate is None:
         found = [Condition("multilingual", tuple(languages), samples_per_language)]
     else:
-        rotated = [each for each in languages if each != SELF_WRITTEN]
+        rotated = [each for each in languages if not is_self_written(each)]
         if not 2 <= rotate <= len(rotated):
             raise ValueError(
                 f"rotate={rotate} is not allowed: give at least 2 and at most {len(rotated)}, the number of languages."

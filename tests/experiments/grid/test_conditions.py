@@ -20,8 +20,9 @@ def test_rotation_leaves_every_language_out_once(sizes: tuple[int, int]) -> None
 
 
 def test_text_that_the_model_wrote_is_never_left_out() -> None:
-    folds = make_conditions(["en", "fr", "self", "sw"], 4, rotate=3)
-    assert [fold.languages for fold in folds] == [("fr", "self", "sw"), ("en", "self", "sw"), ("en", "fr", "self")]
+    folds = make_conditions(["en", "fr", "self", "self-id", "sw"], 4, rotate=3)
+    own = ("self", "self-id")
+    assert [fold.languages for fold in folds] == [("fr", *own, "sw"), ("en", *own, "sw"), ("en", "fr", *own)]
     with pytest.raises(ValueError, match="at most 3, the number of languages"):
         make_conditions(["en", "fr", "self", "sw"], 4, rotate=4)
 
