@@ -253,16 +253,16 @@ def _norms(x: Tensor, dim: int) -> Tensor:
 
 def _reduce_part(part: Tensor, activities: Sequence[str]) -> dict[str, Tensor]:
     x = part.float()
-    squares = x.square() if activities or x is part else x.square_()
+    squares = x.square() if "positive" in activities or x is part else x.square_()
     # Squares of 16-bit numbers are exact in float32, so that the sum of a part may be rounded instead.
     total = squares.sum(0).double() if part.dtype.itemsize == 2 else squares.sum(0, dtype=torch.float64)
     reduced = {"square_sum": total}
     for activity in activities:
         kind, _, threshold = activity.partition(">")
-        active = torch.empty_like(x)  # ones and zeros as floats, which a CPU sums faster than truth values
+        active = torch.empty_like(squares)  # ones and zeros as floats, which a CPU sums faster than truth values
         if kind == "positive":
             torch.gt(x, 0, out=active)
-        else:
-            torch.gt(x.abs(), float(threshold) * squares.mean(1, keepdim=True).sqrt(), out=active)
+        else:  # the squares are at hand
+            torch.gt(squares, squares.mean(1, keepdim=True).mul_(float(threshold) ** 2), out=active)
         reduced[activity] = active.sum(0).double()  # exact in float32 up to 2**24 tokens
     return reduced
