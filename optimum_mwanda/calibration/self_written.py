@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import cycle, takewhile
+from itertools import cycle, islice, takewhile
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -114,22 +114,24 @@ def write_calibration_text(
     room = length - len(start)
     if room < (least := 1 if beginnings is None else 2):
         raise ValueError(f"sequence_length={length} leaves no room for text: give at least {len(start) + least}.")
+    chunks = resolve_chunks(chunks, beginnings)
     openings: dict[str, list[list[int]]] = {language: [[]]}
     if beginnings is not None:
         parts = split_beginnings(beginnings, language_column, text_column)
-        openings = {f"{language}-{name}": _openings(part, name, encoder, room // 2) for name, part in parts.items()}
-    tokens = resolve_chunks(chunks, beginnings) * length
+        openings = {
+            f"{language}-{name}": _openings(part, name, encoder, room // 2, chunks) for name, part in parts.items()
+        }
     rows: dict[str, list[str]] = {language_column: [], text_column: []}
     ends = _ends(model, encoder.tokenizer)
     with (
         inference_mode(model),
         _generation_config(model, start, ends),
-        tqdm(total=tokens * len(openings), desc="Writing", unit=" tokens", disable=not progress) as bar,
+        tqdm(total=chunks * length * len(openings), desc="Writing", unit=" tokens", disable=not progress) as bar,
     ):
         for label, begun in openings.items():
             # Draws begin anew, so a language is written as it is without the others.
             writer = _Writer(model, encoder, text_column, start, ends, length, batch_size, _Draw(temperature, seed))
-            for text, count in writer.fill(tokens, begun):
+            for text, count in writer.fill(chunks * length, begun):
                 rows[language_column].append(label)
                 rows[text_column].append(text)
                 bar.update(count)
@@ -211,15 +213,17 @@ def _ends(model: Any, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     return sorted({int(token) for token in (*listed, tokenizer.eos_token_id) if token is not None})
 
 
-def _openings(rows: Iterable[Any], language: str, encoder: RowEncoder, most: int) -> list[list[int]]:
-    """The first tokens of the texts of a language, without special ones.
+def _openings(rows: Iterable[Any], language: str, encoder: RowEncoder, length: int, count: int) -> list[list[int]]:
+    """The first tokens, at most `length`, of the first `count` texts of a language, without special ones.
 
     Raises:
         ValueError: If there are none.
     """
     special = {*encoder.tokenizer.all_special_ids}
-    openings = [[token for token in encoder.encode(row, language) if token not in special][:most] for row in rows]
-    if openings := [opening for opening in openings if opening]:
+    # A text may begin with some special ones, which do not count.
+    read = (encoder.encode(row, language, length + len(special)) for row in rows)
+    found = ([token for token in ids if token not in special][:length] for ids in read)
+    if openings := [*islice(filter(None, found), count)]:
         return openings
     raise ValueError(
         f"Among the beginnings there is no text for language {language!r}, or none that the tokenizer knows: give at "

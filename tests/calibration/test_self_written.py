@@ -3,11 +3,12 @@
 import copy
 import json
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset, IterableDataset, concatenate_datasets
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -197,6 +198,16 @@ def test_language_is_written_as_it_is_without_the_others() -> None:
     alone = write(make_model(), beginnings={"sw": ["w7"]})
     both = write(make_model(), beginnings={"id": ["w9"], "sw": ["w7"]})
     assert [row["text"] for row in both if row["language"] == "self-sw"] == list(alone["text"])
+
+
+def test_no_more_beginnings_are_read_than_there_are_chunks() -> None:
+    def rows() -> Iterator[dict[str, str]]:
+        for number in range(7, 11):
+            yield {"text": f"w{number}"}
+        raise AssertionError
+
+    dataset = write(make_model(), beginnings={"sw": IterableDataset.from_generator(rows)}, batch_size=1)
+    assert [text.split()[0] for text in dataset["text"]][:4] == ["w7", "w8", "w9", "w10"]
 
 
 def test_half_of_a_chunk_is_left_to_the_model() -> None:
