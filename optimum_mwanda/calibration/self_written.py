@@ -1,6 +1,7 @@
 """Calibration text that the model itself writes: in whatever languages it knows, or in those that you begin."""
 
 import dataclasses
+import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import cycle, islice, takewhile
@@ -39,7 +40,7 @@ _LEGAL = {
     "batch_size": _COUNT,
 }
 _MOST_SILENT = 16
-"""After so many batches without any text, the model is taken to write none."""
+"""After so many full batches without any text, the model is taken to write none."""
 
 
 def write_calibration_text(
@@ -80,7 +81,7 @@ def write_calibration_text(
         sequence_length: Tokens of a chunk, as in `MWandaConfig`; give what you calibrate with.
         temperature: Above 1, what the model finds unlikely becomes more frequent, and below 1 less.
         seed: Seed of the draw.
-        batch_size: How many texts are written at a time.
+        batch_size: How many texts are written at a time, at most.
         language: What stands for their language, or with `beginnings` goes before it. Cards explain the name `"self"`
             and no other.
         language_column: Name of its column, here and in `beginnings`.
@@ -255,7 +256,7 @@ class _Writer:
         start: What the model reads before any text.
         ends: The tokens that end a text.
         length: Most tokens of a text, `start` included.
-        batch_size: How many are written at a time.
+        batch_size: How many are written at a time, at most.
         draw: Chooses each token.
     """
 
@@ -276,8 +277,9 @@ class _Writer:
         """
         silent = 0
         for opening in cycle(openings):
-            silent += 1
-            for text in self._texts(opening):
+            size = min(self.batch_size, math.ceil(missing / self.length))
+            silent += size
+            for text in self._texts(opening, size):
                 read = self.encoder.encode({self.text_column: text}, SELF_WRITTEN, self.length)
                 if count := min(len(read), missing):
                     yield text, count
@@ -285,17 +287,17 @@ class _Writer:
                     silent = 0
             if not missing:
                 return
-            if silent == _MOST_SILENT:
+            if silent >= _MOST_SILENT * self.batch_size:
+                begun = ", ".join(map(str, (*self.start, *opening)))
                 raise ValueError(
-                    f"{type(self.model).__name__} writes no text: {silent * self.batch_size} times in a row it wrote "
-                    "nothing, or nothing but blanks, after what it was begun with (token ids "
-                    f"{', '.join(map(str, (*self.start, *opening)))})."
+                    f"{type(self.model).__name__} writes no text: {silent} times in a row it wrote nothing, or nothing "
+                    f"but blanks, after what it was begun with (token ids {begun})."
                 )
 
-    def _texts(self, opening: list[int]) -> Iterator[str]:
+    def _texts(self, opening: list[int], size: int) -> Iterator[str]:
         """Yields some texts that begin alike, but not those of which the model writes nothing."""
         begun = [*self.start, *opening]
-        ids = torch.tensor([begun] * self.batch_size, device=input_device(self.model))
+        ids = torch.tensor([begun] * size, device=input_device(self.model))
         with interruptible():
             written = self.model.generate(
                 input_ids=ids,
