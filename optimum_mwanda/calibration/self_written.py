@@ -50,7 +50,7 @@ def write_calibration_text(
     beginnings: Any = None,
     chunks: int | None = None,
     sequence_length: int | None = MWandaConfig.sequence_length,
-    temperature: float = 1.0,
+    temperature: float | None = None,
     seed: int = MWandaConfig.seed,
     batch_size: int = MWandaConfig.batch_size,
     language: str = SELF_WRITTEN,
@@ -79,7 +79,8 @@ def write_calibration_text(
         chunks: How many chunks of `sequence_length` tokens the texts fill; with `beginnings`, in each language. None:
             180, or 32 in each language, which is what calibration reads.
         sequence_length: Tokens of a chunk, as in `MWandaConfig`; give what you calibrate with.
-        temperature: Above 1, what the model finds unlikely becomes more frequent, and below 1 less.
+        temperature: Above 1, what the model finds unlikely becomes more frequent, and below 1 less. None: 1, or 0.8
+            with `beginnings`, so that the model keeps to the language.
         seed: Seed of the draw.
         batch_size: How many texts are written at a time, at most.
         language: What stands for their language, or with `beginnings` goes before it. Cards explain the name `"self"`
@@ -115,7 +116,7 @@ def write_calibration_text(
     room = length - len(start)
     if room < (least := 1 if beginnings is None else 2):
         raise ValueError(f"sequence_length={length} leaves no room for text: give at least {len(start) + least}.")
-    chunks = resolve_chunks(chunks, beginnings)
+    chunks, temperature = resolve_request(chunks, temperature, beginnings)
     openings: dict[str, list[list[int]]] = {language: [[]]}
     if beginnings is not None:
         parts = split_beginnings(beginnings, language_column, text_column)
@@ -146,7 +147,7 @@ def check_request(*, language: str, language_column: str, text_column: str, **nu
         ValueError: If one is not allowed.
     """
     for name, value in numbers.items():
-        if value is not None or name not in ("chunks", "sequence_length"):
+        if value is not None or name not in ("chunks", "sequence_length", "temperature"):
             _LEGAL[name].check(name, value)
     if not all((language, language_column, text_column)) or language_column == text_column:
         raise ValueError(
@@ -155,9 +156,11 @@ def check_request(*, language: str, language_column: str, text_column: str, **nu
         )
 
 
-def resolve_chunks(chunks: int | None, beginnings: Any) -> int:
-    """How many chunks to write, with beginnings in each language; unless told, as many as calibration reads of it."""
-    return chunks or (180 if beginnings is None else 32)
+def resolve_request(chunks: int | None, temperature: float | None, beginnings: Any) -> tuple[int, float]:
+    """How many chunks to write, with beginnings in each language, and at what temperature, where that is not said."""
+    if beginnings is None:
+        return chunks or 180, temperature or 1.0
+    return chunks or 32, temperature or 0.8
 
 
 def split_beginnings(beginnings: Any, language_column: str, text_column: str) -> dict[str, Any]:

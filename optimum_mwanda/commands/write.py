@@ -61,8 +61,8 @@ class WriteCommand(Subcommand):
             "--temperature",
             type=float,
             metavar="T",
-            default=1.0,
-            help="Above 1, what the model finds unlikely becomes more frequent, below 1 less (default: 1.0)",
+            help="Above 1, what the model finds unlikely becomes more frequent, below 1 less (default: 1.0, with "
+            "--beginnings 0.8)",
         )
         group.add_argument("--seed", type=int, metavar="N", default=0, help="Seed of the draw (default: 0)")
         group.add_argument(
@@ -92,7 +92,7 @@ class WriteCommand(Subcommand):
         with errors_as(UsageError, ValueError):
             from ..calibration.self_written import (
                 check_request,
-                resolve_chunks,
+                resolve_request,
                 split_beginnings,
                 write_calibration_text,
             )
@@ -101,7 +101,8 @@ class WriteCommand(Subcommand):
             request = {name: getattr(args, name) for name in names}
             labels = {name: getattr(args, name) for name in ("language", "language_column", "text_column")}
             check_request(**request, **labels)
-            request["chunks"] = resolve_chunks(args.chunks, args.beginnings)
+            chunks, temperature = resolve_request(args.chunks, args.temperature, args.beginnings)
+            request |= {"chunks": chunks, "temperature": temperature}
         with open_dataset(args.beginnings, language_column=args.language_column) as beginnings:
             if beginnings is not None:
                 with errors_as(DataError, TypeError, ValueError):

@@ -194,6 +194,14 @@ def test_beginnings_are_rows_or_texts_and_those_of_a_language_take_turns() -> No
     assert write(make_model(), beginnings={"sw": ["w7", "w8"]}, batch_size=1)["text"] == dataset["text"]
 
 
+def test_model_keeps_closer_to_what_it_expects_after_a_beginning() -> None:
+    model = make_writer(w5=0.8, w6=0.2)
+    texts = write(model, **MANY, beginnings={"sw": ["w7"]})["text"]
+    assert texts == write(model, **MANY, beginnings={"sw": ["w7"]}, temperature=0.8)["text"]
+    counts = Counter(" ".join(texts).split())
+    assert counts["w5"] / (counts["w5"] + counts["w6"]) == pytest.approx(4**1.25 / (4**1.25 + 1), abs=0.02)
+
+
 def test_language_is_written_as_it_is_without_the_others() -> None:
     alone = write(make_model(), beginnings={"sw": ["w7"]})
     both = write(make_model(), beginnings={"id": ["w9"], "sw": ["w7"]})
