@@ -282,7 +282,7 @@ class _Writer:
         for opening in cycle(openings):
             size = min(self.batch_size, math.ceil(missing / self.length))
             silent += size
-            for text in self._texts(opening, size):
+            for text in self._texts(opening, size, min(self.length, missing)):
                 read = self.encoder.encode({self.text_column: text}, SELF_WRITTEN, self.length)
                 if count := min(len(read), missing):
                     yield text, count
@@ -297,15 +297,15 @@ class _Writer:
                     f"but blanks, after what it was begun with (token ids {begun})."
                 )
 
-    def _texts(self, opening: list[int], size: int) -> Iterator[str]:
-        """Yields some texts that begin alike, but not those of which the model writes nothing."""
+    def _texts(self, opening: list[int], size: int, length: int) -> Iterator[str]:
+        """Yields texts that begin alike and have so many tokens, but not those of which the model writes nothing."""
         begun = [*self.start, *opening]
         ids = torch.tensor([begun] * size, device=input_device(self.model))
         with interruptible():
             written = self.model.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
-                max_new_tokens=self.length - len(begun),
+                max_new_tokens=max(1, length - len(begun)),
                 logits_processor=LogitsProcessorList([self.draw]),
             )
         for row in written[:, len(begun) :].tolist():

@@ -208,6 +208,19 @@ def test_language_is_written_as_it_is_without_the_others() -> None:
     assert [row["text"] for row in both if row["language"] == "self-sw"] == list(alone["text"])
 
 
+def test_last_text_is_as_long_as_what_is_missing() -> None:
+    class Merged(PreTrainedTokenizerFast):
+        def decode(self, *args: Any, **kwargs: Any) -> str:
+            return str(super().decode(*args, **kwargs)).replace("w5 w5 w5", "w5")  # read as fewer tokens than written
+
+    tokenizer = Merged(tokenizer_object=make_tokenizer().backend_tokenizer, bos_token="<s>", eos_token="</s>")
+    model, written = make_writer(w5=1.0), []
+    model.lm_head.register_forward_pre_hook(lambda *_: written.append(1))
+    write(model, tokenizer, chunks=1)
+    # Each text is read as a third of its words and what goes before them: of 16 tokens 10 are missing, then 6, then 2.
+    assert len(written) == 15 + 9 + 5 + 1
+
+
 def test_no_more_beginnings_are_read_than_there_are_chunks() -> None:
     def rows() -> Iterator[dict[str, str]]:
         for number in range(7, 11):
