@@ -10,6 +10,7 @@ from optimum_mwanda.evaluation.harness.results import HarnessReport
 from optimum_mwanda.evaluation.report import PerplexityComparison, PerplexityReport
 from optimum_mwanda.reporting.page import write_html_report
 from optimum_mwanda.utils import duration, portable_name, progress_bar
+from optimum_mwanda.values import is_self_written
 
 from .conftest import make_model, make_rows
 from .evaluation.harness.test_results import TASKS, make_results
@@ -78,3 +79,8 @@ def test_bar_may_learn_late_how_much_there_is(capfd: pytest.CaptureFixture[str])
     known = iter([None, None, 3])
     assert list(progress_bar("abc", total=lambda: next(known), description="Working", show=True)) == ["a", "b", "c"]
     assert "Working: 100%" in capfd.readouterr().err
+
+
+def test_names_of_text_that_the_model_wrote_are_self_alone_or_before_a_language() -> None:
+    names = ["self", "self-sw", "selfish", "self_sw", "sw", "sw-self"]
+    assert [name for name in names if is_self_written(name)] == ["self", "self-sw"]

@@ -2,9 +2,9 @@
 
 import dataclasses
 import math
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import cycle, islice, takewhile
+from itertools import cycle, takewhile
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,8 +14,6 @@ from tqdm.auto import tqdm
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from ..configuration import MWandaConfig
-from ..data.by_language import split_by_language
-from ..data.columns import Columns
 from ..data.encoding import RowEncoder
 from ..data.special_tokens import prefix_of
 from ..data.surrogates import mended
@@ -27,6 +25,7 @@ from ..modeling.interrupts import interruptible
 from ..modeling.positions import resolve_sequence_length
 from ..modeling.sharding import shares_parameters
 from ..values import SELF_WRITTEN
+from .beginnings import openings_of, split_beginnings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -73,9 +72,10 @@ def write_calibration_text(
     Args:
         model: A causal language model, before it is pruned; it is not changed, nor are the random numbers of torch.
         tokenizer: Its tokenizer, or the name or path of one. None: the one saved beside the model.
-        beginnings: Texts that the model goes on with, for each language: a dataset, as for `MWandaPruner.prune`. Those
-            of a language take turns, a batch each. At most half of a chunk is taken of each. None: the model writes
-            from nothing, in whatever languages it knows.
+        beginnings: Texts that the model goes on with: a dict of language to texts, rows, a dataset or a stream; a list
+            of rows, or a `datasets.Dataset` with a language column. Those of a language take turns, a batch each. At
+            most half of a chunk is taken of each, up to the first word that the tokenizer does not know. None: the
+            model writes from nothing, in whatever languages it knows.
         chunks: How many chunks of `sequence_length` tokens the texts fill; with `beginnings`, in each language. None:
             180, or 32 in each language, which is what calibration reads.
         sequence_length: Tokens of a chunk, as in `MWandaConfig`; give what you calibrate with.
@@ -83,8 +83,8 @@ def write_calibration_text(
             with `beginnings`, so that the model keeps to the language.
         seed: Seed of the draw.
         batch_size: How many texts are written at a time, at most.
-        language: What stands for their language, or with `beginnings` goes before it. Cards explain the name `"self"`
-            and no other.
+        language: What stands for their language, or with `beginnings` goes before it. Cards explain it if it is
+            `"self"`.
         language_column: Name of its column, here and in `beginnings`.
         text_column: Name of the column with the texts, here and in `beginnings`.
         progress: Whether to show a progress bar.
@@ -121,7 +121,8 @@ def write_calibration_text(
     if beginnings is not None:
         parts = split_beginnings(beginnings, language_column, text_column)
         openings = {
-            f"{language}-{name}": _openings(part, name, encoder, room // 2, chunks) for name, part in parts.items()
+            f"{language}-{name}": openings_of(part, name, encoder, text_column, room // 2, chunks)
+            for name, part in parts.items()
         }
     rows: dict[str, list[str]] = {language_column: [], text_column: []}
     ends = _ends(model, encoder.tokenizer)
@@ -157,24 +158,13 @@ def check_request(*, language: str, language_column: str, text_column: str, **nu
 
 
 def resolve_request(chunks: int | None, temperature: float | None, beginnings: Any) -> tuple[int, float]:
-    """How many chunks to write, with beginnings in each language, and at what temperature, where that is not said."""
+    """How many chunks to write, with beginnings in each language, and at what temperature, where that is not said.
+
+    32 chunks are what calibration reads of each language.
+    """
     if beginnings is None:
         return chunks or 180, temperature or 1.0
     return chunks or 32, temperature or 0.8
-
-
-def split_beginnings(beginnings: Any, language_column: str, text_column: str) -> dict[str, Any]:
-    """Takes beginnings apart into languages.
-
-    Raises:
-        TypeError: If they are not a dataset.
-        ValueError: If there are none, or a column is missing.
-    """
-    columns = Columns(language_column, text_column)
-    parts = split_by_language(beginnings, columns)
-    for language, part in parts.items():
-        columns.check(dict.fromkeys(part.column_names or (text_column,)), f" of language {language!r}", language=False)
-    return dict(parts)
 
 
 def check_writing(model: "PreTrainedModel") -> None:
@@ -215,24 +205,6 @@ def _ends(model: Any, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     found = model.generation_config.eos_token_id
     listed = found if isinstance(found, Sequence) else [found]
     return sorted({int(token) for token in (*listed, tokenizer.eos_token_id) if token is not None})
-
-
-def _openings(rows: Iterable[Any], language: str, encoder: RowEncoder, length: int, count: int) -> list[list[int]]:
-    """The first tokens, at most `length`, of the first `count` texts of a language, without special ones.
-
-    Raises:
-        ValueError: If there are none.
-    """
-    special = {*encoder.tokenizer.all_special_ids}
-    # A text may begin with some special ones, which do not count.
-    read = (encoder.encode(row, language, length + len(special)) for row in rows)
-    found = ([token for token in ids if token not in special][:length] for ids in read)
-    if openings := [*islice(filter(None, found), count)]:
-        return openings
-    raise ValueError(
-        f"Among the beginnings there is no text for language {language!r}, or none that the tokenizer knows: give at "
-        "least one, or leave the language out."
-    )
 
 
 @contextmanager
@@ -278,13 +250,15 @@ class _Writer:
         Raises:
             ValueError: If the model writes nothing.
         """
+        tried, tokens = 1, self.length  # before anything is written, a text is taken to be as long as it may be
         silent = 0
         for opening in cycle(openings):
-            size = min(self.batch_size, math.ceil(missing / self.length))
-            silent += size
-            for text in self._texts(opening, size, min(self.length, missing)):
-                read = self.encoder.encode({self.text_column: text}, SELF_WRITTEN, self.length)
-                if count := min(len(read), missing):
+            size = min(self.batch_size, math.ceil(missing * tried / tokens))
+            tried, silent = tried + size, silent + size
+            for text in self._texts(opening, size):
+                read = len(self.encoder.encode({self.text_column: text}, SELF_WRITTEN, self.length))
+                tokens += read
+                if count := min(read, missing):
                     yield text, count
                     missing -= count
                     silent = 0
@@ -297,15 +271,15 @@ class _Writer:
                     f"but blanks, after what it was begun with (token ids {begun})."
                 )
 
-    def _texts(self, opening: list[int], size: int, length: int) -> Iterator[str]:
-        """Yields texts that begin alike and have so many tokens, but not those of which the model writes nothing."""
+    def _texts(self, opening: list[int], size: int) -> Iterator[str]:
+        """Yields some texts that begin alike, but not those of which the model writes nothing."""
         begun = [*self.start, *opening]
         ids = torch.tensor([begun] * size, device=input_device(self.model))
         with interruptible():
             written = self.model.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
-                max_new_tokens=max(1, length - len(begun)),
+                max_new_tokens=self.length - len(begun),
                 logits_processor=LogitsProcessorList([self.draw]),
             )
         for row in written[:, len(begun) :].tolist():

@@ -177,6 +177,7 @@ _READ = {
     "dense_report": "--dense-report",
     "dataset": "--dataset",
     "eval_dataset": "--eval-dataset",
+    "beginnings": "--beginnings",
     "harness": "--harness",
     "config": "--config",
     "grid": "--grid",

@@ -42,7 +42,7 @@ class WriteCommand(Subcommand):
             "--beginnings",
             nargs="+",
             metavar="DATASET",
-            help="Texts to go on with, in each language: files, a folder or a repository, as --dataset of prune "
+            help="Texts to go on with, in all of their languages: files, or the split train of a folder or repository "
             "(default: write from nothing, in all languages mixed)",
         )
         group.add_argument(
@@ -70,13 +70,13 @@ class WriteCommand(Subcommand):
             type=int,
             metavar="N",
             default=MWandaConfig.batch_size,
-            help=f"Texts that are written at a time (default: {MWandaConfig.batch_size})",
+            help=f"Most texts that are written at a time (default: {MWandaConfig.batch_size})",
         )
         for name, default, help in (
             (
                 "--language",
                 SELF_WRITTEN,
-                "What stands for the language, or goes before it; cards explain this name alone",
+                "What stands for the language, or with --beginnings goes before it; cards explain self",
             ),
             ("--language-column", MWandaConfig.language_column, "Name of its column, in the beginnings too"),
             ("--text-column", MWandaConfig.text_column, "Name of the column with the text, in the beginnings too"),
@@ -90,12 +90,8 @@ class WriteCommand(Subcommand):
         args = self.args
         target = self._target()
         with errors_as(UsageError, ValueError):
-            from ..calibration.self_written import (
-                check_request,
-                resolve_request,
-                split_beginnings,
-                write_calibration_text,
-            )
+            from ..calibration.beginnings import BeginningError, split_beginnings
+            from ..calibration.self_written import check_request, resolve_request, write_calibration_text
 
             names = ("chunks", "sequence_length", "temperature", "seed", "batch_size")
             request = {name: getattr(args, name) for name in names}
@@ -109,7 +105,10 @@ class WriteCommand(Subcommand):
                     beginnings = split_beginnings(beginnings, args.language_column, args.text_column)
             model = load_model(args.model, args, args.revision)
             tokenizer = load_tokenizer(args.model, args)
-            with errors_as(ModelError, ValueError, FloatingPointError):
+            with (
+                errors_as(ModelError, ValueError, FloatingPointError),
+                errors_as(DataError, TypeError, BeginningError),
+            ):
                 dataset = write_calibration_text(
                     model, tokenizer, beginnings=beginnings, **request, **labels, progress=not args.quiet
                 )

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset, IterableDataset, concatenate_datasets
+from datasets import ClassLabel, Dataset, IterableDataset, concatenate_datasets
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -34,14 +34,15 @@ BOS, EOS = 94, 95
 MANY = {"chunks": 200, "batch_size": 200}
 
 
-def make_tokenizer(writes_bos: bool = True, **special: str) -> PreTrainedTokenizerFast:
+def make_tokenizer(writes_bos: bool = True, ends: bool = False, **special: str) -> PreTrainedTokenizerFast:
     """Word `wN` has the id N."""
     words = Tokenizer(
         WordLevel({"<unk>": 0, **{f"w{i}": i for i in range(1, 94)}, "<s>": BOS, "</s>": EOS}, unk_token="<unk>")
     )
     words.pre_tokenizer = Whitespace()
     if writes_bos:
-        words.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BOS)])
+        single = "<s> $A </s>" if ends else "<s> $A"
+        words.post_processor = TemplateProcessing(single=single, special_tokens=[("<s>", BOS), ("</s>", EOS)])
     return PreTrainedTokenizerFast(tokenizer_object=words, **({"bos_token": "<s>", "eos_token": "</s>"} | special))
 
 
@@ -208,17 +209,52 @@ def test_language_is_written_as_it_is_without_the_others() -> None:
     assert [row["text"] for row in both if row["language"] == "self-sw"] == list(alone["text"])
 
 
-def test_last_text_is_as_long_as_what_is_missing() -> None:
-    class Merged(PreTrainedTokenizerFast):
-        def decode(self, *args: Any, **kwargs: Any) -> str:
-            return str(super().decode(*args, **kwargs)).replace("w5 w5 w5", "w5")  # read as fewer tokens than written
+def test_no_more_texts_are_written_at_a_time_than_seem_to_be_missing() -> None:
+    model, sizes = make_writer(w5=0.8, end=0.2), []
+    model.get_input_embeddings().register_forward_pre_hook(
+        lambda _, inputs: sizes.append(len(inputs[0])) if (inputs[0] == BOS).all() else None
+    )
+    dataset = write(model, chunks=20, batch_size=32)
+    assert sizes[:2] == [20, 32]  # texts turn out to be shorter than chunks
+    assert len(sizes) < 8
+    assert len(dataset) < sum(sizes) < 1.5 * len(dataset)  # some are empty
 
-    tokenizer = Merged(tokenizer_object=make_tokenizer().backend_tokenizer, bos_token="<s>", eos_token="</s>")
-    model, written = make_writer(w5=1.0), []
-    model.lm_head.register_forward_pre_hook(lambda *_: written.append(1))
-    write(model, tokenizer, chunks=1)
-    # Each text is read as a third of its words and what goes before them: of 16 tokens 10 are missing, then 6, then 2.
-    assert len(written) == 15 + 9 + 5 + 1
+
+@pytest.mark.parametrize(
+    "tokenizer",
+    [
+        make_tokenizer(),
+        make_tokenizer(bos_token=None),  # type: ignore[arg-type]
+        make_tokenizer(writes_bos=False),
+        make_tokenizer(ends=True),
+        make_tokenizer(ends=True, eos_token=None),  # type: ignore[arg-type]
+    ],
+    ids=["begins", "begins with what it does not name", "does not", "ends", "ends with what it does not name"],
+)
+def test_beginning_is_what_the_text_says_alone(tokenizer: PreTrainedTokenizerBase) -> None:
+    model, read = make_writer(w5=1.0), []
+    model.get_input_embeddings().register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+    dataset = write(model, tokenizer, beginnings={"sw": ["w7 w8"]}, batch_size=1)
+    assert read[0].tolist() == [[BOS, 7, 8]]
+    assert all(text.startswith("w7 w8 w5") for text in dataset["text"])
+
+
+def test_beginnings_may_be_token_ids_and_languages_labels() -> None:
+    expected = list(write(make_model(), beginnings={"sw": ["w7 w8"]})["text"])
+    padded = {"input_ids": [0] * 60 + [BOS, 7, 8], "attention_mask": [0] * 60 + [1] * 3}
+    for row in ({"input_ids": [BOS, 7, 8]}, {"input_ids": [7, 8]}, padded):
+        assert list(write(make_model(), beginnings={"sw": [row]})["text"]) == expected
+    rows = Dataset.from_dict({"language": [1], "text": ["w7 w8"]}).cast_column(
+        "language", ClassLabel(names=["en", "sw"])
+    )
+    labelled = write(make_model(), beginnings=rows)
+    assert (list(labelled["text"]), {*labelled["language"]}) == (expected, {"self-sw"})
+
+
+def test_beginning_ends_before_a_word_that_the_tokenizer_does_not_know() -> None:
+    tokenizer = make_tokenizer(unk_token="<unk>")
+    dataset = write(make_writer(w5=1.0), tokenizer, beginnings={"sw": ["huru w7 watu w8"]})
+    assert {*dataset["text"]} == {" ".join(["w7"] + ["w5"] * 14)}
 
 
 def test_no_more_beginnings_are_read_than_there_are_chunks() -> None:
@@ -246,8 +282,12 @@ def test_languages_with_beginnings_fill_as_many_chunks_as_calibration_reads() ->
     [
         ({"sw": ["w7"], "id": ["", " "]}, {}, ValueError, "there is no text for language 'id'"),
         ({"sw": ["</s>"]}, {}, ValueError, "there is no text for language 'sw'"),
-        ({}, {}, ValueError, "The dataset has no language"),
-        ("sw", {}, TypeError, "A dataset of type str"),
+        ({}, {}, ValueError, "beginnings is empty"),
+        ([], {}, ValueError, "beginnings is empty"),
+        ("sw", {}, TypeError, "beginnings is a str: give a dict"),
+        (7, {}, TypeError, "beginnings is a int: give a dict"),
+        (IterableDataset.from_generator(lambda: iter(())), {}, ValueError, "give a dict of language to stream"),
+        ([{"language": "sw", "body": "w7"}], {}, ValueError, "Column 'text' is missing in language 'sw'"),
         ({"sw": "w7"}, {}, TypeError, "give a list of texts"),
         ({"sw": [7]}, {}, TypeError, "texts are strings"),
         ({"sw": ["w7"]}, {"sequence_length": 2}, ValueError, "leaves no room for text: give at least 3"),

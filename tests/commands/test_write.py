@@ -89,7 +89,8 @@ def test_model_goes_on_with_beginnings_and_calibration_reads_each_language(
     [
         ('{"text": "w"}', 3, "Column 'language' is missing"),
         ('{"language": "id", "body": "w"}', 3, "Column 'text' is missing"),
-        ('{"language": "id", "text": " "}', 4, "there is no text for language 'id'"),
+        ('{"language": "id", "text": " "}', 3, "there is no text for language 'id'"),
+        ('{"language": "id", "text": 7}', 3, "texts are strings"),
         (None, 3, "beginnings.jsonl"),
     ],
 )
@@ -103,6 +104,15 @@ def test_beginnings_that_cannot_be_read_are_one_line_and_write_nothing(
     assert run.code == code, run.err
     assert message in run.error
     assert not (tmp_path / "out").exists()
+
+
+def test_beginnings_are_not_written_over(cli: Cli, model: Path, tmp_path: Path) -> None:
+    place = tmp_path / "beginnings.jsonl"
+    place.write_text('{"language": "id", "text": "w70"}')
+    run = cli("write", model, place, "--beginnings", place, *FEW, "--overwrite")
+    assert run.code == 2
+    assert "which --beginnings names: name another path for OUT" in run.error
+    assert place.read_text() == '{"language": "id", "text": "w70"}'
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
