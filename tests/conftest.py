@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # On tiny tensors a second thread costs more than it gives, and on a busy machine it costs very much.
@@ -21,14 +20,22 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 import hypothesis
 import pytest
 import torch
-import transformers  # its classes only where they are needed: what shares tests out reads this file too
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from optimum_mwanda.configuration import MWandaConfig
 from optimum_mwanda.legal import OneOf
 from optimum_mwanda.registry import CRITERIA
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SAMPLE_MODEL = EXAMPLES / "sample_model"
@@ -98,13 +105,13 @@ SIZES = {
 }
 
 
-def _llama() -> "PreTrainedModel":
-    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES))
+def _llama() -> PreTrainedModel:
+    return LlamaForCausalLM(LlamaConfig(**SIZES))
 
 
-def _qwen3() -> "PreTrainedModel":
-    return transformers.Qwen3ForCausalLM(
-        transformers.Qwen3Config(
+def _qwen3() -> PreTrainedModel:
+    return Qwen3ForCausalLM(
+        Qwen3Config(
             **SIZES,
             head_dim=8,
             use_sliding_window=True,
@@ -115,16 +122,14 @@ def _qwen3() -> "PreTrainedModel":
     )
 
 
-def _gpt2() -> "PreTrainedModel":
-    return transformers.GPT2LMHeadModel(
-        transformers.GPT2Config(vocab_size=96, n_embd=32, n_layer=3, n_head=4, n_positions=64)
-    )
+def _gpt2() -> PreTrainedModel:
+    return GPT2LMHeadModel(GPT2Config(vocab_size=96, n_embd=32, n_layer=3, n_head=4, n_positions=64))
 
 
-FAMILIES: "dict[str, Callable[[], PreTrainedModel]]" = {"llama": _llama, "qwen3": _qwen3, "gpt2": _gpt2}
+FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {"llama": _llama, "qwen3": _qwen3, "gpt2": _gpt2}
 
 
-def make_model(family: str = "llama", seed: int = 0) -> "PreTrainedModel":
+def make_model(family: str = "llama", seed: int = 0) -> PreTrainedModel:
     """A tiny random model in training mode, as a constructor leaves it."""
     torch.manual_seed(seed)
     return FAMILIES[family]()
@@ -153,7 +158,7 @@ def has_hooks(model: torch.nn.Module) -> bool:
     return any(each._backward_hooks or each._post_accumulate_grad_hooks for each in model.parameters())
 
 
-def assert_untouched(model: "PreTrainedModel", before: dict[str, torch.Tensor], training: bool = True) -> None:
+def assert_untouched(model: PreTrainedModel, before: dict[str, torch.Tensor], training: bool = True) -> None:
     """The model has the weights, the training flags and the hooks that it had."""
     after = model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -164,13 +169,13 @@ def assert_untouched(model: "PreTrainedModel", before: dict[str, torch.Tensor], 
 
 
 @pytest.fixture(scope="session")
-def sample_tokenizer() -> "PreTrainedTokenizerBase":
-    return transformers.AutoTokenizer.from_pretrained(SAMPLE_MODEL)
+def sample_tokenizer() -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(SAMPLE_MODEL)
 
 
 @pytest.fixture
-def sample_model() -> "PreTrainedModel":
-    return transformers.AutoModelForCausalLM.from_pretrained(SAMPLE_MODEL, dtype=torch.float32)
+def sample_model() -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(SAMPLE_MODEL, dtype=torch.float32)
 
 
 @pytest.fixture(scope="session")
