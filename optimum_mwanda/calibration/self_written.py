@@ -94,7 +94,7 @@ def write_calibration_text(
 
     Raises:
         FloatingPointError: If the model gives NaN or infinity.
-        TypeError: If `beginnings` is not a dataset.
+        TypeError: If `beginnings` is not a dataset, or a text in it is neither a string nor a conversation.
         ValueError: If the model cannot write text or writes none, there is no tokenizer or none that tells how a text
             begins, a language has no beginning, or an argument is not allowed.
     """

@@ -88,8 +88,8 @@ def _active(x: torch.Tensor, settings: Settings) -> torch.Tensor:
     if settings.activation == "positive":
         return x > 0
     if settings.activation == "above_rms":
-        squares = x * x
-        return squares > settings.activation_threshold**2 * squares.mean(dim=1, keepdim=True)
+        rms = (x * x).mean(dim=1, keepdim=True).sqrt()
+        return x.abs() > settings.activation_threshold * rms
     raise ValueError(f"unknown activation {settings.activation!r}")
 
 
