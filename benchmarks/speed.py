@@ -12,6 +12,7 @@ take. `make bench-check` compares with a file of an earlier `--json`, made with 
 
 import argparse
 import json
+import random
 import resource
 import statistics
 import subprocess
@@ -131,10 +132,14 @@ def clock(work: Callable[[], object], cpu: bool) -> float:
 
 
 def measure(pieces: Pieces, args: argparse.Namespace, undo: Callable[[], object]) -> dict[str, list[float]]:
-    """Seconds of every piece, round by round, after a round that does not count."""
+    """Seconds of every piece, round by round, after a round that does not count; each round in an order of its own.
+
+    What comes after what matters: memory is warm, or the processor hot.
+    """
     times: dict[str, list[float]] = {name: [] for name in pieces}
+    order = random.Random(0)
     for number in range(args.rounds + 1):
-        for name, work in pieces.items():
+        for name, work in order.sample([*pieces.items()], len(pieces)):
             seconds = clock(work, args.clock == "cpu")
             undo()
             if number:
