@@ -212,8 +212,8 @@ def reduce_channels(x: Tensor, activities: Sequence[str]) -> dict[str, Tensor]:
 
     Returns:
         `"square_sum"` to `Σ_t X_tj²` and each activity to its count of tokens, each of shape `(in,)` and float64 if the
-        device has it. Squares are float32. A CPU adds them up in float64, part by part, and those of 16-bit numbers in
-        float32 within a part; a GPU reads the tensor once per sum, without a copy of it, and adds up in float32.
+        device has it. Squares are float32. A CPU adds them up in float32 within a part, and parts in float64; a GPU
+        reads the tensor once per sum, without a copy of it, and adds up in float32.
     """
     flat = x.detach().reshape(-1, x.shape[-1])
     if flat.device.type != "cpu":
@@ -254,9 +254,7 @@ def _norms(x: Tensor, dim: int) -> Tensor:
 def _reduce_part(part: Tensor, activities: Sequence[str]) -> dict[str, Tensor]:
     x = part.float()
     squares = x.square() if "positive" in activities or x is part else x.square_()
-    # Squares of 16-bit numbers are exact in float32, so that the sum of a part may be rounded instead.
-    total = squares.sum(0).double() if part.dtype.itemsize == 2 else squares.sum(0, dtype=torch.float64)
-    reduced = {"square_sum": total}
+    reduced = {"square_sum": squares.sum(0).double()}
     for activity in activities:
         kind, _, threshold = activity.partition(">")
         active = torch.empty_like(squares)  # ones and zeros as floats, which a CPU sums faster than truth values
