@@ -17,7 +17,7 @@ def refine_mask(
     gram: Tensor,
     *,
     run: int | None = None,
-    candidates: int = 32,
+    candidates: int = 16,
     rounds: int = 1000,
     tolerance: float = 1e-6,
 ) -> Tensor:
@@ -30,9 +30,9 @@ def refine_mask(
 
     In every round, every row looks at the `candidates` weights to restore and the `candidates` weights to prune that
     are best without the last term. Among them it makes its best swap, then the best one after that, and so on, as long
-    as one gains, up to a quarter of as many. With as many candidates as columns, no single swap can improve the
-    result (as in SparseSwaps, arXiv 2512.10922). The result is deterministic, and the number of pruned weights per row
-    does not change.
+    as one gains, up to half as many. With as many candidates as columns, no single swap can improve the result (as in
+    SparseSwaps, arXiv 2512.10922). The result is deterministic, and the number of pruned weights per row does not
+    change.
 
     Args:
         weight: `W`, shape `(out, in)`.

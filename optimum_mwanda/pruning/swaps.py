@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_LOOKED_AT = 4
+_LOOKED_AT = 2
 """Weights of either side that are looked at for each swap that a round may make."""
 
 
@@ -45,8 +45,8 @@ def best_swaps(
         restore: What restoring each weight alone would change, infinite for kept ones, shape `(rows, in)`.
         remove: What pruning each weight alone would change, infinite for pruned ones, shape `(rows, in)`.
         gram: Shape `(in, in)`.
-        tried: How many of the lowest of either side are looked at, or of how many runs the best swap. At most a
-            quarter of as many swaps are made, and one if that is less.
+        tried: How many of the lowest of either side are looked at, or of how many runs the best swap. At most
+            half as many swaps are made.
         least: What the change by each swap has to stay below, shape `(rows, 1)`.
         in_runs: What `joint_in_runs` gives, if swaps are to stay within runs.
 

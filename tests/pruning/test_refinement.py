@@ -136,7 +136,7 @@ def test_many_rows_are_refined_in_parts() -> None:
     weight = torch.randn(3, 40, generator=generator).repeat(7000, 1)  # more than 2²⁴ / 32² = 16384
     tokens = torch.randn(60, 40, generator=generator) @ torch.randn(40, 40, generator=generator)
     pruned = prune_lowest(weight.abs(), 4)
-    refined = refine_mask(weight, pruned, tokens.T @ tokens)
+    refined = refine_mask(weight, pruned, tokens.T @ tokens, candidates=32)
     assert not torch.equal(refined, pruned)
     assert torch.equal(refined, refined[:3].repeat(7000, 1))
 
@@ -162,10 +162,10 @@ def test_a_swap_by_hand(dtype: torch.dtype) -> None:
 
 @given(layers(), st.integers(0, 3))
 @settings(max_examples=30)
-def test_a_round_swaps_at_most_a_quarter_of_the_candidates_of_each_row(layer: Layer, rounds: int) -> None:
+def test_a_round_swaps_at_most_half_of_the_candidates_of_each_row(layer: Layer, rounds: int) -> None:
     weight, pruned, gram = layer
     refined = refine_mask(weight, pruned, gram, rounds=rounds)
-    assert ((refined & ~pruned).sum(1) <= rounds * max(1, weight.shape[1] // 4)).all()
+    assert ((refined & ~pruned).sum(1) <= rounds * max(1, weight.shape[1] // 2)).all()
     assert (errors(weight, refined, gram) <= errors(weight, pruned, gram)).all()
     if rounds == 0:
         assert torch.equal(refined, pruned)

@@ -15,7 +15,7 @@ def refine(
     """Makes swaps of one row, in rounds, until none gains enough; both columns of a swap lie in one run of columns.
 
     A round looks at the columns that promise most by themselves, or at the best swap of the runs that promise most. Up
-    to a quarter of as many swaps are made among them, each the best after those before, without using a column twice.
+    to half as many swaps are made among them, each the best after those before, without using a column twice.
     """
     mask = pruned.copy()
     slope = (weight * mask) @ gram
@@ -32,7 +32,7 @@ def refine(
         pairs = _pairs(mask, changes, joint, run, candidates)
         limit = len(columns) // run if run else len(columns)
         swapped: list[tuple[int, int]] = []
-        for _ in range(max(1, min(candidates, limit) // 4)):
+        for _ in range(max(1, min(candidates, limit) // 2)):
             best, swap = least, None
             for j, k in pairs:
                 if all(j != back and k != out for back, out in swapped):
