@@ -45,8 +45,8 @@ def best_swaps(
         restore: What restoring each weight alone would change, infinite for kept ones, shape `(rows, in)`.
         remove: What pruning each weight alone would change, infinite for pruned ones, shape `(rows, in)`.
         gram: Shape `(in, in)`.
-        tried: How many of the lowest of either side are looked at, or of how many runs the best swap. At most
-            half as many swaps are made.
+        tried: How many of the lowest of either side are looked at, or of how many runs the best swap. At most half
+            as many swaps are made, and one if that is less.
         least: What the change by each swap has to stay below, shape `(rows, 1)`.
         in_runs: What `joint_in_runs` gives, if swaps are to stay within runs.
 
