@@ -2,6 +2,8 @@
 
 import ctypes
 import mmap
+import os
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -14,7 +16,7 @@ _MADV_WILLNEED, _MADV_HUGEPAGE, _MADV_PAGEOUT = 3, 14, 21
 _M_MMAP_THRESHOLD = -3
 _LARGE = 2**22
 _AS_GLIBC = 2**25
-"""Bytes up to which glibc raises the threshold by itself."""
+"""Bytes up to which glibc raises the threshold by itself, and above which `mallopt` refuses it."""
 _PIECE = 2**17
 """Bytes that every system reads ahead when it is asked to; of more than that, some read the beginning alone."""
 
@@ -30,13 +32,23 @@ def freed_at_once() -> Iterator[None]:
     if not hasattr(system, "mallopt") or not hasattr(system, "malloc_trim"):
         yield
         return
-    system.mallopt(_M_MMAP_THRESHOLD, _LARGE)
+    outside = _threshold()
+    system.mallopt(_M_MMAP_THRESHOLD, min(_LARGE, outside))
     system.malloc_trim(0)
     try:
         yield
     finally:
-        system.mallopt(_M_MMAP_THRESHOLD, _AS_GLIBC)
+        system.mallopt(_M_MMAP_THRESHOLD, outside)
         system.malloc_trim(0)
+
+
+def _threshold() -> int:
+    """Bytes from which on glibc gives memory back when it is freed: what its user has set, or what it comes to."""
+    tunable = re.search(r"glibc\.malloc\.mmap_threshold=(\w+)", os.environ.get("GLIBC_TUNABLES", ""))
+    try:
+        return min(int(tunable[1] if tunable else os.environ["MALLOC_MMAP_THRESHOLD_"], 0), _AS_GLIBC)
+    except (KeyError, ValueError):
+        return _AS_GLIBC
 
 
 def release_pages(folder: Path) -> None:

@@ -19,9 +19,12 @@ def resident(kind: str = "RssAnon") -> int:
     return int(found[1]) * 1024
 
 
-@pytest.mark.skipif(
+needs_glibc = pytest.mark.skipif(
     sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"), reason="needs the C library of Linux"
 )
+
+
+@needs_glibc
 def test_what_is_freed_is_given_back_at_once() -> None:
     size = 2**24
     with freed_at_once():
@@ -33,6 +36,34 @@ def test_what_is_freed_is_given_back_at_once() -> None:
         del tensors
         assert resident() - before < 10 * size
         assert len(kept) == 8
+
+
+@needs_glibc
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("MALLOC_MMAP_THRESHOLD_", "65536"), ("GLIBC_TUNABLES", "a=1:glibc.malloc.mmap_threshold=0x10000:b=2")],
+)
+def test_what_the_user_has_set_holds_inside_and_afterwards(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = 2**20
+    monkeypatch.setenv(name, value)
+    with freed_at_once():
+        assert _given_back(size)
+    assert _given_back(size)
+    monkeypatch.setenv(name, "what is not a number")
+    with freed_at_once():
+        assert not _given_back(size)
+    assert not _given_back(size)
+
+
+def _given_back(size: int) -> bool:
+    """Whether what is freed of many tensors goes back to the system while those in between stay."""
+    before = resident()
+    tensors = [torch.ones(size, dtype=torch.uint8) for _ in range(256)]
+    kept = tensors[::2]
+    del tensors
+    return resident() - before < 1.25 * len(kept) * size
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs the calls of Linux")
