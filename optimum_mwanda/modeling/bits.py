@@ -1,5 +1,7 @@
 """Masks as packed bits, and entries that a mask marks, moved by their bits."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -30,13 +32,12 @@ def marked(values: Tensor, mask: Tensor) -> Tensor:
     """The entries of a tensor where a mask of its shape is True, row by row, one-dimensional."""
     if values.device.type != "cpu":
         return _marked_on_device(values, mask)
-    entries = as_integers(values).numpy().reshape(-1)
-    places = mask.numpy().reshape(-1)
+    entries, places = as_integers(values).numpy(), mask.numpy()
     found, end = np.empty(np.count_nonzero(places), dtype=entries.dtype), 0
-    for start in range(0, len(entries), _CACHED):
-        part = entries[start : start + _CACHED].compress(places[start : start + _CACHED])
-        found[end : end + len(part)] = part
-        end += len(part)
+    for part in cached_parts(values):
+        taken = entries[part].reshape(-1).compress(places[part].reshape(-1))
+        found[end : end + len(taken)] = taken
+        end += len(taken)
     return torch.from_numpy(found).view(values.dtype)
 
 
@@ -48,13 +49,22 @@ def zero_marked(values: Tensor, mask: Tensor) -> None:
     """Sets the entries of a tensor to zero where a mask of its shape is True."""
     if values.device.type != "cpu":
         values.masked_fill_(mask, 0)
-    else:
-        as_integers(values).mul_(~mask)  # which a CPU does with vector instructions
+        return
+    entries, places = as_integers(values).numpy(), mask.numpy()
+    for part in cached_parts(values):
+        np.multiply(entries[part], ~places[part], out=entries[part])  # with vector instructions
+    torch.autograd.graph.increment_version(values)  # which numpy does not
 
 
 def as_integers(values: Tensor) -> Tensor:
     """The same memory as integers."""
     return values.view(INTEGERS[values.element_size()])
+
+
+def cached_parts(values: Tensor) -> Iterator[slice]:
+    """Slices of the first dimension that hold so much that a CPU has it in its cache."""
+    step = max(1, _CACHED * len(values) // max(1, values.numel()))
+    return (slice(start, start + step) for start in range(0, len(values), step))
 
 
 def _packed_on_device(mask: Tensor) -> Tensor:

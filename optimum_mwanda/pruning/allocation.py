@@ -7,8 +7,8 @@ from torch import Tensor
 
 from ..utils import sum_dtype
 
-_ENTRIES = 2**22
-"""Entries of a matrix that are summed at a time."""
+_ON_CPU, _ELSEWHERE = 2**16, 2**22
+"""Entries of a matrix that are summed at a time; so few stay in the cache of a CPU."""
 
 
 def allocate(
@@ -144,7 +144,7 @@ def outlier_share(scores: Callable[[], Iterable[Tensor]], multiplier: float) -> 
 
     def totals(a: Tensor) -> tuple[int, float]:
         # To sum in another type than that of the scores takes a copy of them, so it is done part by part.
-        size = max(1, _ENTRIES // max(1, a.shape[1]))
+        size = max(1, (_ON_CPU if a.device.type == "cpu" else _ELSEWHERE) // max(1, a.shape[1]))
         parts = [part.sum(dtype=sum_dtype(a.device)) for part in torch.split(a, size)]
         return a.numel(), torch.stack(parts).sum().item()
 

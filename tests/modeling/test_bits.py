@@ -30,5 +30,14 @@ def test_marked_entries_keep_their_bits_and_the_others_theirs(
     assert torch.equal(as_integers(values), before.masked_fill(mask, 0))
 
 
+def test_autograd_notices_that_entries_were_set_to_zero() -> None:
+    weight = torch.ones(3, requires_grad=True)
+    loss = weight.square().sum()
+    with torch.no_grad():
+        zero_marked(weight, torch.tensor([True, False, True]))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 def test_nothing_is_taken_of_nothing() -> None:
     assert marked(torch.empty(0, 3), torch.empty(0, 3, dtype=torch.bool)).shape == (0,)

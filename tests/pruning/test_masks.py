@@ -9,7 +9,7 @@ from torch import Tensor
 
 from optimum_mwanda.modeling import bits
 from optimum_mwanda.modeling.bits import pack_bits, unpack_bits
-from optimum_mwanda.pruning import masks
+from optimum_mwanda.pruning import masks, masks_on_cpu
 from optimum_mwanda.pruning.masks import n_of_m_mask, prune_lowest, unstructured_mask
 
 few_values = st.sampled_from([0.0, 1.0, 2.0, float("inf")])
@@ -38,8 +38,7 @@ def test_the_lowest_are_those_of_a_stable_sort(scores: Tensor, data: st.DataObje
     assert torch.equal(prune_lowest(scores, count), lowest_by_stable_sort(scores, count))
     assert torch.equal(scores, before)
     if count:
-        threshold = scores.sort(dim=1).values[:, count - 1, None]
-        assert torch.equal(masks._kth_on_device(scores, count), threshold)  # as on a GPU
+        assert torch.equal(masks._prune_lowest_on_device(scores, count), lowest_by_stable_sort(scores, count))
 
 
 @given(score_matrices(), st.floats(0, 1))
@@ -116,21 +115,41 @@ def test_the_first_entry_is_the_lowest_bit() -> None:
 
 
 def test_parts_of_a_large_matrix_are_pruned_as_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    scores = torch.randint(5, (17, 12)).float()
-    whole = prune_lowest(scores, 7)
-    monkeypatch.setattr("optimum_mwanda.pruning.masks._ENTRIES", 40)
-    assert torch.equal(prune_lowest(scores, 7), whole)
-    assert torch.equal(prune_lowest(scores[:0], 7), whole[:0])
+    scores = torch.randint(5, (17, 12), generator=torch.Generator().manual_seed(0)).float()
+    expected = lowest_by_stable_sort(scores, 7)
+    monkeypatch.setattr(masks_on_cpu, "_CACHED", 40)
+    monkeypatch.setattr(masks, "_ENTRIES", 40)
+    for prune in (prune_lowest, masks._prune_lowest_on_device):
+        assert torch.equal(prune(scores, 7), expected)
+        assert torch.equal(prune(scores[:0], 7), expected[:0])
+
+
+@given(score_matrices(st.integers(9, 60)), st.data())
+@settings(deadline=None)
+def test_long_rows_lose_those_that_a_stable_sort_puts_first(scores: Tensor, data: st.DataObject) -> None:
+    count = data.draw(st.integers(1, scores.shape[1]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(masks_on_cpu, "_CACHED", 8)
+        patch.setattr(masks_on_cpu, "_SAMPLE", 6)
+        assert torch.equal(prune_lowest(scores, count), lowest_by_stable_sort(scores, count))
+
+
+def test_a_sample_that_misleads_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(masks_on_cpu, "_CACHED", 1000)
+    monkeypatch.setattr(masks_on_cpu, "_SAMPLE", 400)
+    scores = torch.rand(1, 4000, generator=torch.Generator().manual_seed(0))
+    scores[:, ::11] += 1  # of every eleventh, which the sample is made of, all are above all others
+    assert torch.equal(prune_lowest(scores, 2000), lowest_by_stable_sort(scores, 2000))
 
 
 @pytest.mark.parametrize("run", [2, 4, 8])
 def test_parts_of_a_large_matrix_lose_as_many_of_every_run(run: int, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = torch.randint(4, (17, 24), generator=torch.Generator().manual_seed(0)).float()
     expected = lowest_by_stable_sort(scores.view(-1, run), run // 2).view(scores.shape)
-    monkeypatch.setattr("optimum_mwanda.pruning.masks._CACHED", 16)
+    monkeypatch.setattr(masks_on_cpu, "_CACHED_RUNS", 16)
     assert torch.equal(n_of_m_mask(scores, run // 2, run), expected)
     assert n_of_m_mask(scores[:0], run // 2, run).shape == (0, 24)
-    monkeypatch.setattr("optimum_mwanda.pruning.masks._WORDS", {})  # as on a machine of the other byte order
+    monkeypatch.setattr(masks_on_cpu, "WORDS", {})  # as on a machine of the other byte order
     assert torch.equal(n_of_m_mask(scores, run // 2, run), expected)
 
 

@@ -306,7 +306,11 @@ def test_the_fingerprint_tells_models_apart() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.int8])
 def test_zeros_of_either_sign_are_counted_in_any_dtype(dtype: torch.dtype) -> None:
-    assert count_zeros(torch.tensor([[0.0, -0.0, 1.0], [2.0, -1.0, 0.0]]).to(dtype)) == 3
+    matrix = torch.tensor([[0.0, -0.0, 1.0], [2.0, -1.0, 0.0]]).to(dtype)
+    for tensor in (matrix, matrix.T, matrix.repeat_interleave(2, 0)[::2, None]):
+        assert count_zeros(tensor) == 3
+    assert [count_zeros(matrix[0, column]) for column in range(3)] == [1, 1, 0]
+    assert count_zeros(matrix[:, :0]) == 0
 
 
 def test_settings_are_recorded_as_the_config_gives_them_back() -> None:

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 import optimum_mwanda
 from optimum_mwanda import MWandaConfig, MWandaPruner
 from optimum_mwanda.modeling import bits
+from optimum_mwanda.pruning import masks
 from optimum_mwanda.walking import editor
 from tests.conftest import make_model, make_rows
 
@@ -89,7 +90,8 @@ def test_calibration_does_not_wait_for_a_batch(rows: list[dict[str, Any]]) -> No
 
 
 def test_pruning_waits_a_few_times_per_weight(rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(editor, "marked", bits._marked_on_device)  # as on a GPU
+    monkeypatch.setattr(editor, "marked", bits._marked_on_device)  # as on a GPU, and so is the next line
+    monkeypatch.setattr(masks, "_is_for_numpy", lambda scores: False)
     model = make_model()
     statistics = pruner().calibrate(model, rows)
     plan = pruner().allocate(model, statistics)
@@ -139,12 +141,10 @@ def test_a_round_of_swaps_waits_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_large_matrix_waits_for_its_ties_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    from optimum_mwanda.pruning import masks
-
     scores = torch.randint(4, (32, 16), generator=torch.Generator().manual_seed(0)).float()  # full of ties
     whole = masks.prune_lowest(scores, 5)
     monkeypatch.setattr(masks, "_ENTRIES", 64)  # eight parts
-    found = count(lambda: masks.prune_lowest(scores, 5))
+    found = count(lambda: masks._prune_lowest_on_device(scores, 5))
     assert found == {"pruning.masks": 1}
-    assert torch.equal(masks.prune_lowest(scores, 5), whole)
+    assert torch.equal(masks._prune_lowest_on_device(scores, 5), whole)
     assert (whole.sum(1) == 5).all()
