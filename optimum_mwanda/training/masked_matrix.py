@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from ..modeling.counting import count_zeros
 from ..modeling.sharding import is_sharded, own_part, share_out
 
 
@@ -122,7 +123,7 @@ class MaskedMatrix:
     def counts(self) -> tuple[int, int]:
         """Zeros and entries of what this process holds."""
         part = own_part(self.parameter.detach())
-        return part.numel() - int(torch.count_nonzero(part)), part.numel()
+        return count_zeros(part), part.numel()
 
     @torch.no_grad()
     def _mask_accumulated(self, _: Tensor) -> None:
