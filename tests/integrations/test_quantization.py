@@ -1,6 +1,7 @@
 """The table of what quantization keeps, made with the reference schemes, which need no tool."""
 
 import importlib
+import importlib.metadata
 import json
 import subprocess
 from pathlib import Path
@@ -69,7 +70,7 @@ def test_script_prunes_the_sample_and_writes_the_table(rows: list[dict[str, str]
     assert float(lost.removesuffix(" %")) < 20
     assert bits == "5.00"
     assert worst in LANGUAGES
-    assert f"torch {torch.__version__}" in table
+    assert f"torch {importlib.metadata.version('torch')}" in table  # without what it was built for, as in 2.13.0+cu130
 
 
 def test_tools_that_are_missing_or_fail_are_lines_below_the_table(
